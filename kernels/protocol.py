@@ -1,0 +1,209 @@
+"""What the model needs from a kernel backend: tensors in, tensors out.
+
+Shapes use T tokens, D hidden size, H heads, E experts, K top-k slots, P (token, expert) pairs, V vocabulary,
+L `kv_lora_rank`, R `qk_rope_head_dim`. "float" is the backend's activation dtype: float32 on CPU.
+
+**Batch invariance.** In every backend a row of the result depends only on that row's own inputs, never on which
+other rows stand beside it, on their number, or on how a prompt was cut into chunks. Sums therefore run in one
+fixed order. Greedy text is then the same for any batch and any number of shards, and a replay after a failure
+continues bit for bit. INT8 sums are exact integers, so there backends also agree with each other to the bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class ActivationFormat(Enum):
+    """How the activations of routed experts are represented when they travel and are multiplied."""
+
+    FLOAT = "float"
+    INT8 = "int8"
+    FP8 = "fp8"
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Rows of activations, quantized per row unless `format` is FLOAT.
+
+    values: [T, D] float, int8 or float8_e4m3fn; scale: [T] float32, or None for FLOAT; row = values * scale.
+    """
+
+    format: ActivationFormat
+    values: Tensor
+    scale: Tensor | None
+
+
+@dataclass(frozen=True)
+class Int4Matrix:
+    """`w4a8`: INT4 in groups of 32 along K with an integer multiplier a group and one scale a row.
+
+    Row value = nibble_value * multiplier * scale, nibble_value in [-8, 7], multiplier in 1..15,
+    |nibble_value * multiplier| <= 127.
+
+    nibbles: [E, N, K/2] uint8, offset binary (value + 8). Byte j (0..15) of a group's 16 bytes holds k = j in its low
+        and k = j + 16 in its high nibble, so that both halves unpack without a shuffle.
+    multipliers: [E, N, K/32] uint8. scale: [E, N] float32.
+    """
+
+    nibbles: Tensor
+    multipliers: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class Int8Matrix:
+    """`w8a8` and `w4a8-channel`: values [E, N, K] int8, scale [E, N] float32; weight = values * scale."""
+
+    values: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class Fp8Matrix:
+    """`w8a8-fp8`: values [E, N, K] float8_e4m3fn, scale [E, N] float32; weight = values * scale."""
+
+    values: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True)
+class Bf16Matrix:
+    """`bf16` and dequantized `w4a16`: values [E, N, K] bfloat16."""
+
+    values: Tensor
+
+
+ExpertMatrix = Int4Matrix | Int8Matrix | Fp8Matrix | Bf16Matrix
+
+
+def activation_format(matrix: ExpertMatrix) -> ActivationFormat:
+    """The activation format that a matrix multiplies."""
+    if isinstance(matrix, Int4Matrix | Int8Matrix):
+        return ActivationFormat.INT8
+    return ActivationFormat.FP8 if isinstance(matrix, Fp8Matrix) else ActivationFormat.FLOAT
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """The routed experts of one layer that one shard holds; local expert e is the layer's `first_expert + e`.
+
+    gate_up: N = 2 * I rows, the gate's I rows first; K = D. down: N = D rows, K = I. Both of one kind.
+    """
+
+    first_expert: int
+    gate_up: ExpertMatrix
+    down: ExpertMatrix
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """DeepSeek-V3's `noaux_tc` gate: which experts a token visits, and with what weight."""
+
+    top_k: int
+    n_group: int
+    topk_group: int
+    norm_topk_prob: bool
+    routed_scaling_factor: float
+
+
+@dataclass(frozen=True)
+class PagedBatch:
+    """Where the queries of one step stand in the paged latent KV cache. S sequences, T = query_start[S] queries.
+
+    query_start: [S + 1] int32; sequence s has queries query_start[s]..query_start[s + 1].
+    context_len: [S] int32, tokens in the cache including this step's; the last query sees all of them.
+    page_table: [S, max_pages] int32, page numbers, unused entries -1.
+    positions: [T] int64, each query's position. slots: [T] int64, page * page_size + offset of each query's own entry.
+    """
+
+    query_start: Tensor
+    context_len: Tensor
+    page_table: Tensor
+    positions: Tensor
+    slots: Tensor
+
+
+@dataclass(frozen=True)
+class SamplingRow:
+    """How one row of logits becomes a token. temperature 0 is greedy; top_k 0 and top_p 1.0 are off.
+
+    The random number is a function of (seed, position) alone, so a replay draws the same token.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    position: int
+
+
+class Kernels(Protocol):
+    """One backend. Every method refuses a dtype or shape it cannot run with a ValueError that names it."""
+
+    name: str
+    device: torch.device
+    activation_dtype: torch.dtype
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [T, D] float, weight [D] bf16 or float -> [T, D] float; mean of squares in float32."""
+        ...
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x [T, K] float, weight [N, K] bf16 or float32 -> x @ weight.T, [T, N] float, summed in float32."""
+        ...
+
+    def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """A linear a head. x [T, H, A] float, weight [H, B, A] bf16 or float32 -> [T, H, B] float."""
+        ...
+
+    def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotates interleaved pairs (2i, 2i + 1). x [T, H, R] float, positions [T], cos and sin [max_position, R/2]
+        float32 -> [T, H, R] float in the same interleaved order."""
+        ...
+
+    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
+        """Stores latent [T, L] and rotated k_rope [T, R] at slots [T] of pages [num_pages, page_size, L + R]."""
+        ...
+
+    def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
+        """Causal attention with absorbed projections over latent pages, prefill and decode alike.
+
+        q [T, H, L + R] float (already multiplied by the key up-projection), pages [num_pages, page_size, L + R]
+        -> [T, H, L] float: softmax(scale * q . kv) over the visible entries, times their first L values.
+        """
+        ...
+
+    def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
+        """x [T, D] float, weight [E, D], bias [E] float32 -> expert ids [T, K] int32 (best first, ties to the lower
+        id) and weights [T, K] float32. Scores are sigmoid(x @ weight.T) in float32; the bias only chooses."""
+        ...
+
+    def quantize(self, x: Tensor, format: ActivationFormat) -> Activations:
+        """x [T, D] float -> per-row dynamic quantization. INT8: scale = absmax / 127, half to even, a zero row has
+        scale 0. FP8: scale = absmax / 448. FLOAT: x itself."""
+        ...
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """gate_up [T, 2 * I] float -> silu(gate) * up, [T, I] float, with `exp` from IEEE operations only."""
+        ...
+
+    def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: ExpertWeights) -> Tensor:
+        """Runs (token, expert) pairs: gate and up, SiLU, quantize again per pair, down; not yet weighted.
+
+        pair_token [P] int32 rows of x, pair_expert [P] int32 local expert numbers -> [P, D] float32.
+        """
+        ...
+
+    def combine(self, slots: Tensor, weights: Tensor) -> Tensor:
+        """slots [T, K, D] float32, weights [T, K] float32 -> sum over K in slot order, [T, D] float."""
+        ...
+
+    def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Tensor:
+        """logits [S, V] float -> token ids [S] int64; greedy ties go to the lower id."""
+        ...
