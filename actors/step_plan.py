@@ -1,0 +1,112 @@
+"""What the router tells the shards each step, and what they answer: frozen, versioned, encoded by `wire`.
+
+A shard keeps the state of its sequences (pages, last token, sampling), so a plan carries only what is new. Every
+message bears the engine's name and epoch; one of another engine or epoch is dropped and counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .wire import message
+
+
+@message(version=1)
+@dataclass(frozen=True)
+class Sampling:
+    """How a sequence's next tokens are drawn. temperature 0 is greedy; top_k 0 and top_p 1.0 are off."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+
+
+@message(version=1)
+@dataclass(frozen=True)
+class SequenceStart:
+    """A sequence that begins on a shard. With `score_prompt` the shard also answers the prompt's log probabilities."""
+
+    sequence: int
+    sampling: Sampling
+    score_prompt: bool
+
+
+@message(version=1)
+@dataclass(frozen=True)
+class Slice:
+    """The tokens of one sequence that run this step.
+
+    start: position of the first token. tokens: the ids to run; empty means one token, the one the shard sampled last.
+    new_pages: KV pages that the sequence owns from now on, after those it had. sample: whether the last position is
+    sampled (not so in the middle of a chunked prefill).
+    """
+
+    sequence: int
+    start: int
+    tokens: tuple[int, ...]
+    new_pages: tuple[int, ...]
+    sample: bool
+
+
+@message(version=1)
+@dataclass(frozen=True)
+class StepPlan:
+    """One step of one shard. All shards get a plan each step, also with no slices: they hold experts for the others."""
+
+    engine: str
+    epoch: int
+    step: int
+    program: str
+    ends: tuple[int, ...]
+    starts: tuple[SequenceStart, ...]
+    slices: tuple[Slice, ...]
+    trace: bool
+
+
+@message(version=1)
+@dataclass(frozen=True)
+class NewToken:
+    """A sampled token; `logprob` is its log probability under the model (temperature 1)."""
+
+    sequence: int
+    token: int
+    logprob: float
+
+
+@message(version=1)
+@dataclass(frozen=True)
+class PromptScores:
+    """Log probabilities of prompt tokens start + 1.. given all before them, for a slice that began at `start`.
+
+    The last position of a slice is scored by the slice after it, so the values of a whole prompt of n tokens are n - 1.
+    """
+
+    sequence: int
+    start: int
+    logprobs: tuple[float, ...]
+
+
+@message(version=1)
+@dataclass(frozen=True)
+class StageTime:
+    """One stage's measured interval in a shard, nanoseconds of `time.perf_counter_ns`."""
+
+    name: str
+    begin: int
+    end: int
+
+
+@message(version=1)
+@dataclass(frozen=True)
+class StepResult:
+    """A shard's answer to a plan. `error` is empty or says what failed; then nothing else counts."""
+
+    engine: str
+    epoch: int
+    step: int
+    shard: int
+    tokens: tuple[NewToken, ...]
+    scores: tuple[PromptScores, ...]
+    stages: tuple[StageTime, ...]
+    error: str
