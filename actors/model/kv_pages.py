@@ -1,0 +1,42 @@
+"""The latent KV cache of one shard, in pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels.protocol import Kernels
+from .config import ModelConfig
+
+
+@dataclass(frozen=True)
+class KvPages:
+    """values: [layers, num_pages, page_size, L + R] in the backend's activation dtype; a page number is one for all
+    layers. An entry is the normed latent (L values) and the rotated shared key (R values) of one token."""
+
+    values: Tensor
+
+    @property
+    def num_pages(self) -> int:
+        """Pages in the cache."""
+        return self.values.shape[1]
+
+    @property
+    def page_size(self) -> int:
+        """Tokens in a page."""
+        return self.values.shape[2]
+
+    @staticmethod
+    def allocate(config: ModelConfig, num_pages: int, page_size: int, kernels: Kernels) -> KvPages:
+        """Zeroed pages on the backend's device. Raises ValueError for sizes below 1."""
+        if num_pages < 1 or page_size < 1:
+            raise ValueError(f"a KV cache needs at least one page of one token, not {num_pages} of {page_size}")
+        shape = (config.num_hidden_layers, num_pages, page_size, config.kv_width)
+        return KvPages(torch.zeros(shape, dtype=kernels.activation_dtype, device=kernels.device))
+
+    @staticmethod
+    def page_bytes(config: ModelConfig, page_size: int, kernels: Kernels) -> int:
+        """Bytes that one page takes over all layers, to size a cache by memory."""
+        return config.num_hidden_layers * page_size * config.kv_width * kernels.activation_dtype.itemsize

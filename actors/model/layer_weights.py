@@ -1,0 +1,70 @@
+"""The weights one shard holds, in the shapes the stages multiply. Built by `actors.weights`.
+
+bf16 or float32 as on disk, unless said otherwise. D, H, E, K, L, R, V as in `kernels.protocol`; I is the MLP's size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...kernels.protocol import ExpertWeights
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """MLA's projections, `kv_b_proj` split for absorption.
+
+    input_norm: [D]. q_a: [q_lora_rank, D] and q_norm: [q_lora_rank], both None for a model without q_lora_rank; q_b:
+    [H * (nope + R), q_lora_rank or D]. kv_a: [L + R, D]. kv_norm: [L]. w_uk: [H, L, nope], the key up-projection
+    transposed. w_uv: [H, v, L]. output: [D, H * v].
+    """
+
+    input_norm: Tensor
+    q_a: Tensor | None
+    q_norm: Tensor | None
+    q_b: Tensor
+    kv_a: Tensor
+    kv_norm: Tensor
+    w_uk: Tensor
+    w_uv: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class MlpWeights:
+    """A gated MLP. gate_up: [2 * I, D], the gate's rows first. down: [D, I]."""
+
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True)
+class MoeWeights:
+    """gate: [E, D]. gate_bias: [E] float32, `e_score_correction_bias`. experts: this shard's part of the layer's."""
+
+    gate: Tensor
+    gate_bias: Tensor
+    shared: MlpWeights
+    experts: ExpertWeights
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One decoder layer. post_norm: [D], the norm before the MLP."""
+
+    attention: AttentionWeights
+    post_norm: Tensor
+    mlp: MlpWeights | MoeWeights
+
+
+@dataclass(frozen=True)
+class ShardWeights:
+    """embed: [V, D]. head: [V, D]. norm: [D]. experts: the routed experts that `layers` hold, of every layer alike."""
+
+    embed: Tensor
+    head: Tensor
+    norm: Tensor
+    layers: tuple[LayerWeights, ...]
+    experts: range

@@ -1,0 +1,134 @@
+"""The model as the stages that a stage program orders: each one a few kernel calls, for one layer.
+
+Shapes use the letters of `kernels.protocol`. Attention is MLA with absorbed projections throughout: the key
+up-projection moves to the query and the value up-projection behind the softmax, so that prefill and decode do the
+same sums over the cached latents and a text does not depend on how its prompt was cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels.protocol import Activations, Kernels, PagedBatch, activation_format
+from .config import LATENT_NORM_EPS, ModelConfig
+from .kv_pages import KvPages
+from .layer_weights import AttentionWeights, MlpWeights, MoeWeights, ShardWeights
+from .rope import rope_tables, softmax_scale
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the gate decides for T tokens.
+
+    normed: [T, D] float, the layer's normed input, for the shared experts. ids: [T, K] int32, weights: [T, K] float32.
+    activations: the same rows in the format the routed experts multiply, ready to travel.
+    """
+
+    normed: Tensor
+    ids: Tensor
+    weights: Tensor
+    activations: Activations
+
+
+class ModelStages:
+    """One shard's weights and cache with the functions that its interpreter calls.
+
+    `layer` is the layer's number. `hidden` is the residual stream, [T, D] float; stages return it anew.
+    """
+
+    def __init__(self, config: ModelConfig, weights: ShardWeights, kernels: Kernels, kv: KvPages) -> None:
+        self.config = config
+        self.weights = weights
+        self.kv = kv
+        self._kernels = kernels
+        self._gate = config.gate
+        self._scale = softmax_scale(config)
+        length = min(config.max_position_embeddings, kv.num_pages * kv.page_size)
+        cos, sin = rope_tables(config, length)
+        self._cos, self._sin = cos.to(kernels.device), sin.to(kernels.device)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens [T] int64 -> hidden."""
+        return self.weights.embed[tokens].to(self._kernels.activation_dtype)
+
+    def attention(self, layer: int, hidden: Tensor, batch: PagedBatch) -> Tensor:
+        """Norm, attention over the pages (after writing this step's entries), output projection, residual."""
+        kernels, config, weights = self._kernels, self.config, self.weights.layers[layer].attention
+        x = kernels.rms_norm(hidden, weights.input_norm, config.rms_norm_eps)
+        self._write_kv(layer, x, batch)
+        q = self._queries(weights, x, batch.positions)
+        pages = self.kv.values[layer]
+        latent = kernels.mla_attention(q, pages, batch, self._scale, config.kv_lora_rank)
+        heads = kernels.head_linear(latent, weights.w_uv)
+        return hidden + kernels.linear(heads.flatten(1), weights.output)
+
+    def dense(self, layer: int, hidden: Tensor) -> Tensor:
+        """Norm, the layer's dense MLP, residual."""
+        weights = self.weights.layers[layer]
+        if not isinstance(weights.mlp, MlpWeights):
+            raise ValueError(f"layer {layer} has routed experts, not a dense MLP")
+        return hidden + self._mlp(weights.mlp, self._post_norm(layer, hidden))
+
+    def gate(self, layer: int, hidden: Tensor) -> Routing:
+        """Norm, choice of experts, and the activations in the experts' format."""
+        weights = self._moe(layer)
+        normed = self._post_norm(layer, hidden)
+        ids, values = self._kernels.gate(normed, weights.gate, weights.gate_bias, self._gate)
+        activations = self._kernels.quantize(normed, activation_format(weights.experts.gate_up))
+        return Routing(normed, ids, values, activations)
+
+    def shared(self, layer: int, normed: Tensor) -> Tensor:
+        """The shared experts of normed [T, D] -> [T, D]."""
+        return self._mlp(self._moe(layer).shared, normed)
+
+    def experts(self, layer: int, activations: Activations, pair_token: Tensor, pair_expert: Tensor) -> Tensor:
+        """This shard's routed experts: pair_token [P] int32 rows of `activations`, pair_expert [P] int32 local expert
+        numbers -> [P, D] float32, not yet weighted."""
+        return self._kernels.experts(activations, pair_token, pair_expert, self._moe(layer).experts)
+
+    def combine(self, layer: int, hidden: Tensor, slots: Tensor, weights: Tensor, shared: Tensor) -> Tensor:
+        """Residual plus routed experts (slots [T, K, D] float32 by weights [T, K]) plus shared [T, D]."""
+        top_k = self.config.num_experts_per_tok
+        if layer not in self.config.moe_layers or slots.shape[:2] != (hidden.shape[0], top_k):
+            raise ValueError(f"layer {layer} cannot combine slots {tuple(slots.shape)} of {hidden.shape[0]} tokens")
+        return hidden + (self._kernels.combine(slots, weights) + shared)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Final norm and vocabulary projection of the rows that need logits: [S, D] -> [S, V]."""
+        normed = self._kernels.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)
+        return self._kernels.linear(normed, self.weights.head)
+
+    def _write_kv(self, layer: int, x: Tensor, batch: PagedBatch) -> None:
+        kernels, rank = self._kernels, self.config.kv_lora_rank
+        weights = self.weights.layers[layer].attention
+        compressed = kernels.linear(x, weights.kv_a)
+        latent = kernels.rms_norm(compressed[:, :rank].contiguous(), weights.kv_norm, LATENT_NORM_EPS)
+        key = kernels.rope(compressed[:, None, rank:].contiguous(), batch.positions, self._cos, self._sin)
+        kernels.write_kv(self.kv.values[layer], batch.slots, latent, key[:, 0])
+
+    def _queries(self, weights: AttentionWeights, x: Tensor, positions: Tensor) -> Tensor:
+        """Absorbed queries [T, H, L + R] of normed x [T, D]."""
+        kernels, config = self._kernels, self.config
+        if weights.q_a is not None and weights.q_norm is not None:
+            x = kernels.rms_norm(kernels.linear(x, weights.q_a), weights.q_norm, LATENT_NORM_EPS)
+        q = kernels.linear(x, weights.q_b).unflatten(1, (config.num_attention_heads, config.qk_head_dim))
+        nope, rope = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
+        absorbed = kernels.head_linear(nope.contiguous(), weights.w_uk)
+        rotated = kernels.rope(rope.contiguous(), positions, self._cos, self._sin)
+        return torch.cat([absorbed, rotated], dim=-1)
+
+    def _mlp(self, weights: MlpWeights, x: Tensor) -> Tensor:
+        kernels = self._kernels
+        return kernels.linear(kernels.silu_mul(kernels.linear(x, weights.gate_up)), weights.down)
+
+    def _post_norm(self, layer: int, hidden: Tensor) -> Tensor:
+        return self._kernels.rms_norm(hidden, self.weights.layers[layer].post_norm, self.config.rms_norm_eps)
+
+    def _moe(self, layer: int) -> MoeWeights:
+        mlp = self.weights.layers[layer].mlp
+        if not isinstance(mlp, MoeWeights):
+            raise ValueError(f"layer {layer} has a dense MLP, no routed experts")
+        return mlp
