@@ -39,7 +39,8 @@ class Slice:
 
     start: position of the first token. tokens: the ids to run; empty means one token, the one the shard sampled last.
     new_pages: KV pages that the sequence owns from now on, after those it had. sample: whether the last position is
-    sampled (not so in the middle of a chunked prefill).
+    sampled (not so in the middle of a chunked prefill). next_token: with `score_prompt`, the prompt token that follows
+    the slice, which the last position scores; -1 at the prompt's end and where nothing is scored.
     """
 
     sequence: int
@@ -47,12 +48,17 @@ class Slice:
     tokens: tuple[int, ...]
     new_pages: tuple[int, ...]
     sample: bool
+    next_token: int = -1
 
 
 @message(version=1)
 @dataclass(frozen=True)
 class StepPlan:
-    """One step of one shard. All shards get a plan each step, also with no slices: they hold experts for the others."""
+    """One step of one shard. All shards get a plan each step, also with no slices: they hold experts for the others.
+
+    A shard first drops the sequences in `ends` (their pages may be another's in this very plan), then takes up
+    `starts`, then runs `slices`, at most one a sequence. Sequence numbers are never used again.
+    """
 
     engine: str
     epoch: int
@@ -77,9 +83,11 @@ class NewToken:
 @message(version=1)
 @dataclass(frozen=True)
 class PromptScores:
-    """Log probabilities of prompt tokens start + 1.. given all before them, for a slice that began at `start`.
+    """Log probabilities (temperature 1) of prompt tokens start + 1.. given all before them, for the slice from `start`.
 
-    The last position of a slice is scored by the slice after it, so the values of a whole prompt of n tokens are n - 1.
+    Answered for every slice with `tokens` of a `score_prompt` sequence. A slice of n tokens gives n values, the last
+    one for its `next_token`; at the prompt's end, where that is -1, n - 1 values. So the shard keeps nothing from
+    slice to slice, and a prompt of n tokens has n - 1 values. Where there are none, no answer is needed.
     """
 
     sequence: int

@@ -1,0 +1,79 @@
+"""The limits of one engine epoch, and which requests can never run within them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from .request import Generate
+
+PRIORITIES = (0, 1)
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """What the scheduler may use.
+
+    num_pages: KV pages of each shard; page_size: in tokens. max_batch_tokens: of one shard in one step.
+    max_sequences: running at once, on all shards together. context_length: prompt and answer together.
+    program: the stage program's id, named in every plan. Raises ValueError, naming the field, if one is too small.
+    """
+
+    engine: str
+    epoch: int
+    shards: int
+    num_pages: int
+    page_size: int
+    max_batch_tokens: int
+    max_sequences: int
+    context_length: int
+    vocab_size: int
+    program: str
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            least = 0 if item.name == "epoch" else 1
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{item.name}: {value} is below {least}")
+
+    def pages_for(self, request: Generate) -> int:
+        """KV pages that a request needs for its prompt and all its answer, in the worst case."""
+        # The last token is sampled, but never run: its keys and values are not stored.
+        tokens = len(request.prompt) + max(request.max_tokens - 1, 0)
+        return -(-tokens // self.page_size)
+
+    def refusal(self, request: Generate) -> str:
+        """Why a request can never run, naming the field and the limit; "" if it can."""
+        return next(self._faults(request), "")
+
+    def _faults(self, request: Generate) -> Iterator[str]:
+        length, least = len(request.prompt), 0 if request.score_prompt else 1
+        if length == 0:
+            yield "prompt: is empty, it needs at least 1 token"
+        if request.priority not in PRIORITIES:
+            yield f"priority: {request.priority} is none of {PRIORITIES}"
+        if request.max_tokens < least:
+            yield f"max_tokens: {request.max_tokens} is below 1 (0 is for score_prompt only)"
+        for name, tokens in (("prompt", request.prompt), ("stop_tokens", request.stop_tokens)):
+            if tokens and (min(tokens) < 0 or max(tokens) >= self.vocab_size):
+                wrong = next(token for token in tokens if not 0 <= token < self.vocab_size)
+                yield f"{name}: token {wrong} is outside the vocabulary of {self.vocab_size} tokens"
+        yield from _sampling_faults(request)
+        total, pages = length + request.max_tokens, self.pages_for(request)
+        sizes = f"{length} tokens and max_tokens {request.max_tokens}"
+        if total > self.context_length:
+            yield f"prompt: {sizes} together are {total}, more than the context_length of {self.context_length}"
+        if pages > self.num_pages:
+            yield f"prompt: {sizes} need {pages} KV pages of {self.page_size} tokens, a shard has {self.num_pages}"
+
+
+def _sampling_faults(request: Generate) -> Iterator[str]:
+    sampling = request.sampling
+    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
+        yield f"sampling.temperature: {sampling.temperature} is not a finite number of at least 0"
+    if not 0 < sampling.top_p <= 1:
+        yield f"sampling.top_p: {sampling.top_p} is not above 0 and at most 1"
+    if sampling.top_k < 0:
+        yield f"sampling.top_k: {sampling.top_k} is below 0"
