@@ -1,0 +1,185 @@
+"""Runs a file of requests, many at a time, so that it can stop anywhere and go on later.
+
+A line's result is written as soon as it is there; a later run with the same files skips what is done. A line that
+cannot be run gets an error line, and the job goes on. Results stand in the order in which they were finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from .batch_line import Answer, BatchLine, LineError, RawLine, error_line, parse_line, read_lines, result_line
+from .batch_output import BatchFileError, BatchOutput, fingerprint
+
+# Lines skipped or refused between two looks at the event loop: a Ctrl-C must not wait for a million of them.
+LINES_PER_TURN = 256
+
+
+class ServiceLost(Exception):
+    """What runs the requests is gone: nothing more can be answered, and the job stops where it is."""
+
+
+class LineRunner(Protocol):
+    """Runs one request. A request that is refused is an `Answer` too; ServiceLost says that none will be answered."""
+
+    async def run(self, line: BatchLine) -> Answer: ...
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """What became of the input.
+
+    succeeded and failed: requests answered in this run, with status 200 and another. invalid: lines that got an error
+    line in this run. skipped: lines that an earlier run finished. foreign: results in the output that belong to no line
+    of the input, known at the end. total_bytes: size of the input; done_bytes: of its lines finished in any way.
+    """
+
+    succeeded: int = 0
+    failed: int = 0
+    invalid: int = 0
+    skipped: int = 0
+    foreign: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+    @property
+    def answered(self) -> int:
+        return self.succeeded + self.failed
+
+
+class BatchJob:
+    """One run over one pair of files."""
+
+    def __init__(
+        self,
+        runner: LineRunner,
+        input_path: Path,
+        output_path: Path,
+        *,
+        concurrency: int,
+        retry_errors: bool = False,
+        on_progress: Callable[[BatchSummary], None] | None = None,
+    ) -> None:
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}; at least one request must run")
+        if not input_path.is_file():
+            raise BatchFileError(f"{input_path} is not a file")
+        if output_path.exists() and output_path.samefile(input_path):
+            raise BatchFileError(f"{input_path} is named as input and as output")
+        self._runner = runner
+        self._input_path = input_path
+        self._output_path = output_path
+        self._concurrency = concurrency
+        self._retry_errors = retry_errors
+        self._on_progress = on_progress
+        self._counts = Counter[str]()
+        self._seen: dict[int, int] = {}
+        self._foreign = 0
+        self._total_bytes = input_path.stat().st_size
+        self._begin = time.monotonic()
+
+    @property
+    def summary(self) -> BatchSummary:
+        """How far the job is; also while it runs, and after it was stopped."""
+        return BatchSummary(
+            **self._counts,
+            foreign=self._foreign,
+            seconds=time.monotonic() - self._begin,
+            total_bytes=self._total_bytes,
+        )
+
+    async def run(self) -> BatchSummary:
+        """Runs what is not done yet.
+
+        Raises BatchFileError before anything runs, ServiceLost in the middle; what was finished stays in the output.
+        """
+        self._begin = time.monotonic()
+        with (
+            BatchOutput(self._output_path, drop_errors=self._retry_errors) as output,
+            self._input_path.open("rb") as file,
+        ):
+            lines = read_lines(file)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self._concurrency):
+                        group.create_task(self._work(lines, output))
+            except* ServiceLost as lost:
+                raise _first_loss(lost) from None
+            known = sum(output.is_done(mark) for mark in self._seen)
+            self._foreign = output.results - known
+        return self.summary
+
+    def _open_output(self) -> BatchOutput:
+        return BatchOutput(self._output_path, drop_errors=self._retry_errors)
+
+    async def _work(self, lines: Iterator[RawLine], output: BatchOutput) -> None:
+        """One of `concurrency` workers: takes the next line, waits for its answer, writes it."""
+        for taken, raw in enumerate(lines, start=1):
+            if line := self._accept(raw, output):
+                answer = await self._runner.run(line)
+                output.append([result_line(line, answer)])
+                self._count_answer(answer)
+            elif taken % LINES_PER_TURN == 0:
+                await asyncio.sleep(0)
+            self._counts["done_bytes"] += raw.length
+            if self._on_progress:
+                self._on_progress(self.summary)
+
+    def _accept(self, raw: RawLine, output: BatchOutput) -> BatchLine | None:
+        """The line's request if it must run now; else None, and the reason is counted and, when new, written."""
+        try:
+            line = parse_line(raw)
+            mark = fingerprint(line.custom_id)
+            first = self._seen.setdefault(mark, raw.number)
+            if first != raw.number:
+                raise LineError(raw.number, "custom_id", f"{line.custom_id!r} stands already on line {first}")
+        except LineError as error:
+            if output.is_reported(raw.number):
+                self._counts["skipped"] += 1
+            else:
+                output.append([error_line(error)])
+                self._counts["invalid"] += 1
+            return None
+        if output.is_done(mark):
+            self._counts["skipped"] += 1
+            return None
+        return line
+
+    def _count_answer(self, answer: Answer) -> None:
+        self._counts["succeeded" if answer.ok else "failed"] += 1
+        usage = answer.body.get("usage")
+        if answer.ok and isinstance(usage, dict):
+            for name in ("prompt_tokens", "completion_tokens"):
+                self._counts[name] += usage.get(name, 0)
+
+
+def _first_loss(group: BaseExceptionGroup[ServiceLost]) -> ServiceLost:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, ServiceLost) else ServiceLost(str(error))
+
+
+async def run_batch(
+    runner: LineRunner,
+    input_path: Path,
+    output_path: Path,
+    *,
+    concurrency: int,
+    retry_errors: bool = False,
+    on_progress: Callable[[BatchSummary], None] | None = None,
+) -> BatchSummary:
+    """Runs the job of `BatchJob` to its end."""
+    job = BatchJob(
+        runner, input_path, output_path, concurrency=concurrency, retry_errors=retry_errors, on_progress=on_progress
+    )
+    return await job.run()
