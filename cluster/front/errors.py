@@ -1,0 +1,45 @@
+"""What a client did wrong, or what the engine could not do, in OpenAI's error form."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class RequestError(Exception):
+    """An error to answer a request with.
+
+    status: HTTP status. param: the field at fault, as "messages[0].content", or None. code: a stable short name.
+    retry_after: seconds after which it is worth trying again, or None.
+    """
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.param = param
+        self.code = code
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, Any]:
+        """{"error": {"message", "type", "param", "code"}}."""
+        kind = {429: "rate_limit_error"}.get(
+            self.status, "invalid_request_error" if self.status < 500 else "server_error"
+        )
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+class EngineUnavailable(RequestError):
+    """The engine cannot take or finish a request: not ready, dead, or failed while it ran."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=503, code="engine_unavailable", retry_after=5)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ " (did you mean 'x'?)" for the nearest known name, or nothing."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
