@@ -42,7 +42,7 @@ class _MessageCodec:
     def pack(self, value: Any) -> tuple[Any, ...]:
         """A message -> `(name, version, field, …)`, checked."""
         if type(value) is not self.kind:
-            raise _Mismatch(f"expected a {self.kind.__name__}, got {_describe(value)}")
+            raise _Mismatch(f"expected {self.kind.__name__}, got {_describe(value)}")
         packed: list[Any] = [self.kind.__name__, self.version]
         name = ""
         try:
@@ -56,7 +56,7 @@ class _MessageCodec:
         """The tuple that `pack` made -> the message; anything else raises `WireError` or `_Mismatch`."""
         kind = self.kind.__name__
         if type(raw) is not tuple or len(raw) < 2 or raw[0] != kind:
-            raise _Mismatch(f"expected a {kind}, got {_describe(raw)}")
+            raise _Mismatch(f"expected {kind}, got {_describe(raw)}")
         if type(raw[1]) is not int or raw[1] != self.version:
             raise WireError(f"{kind}: version {_describe(raw[1])} is not the known version {self.version}")
         if len(raw) != len(self.fields) + 2:
@@ -138,7 +138,7 @@ def decode_as(data: bytes, kind: type[T]) -> T:
     """As `decode`, and the message must be of `kind`."""
     value = decode(data)
     if type(value) is not kind:
-        raise WireError(f"expected a {kind.__name__}, got a {type(value).__name__}")
+        raise WireError(f"expected {kind.__name__}, got {type(value).__name__}")
     return value
 
 
