@@ -1,0 +1,261 @@
+"""Argument checks that every kernel backend shares: dtype, shape, device and contiguity, by argument name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .protocol import (
+    ActivationFormat,
+    Activations,
+    Bf16Matrix,
+    ExpertMatrix,
+    ExpertWeights,
+    GateConfig,
+    Int4Matrix,
+    Int8Matrix,
+    PagedBatch,
+    activation_format,
+)
+
+INT4_GROUP = 32
+
+
+@dataclass(frozen=True)
+class PairShapes:
+    """Sizes of one `experts` call: T rows, P pairs, E local experts, D hidden and I intermediate size."""
+
+    tokens: int
+    pairs: int
+    experts: int
+    hidden: int
+    intermediate: int
+
+
+class ArgumentChecks:
+    """Refuses with a ValueError what a backend with this activation dtype and device cannot run.
+
+    Each method checks one operation's arguments and returns the sizes that the operation needs.
+    """
+
+    def __init__(self, activation_dtype: torch.dtype, device: torch.device) -> None:
+        self._float = (activation_dtype,)
+        self._weight = (torch.bfloat16, torch.float32)
+        self._device = device.type
+
+    def rms_norm(self, x: Tensor, weight: Tensor) -> tuple[int, int]:
+        tokens, size = self._shape("rms_norm", "x", x, 2)
+        self._require("rms_norm", "x", x, self._float, (tokens, size))
+        self._require("rms_norm", "weight", weight, (*self._float, torch.bfloat16), (size,))
+        return tokens, size
+
+    def linear(self, op: str, x: Tensor, weight: Tensor) -> tuple[int, int, int]:
+        """T, K and N."""
+        tokens, inner = self._shape(op, "x", x, 2)
+        outputs = self._shape(op, "weight", weight, 2)[0]
+        self._require(op, "x", x, self._float, (tokens, inner))
+        self._require(op, "weight", weight, self._weight, (outputs, inner))
+        return tokens, inner, outputs
+
+    def head_linear(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+        """T, H, A and B."""
+        tokens, heads, inner = self._shape("head_linear", "x", x, 3)
+        outputs = self._shape("head_linear", "weight", weight, 3)[1]
+        self._require("head_linear", "x", x, self._float, (tokens, heads, inner))
+        self._require("head_linear", "weight", weight, self._weight, (heads, outputs, inner))
+        return tokens, heads, inner, outputs
+
+    def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> tuple[int, int, int, int]:
+        """T, H, R and the length of the tables."""
+        tokens, heads, size = self._shape("rope", "x", x, 3)
+        if size % 2:
+            raise ValueError(f"rope: x has {size} values a head, which are not pairs")
+        length = self._shape("rope", "cos", cos, 2)[0]
+        self._require("rope", "x", x, self._float, (tokens, heads, size))
+        self._require("rope", "positions", positions, (torch.int64,), (tokens,))
+        self._require("rope", "cos", cos, (torch.float32,), (length, size // 2))
+        self._require("rope", "sin", sin, (torch.float32,), (length, size // 2))
+        return tokens, heads, size, length
+
+    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> tuple[int, int, int, int]:
+        """T, L, R and the number of slots in `pages`."""
+        tokens, rank = self._shape("write_kv", "latent", latent, 2)
+        rope = self._shape("write_kv", "k_rope", k_rope, 2)[1]
+        num_pages, page_size, _ = self._shape("write_kv", "pages", pages, 3)
+        self._require("write_kv", "latent", latent, self._float, (tokens, rank))
+        self._require("write_kv", "k_rope", k_rope, self._float, (tokens, rope))
+        self._require("write_kv", "pages", pages, self._float, (num_pages, page_size, rank + rope))
+        self._require("write_kv", "slots", slots, (torch.int64,), (tokens,))
+        return tokens, rank, rope, num_pages * page_size
+
+    def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, kv_lora_rank: int) -> tuple[int, int, int]:
+        """T, H and L + R."""
+        op = "mla_attention"
+        tokens, heads, width = self._shape(op, "q", q, 3)
+        num_pages, page_size, _ = self._shape(op, "pages", pages, 3)
+        self._require(op, "q", q, self._float, (tokens, heads, width))
+        self._require(op, "pages", pages, self._float, (num_pages, page_size, width))
+        if not 0 < kv_lora_rank <= width:
+            raise ValueError(f"{op}: kv_lora_rank is {kv_lora_rank}, expected 1 to {width}, the width of q")
+        sequences, max_pages = self._shape(op, "batch.page_table", batch.page_table, 2)
+        self._require(op, "batch.page_table", batch.page_table, (torch.int32,), (sequences, max_pages))
+        self._require(op, "batch.query_start", batch.query_start, (torch.int32,), (sequences + 1,))
+        self._require(op, "batch.context_len", batch.context_len, (torch.int32,), (sequences,))
+        self._require(op, "batch.positions", batch.positions, (torch.int64,), (tokens,))
+        return tokens, heads, width
+
+    def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[int, int, int]:
+        """T, D and E."""
+        tokens, inner, experts = self.linear("gate", x, weight)
+        self._require("gate", "bias", bias, (torch.float32,), (experts,))
+        check_gate_config(config, experts)
+        return tokens, inner, experts
+
+    def quantize(self, x: Tensor) -> tuple[int, int]:
+        tokens, size = self._shape("quantize", "x", x, 2)
+        self._require("quantize", "x", x, self._float, (tokens, size))
+        return tokens, size
+
+    def silu_mul(self, gate_up: Tensor) -> tuple[int, int]:
+        """T and I."""
+        tokens, size = self._shape("silu_mul", "gate_up", gate_up, 2)
+        self._require("silu_mul", "gate_up", gate_up, self._float, (tokens, size))
+        if size % 2:
+            raise ValueError(f"silu_mul: gate_up has {size} columns, which are not two equal halves")
+        return tokens, size // 2
+
+    def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: ExpertWeights) -> PairShapes:
+        if type(weights.gate_up) is not type(weights.down):
+            raise ValueError(
+                f"experts: weights.gate_up is a {type(weights.gate_up).__name__} and weights.down a "
+                f"{type(weights.down).__name__}; both must be of one kind"
+            )
+        experts, double, hidden = self.expert_matrix("weights.gate_up", weights.gate_up)
+        down_experts, outputs, intermediate = self.expert_matrix("weights.down", weights.down)
+        if (down_experts, outputs, 2 * intermediate) != (experts, hidden, double):
+            raise ValueError(
+                f"experts: weights.gate_up is [{experts}, {double}, {hidden}] and weights.down "
+                f"[{down_experts}, {outputs}, {intermediate}], expected [{experts}, {hidden}, {double // 2}]"
+            )
+        tokens = self._shape("experts", "x.values", x.values, 2)[0]
+        self._activations(x, activation_format(weights.gate_up), tokens, hidden)
+        pairs = self._shape("experts", "pair_token", pair_token, 1)[0]
+        self._require("experts", "pair_token", pair_token, (torch.int32,), (pairs,))
+        self._require("experts", "pair_expert", pair_expert, (torch.int32,), (pairs,))
+        return PairShapes(tokens, pairs, experts, hidden, intermediate)
+
+    def expert_matrix(self, name: str, matrix: ExpertMatrix) -> tuple[int, int, int]:
+        """E, N and K of one expert matrix."""
+        if isinstance(matrix, Int4Matrix):
+            experts, rows, packed = self._shape("experts", f"{name}.nibbles", matrix.nibbles, 3)
+            inner = 2 * packed
+            if inner % INT4_GROUP:
+                raise ValueError(f"experts: {name}.nibbles has K = {inner}, not a multiple of {INT4_GROUP}")
+            self._require("experts", f"{name}.nibbles", matrix.nibbles, (torch.uint8,), (experts, rows, packed))
+            groups = (experts, rows, inner // INT4_GROUP)
+            self._require("experts", f"{name}.multipliers", matrix.multipliers, (torch.uint8,), groups)
+            self._require("experts", f"{name}.scale", matrix.scale, (torch.float32,), (experts, rows))
+            return experts, rows, inner
+        experts, rows, inner = self._shape("experts", f"{name}.values", matrix.values, 3)
+        dtype = torch.bfloat16
+        if not isinstance(matrix, Bf16Matrix):
+            dtype = torch.int8 if isinstance(matrix, Int8Matrix) else torch.float8_e4m3fn
+            self._require("experts", f"{name}.scale", matrix.scale, (torch.float32,), (experts, rows))
+        self._require("experts", f"{name}.values", matrix.values, (dtype,), (experts, rows, inner))
+        return experts, rows, inner
+
+    def combine(self, slots: Tensor, weights: Tensor) -> tuple[int, int, int]:
+        """T, K and D."""
+        tokens, top_k, size = self._shape("combine", "slots", slots, 3)
+        self._require("combine", "slots", slots, (torch.float32,), (tokens, top_k, size))
+        self._require("combine", "weights", weights, (torch.float32,), (tokens, top_k))
+        return tokens, top_k, size
+
+    def _activations(self, x: Activations, wanted: ActivationFormat, tokens: int, hidden: int) -> None:
+        if x.format is not wanted:
+            raise ValueError(f"experts: x.format is {x.format.value}, expected {wanted.value} for these weights")
+        dtypes = {
+            ActivationFormat.FLOAT: self._float,
+            ActivationFormat.INT8: (torch.int8,),
+            ActivationFormat.FP8: (torch.float8_e4m3fn,),
+        }[wanted]
+        self._require("experts", "x.values", x.values, dtypes, (tokens, hidden))
+        if wanted is ActivationFormat.FLOAT:
+            if x.scale is not None:
+                raise ValueError("experts: x.scale is given, expected None for float activations")
+        elif x.scale is None:
+            raise ValueError(f"experts: x.scale is None, expected float32 [{tokens}]")
+        else:
+            self._require("experts", "x.scale", x.scale, (torch.float32,), (tokens,))
+
+    def _shape(self, op: str, name: str, tensor: Tensor, rank: int) -> torch.Size:
+        shape = tensor.shape
+        if len(shape) != rank:
+            raise ValueError(f"{op}: {name} is {_describe(tensor)}, expected {rank} dimensions")
+        return shape
+
+    def _require(
+        self, op: str, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]
+    ) -> None:
+        if tensor.dtype not in dtypes or tensor.shape != shape:
+            kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            raise ValueError(f"{op}: {name} is {_describe(tensor)}, expected {kinds} {list(shape)}")
+        if not tensor.is_contiguous():
+            raise ValueError(f"{op}: {name} {_describe(tensor)} is not contiguous")
+        if tensor.device.type != self._device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, expected {self._device}")
+
+
+def check_gate_config(config: GateConfig, experts: int) -> None:
+    """Refuses a gate whose groups or top-k do not fit `experts`."""
+    if config.n_group < 1 or experts % config.n_group:
+        raise ValueError(f"gate: {experts} experts do not split into n_group = {config.n_group} equal groups")
+    group_size = experts // config.n_group
+    if config.n_group > 1 and group_size < 2:
+        raise ValueError(f"gate: n_group = {config.n_group} leaves {group_size} expert a group; a group needs 2")
+    if not 1 <= config.topk_group <= config.n_group:
+        raise ValueError(f"gate: topk_group is {config.topk_group}, expected 1 to n_group = {config.n_group}")
+    eligible = config.topk_group * group_size
+    if not 1 <= config.top_k <= eligible:
+        raise ValueError(f"gate: top_k is {config.top_k}, expected 1 to {eligible}, the experts of the chosen groups")
+
+
+def check_paged_batch(batch: PagedBatch, num_pages: int, page_size: int, queries: int) -> None:
+    """Refuses a batch whose numbers contradict each other or point outside `pages`. Copies to the host."""
+    starts, lengths = batch.query_start.tolist(), batch.context_len.tolist()
+    positions, table = batch.positions.tolist(), batch.page_table.tolist()
+    if starts[0] != 0 or starts[-1] != queries:
+        raise ValueError(f"mla_attention: batch.query_start runs from {starts[0]} to {starts[-1]}, not 0 to {queries}")
+    for sequence, length in enumerate(lengths):
+        begin, end = starts[sequence], starts[sequence + 1]
+        if end < begin or end - begin > length:
+            raise ValueError(
+                f"mla_attention: sequence {sequence} has {end - begin} queries and batch.context_len {length}"
+            )
+        for query in range(begin, end):
+            if positions[query] != length - (end - query):
+                raise ValueError(
+                    f"mla_attention: batch.positions[{query}] is {positions[query]}, expected "
+                    f"{length - (end - query)} from context_len and query_start"
+                )
+        used = -(-length // page_size)
+        if end > begin and (used > len(table[sequence]) or not all(0 <= p < num_pages for p in table[sequence][:used])):
+            raise ValueError(
+                f"mla_attention: batch.page_table[{sequence}] lacks some of the {used} pages of {length} tokens "
+                f"(pages are 0 to {num_pages - 1})"
+            )
+
+
+def check_indices(op: str, name: str, indices: Tensor, limit: int) -> None:
+    """Refuses indices outside 0 to limit - 1. Copies to the host."""
+    if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= limit):
+        raise ValueError(f"{op}: {name} has values {int(indices.min())} to {int(indices.max())}, limit is {limit}")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+__all__ = ["ArgumentChecks", "PairShapes", "check_gate_config", "check_indices", "check_paged_batch"]

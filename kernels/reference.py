@@ -1,0 +1,202 @@
+"""The oracle: every operation of the kernel protocol in plain PyTorch, float32 on CPU, slow and easy to read.
+
+All sums run in the fixed order of `ordered`, so this backend is batch invariant by construction, and a backend that
+keeps the same order gives the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import ArgumentChecks, check_indices, check_paged_batch
+from .ordered import ordered_exp, ordered_linear, ordered_sigmoid, ordered_silu, ordered_sum
+from .protocol import (
+    ActivationFormat,
+    Activations,
+    ExpertMatrix,
+    ExpertWeights,
+    Fp8Matrix,
+    GateConfig,
+    Int4Matrix,
+    Int8Matrix,
+    PagedBatch,
+    SamplingRow,
+)
+from .sampling import sample
+
+ATTENTION_BLOCK = 64
+"""Keys a step of the online softmax; blocks begin at multiples of it from position 0, whatever the pages and chunks."""
+INT8_MAX = 127.0
+FP8_MAX = 448.0
+
+
+class ReferenceKernels:
+    """`Kernels` in plain PyTorch. Runs on torch's own intra-op threads; the results do not depend on their number."""
+
+    name = "reference"
+    device = torch.device("cpu")
+    activation_dtype = torch.float32
+
+    def __init__(self) -> None:
+        self._check = ArgumentChecks(self.activation_dtype, self.device)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        size = self._check.rms_norm(x, weight)[1]
+        mean = ordered_sum(x * x) / torch.tensor(float(size))
+        inverse = torch.ones_like(mean) / torch.sqrt(mean + eps)
+        return x * inverse[:, None] * weight.to(torch.float32)
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        self._check.linear("linear", x, weight)
+        return ordered_linear(x, weight)
+
+    def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        self._check.head_linear(x, weight)
+        return torch.stack([ordered_linear(x[:, h], weight[h]) for h in range(x.shape[1])], dim=1)
+
+    def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        length = self._check.rope(x, positions, cos, sin)[3]
+        check_indices("rope", "positions", positions, length)
+        c, s = cos[positions][:, None, :], sin[positions][:, None, :]
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return torch.stack([even * c - odd * s, even * s + odd * c], dim=-1).flatten(-2)
+
+    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
+        limit = self._check.write_kv(pages, slots, latent, k_rope)[3]
+        check_indices("write_kv", "slots", slots, limit)
+        pages.view(limit, -1)[slots] = torch.cat([latent, k_rope], dim=1)
+
+    def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
+        queries, heads, width = self._check.mla_attention(q, pages, batch, kv_lora_rank)
+        check_paged_batch(batch, pages.shape[0], pages.shape[1], queries)
+        result = torch.zeros(queries, heads, kv_lora_rank)
+        starts = batch.query_start.tolist()
+        for sequence, length in enumerate(batch.context_len.tolist()):
+            rows = slice(starts[sequence], starts[sequence + 1])
+            if rows.start == rows.stop:
+                continue
+            used = -(-length // pages.shape[1])
+            keys = pages[batch.page_table[sequence, :used].long()].view(-1, width)[:length]
+            result[rows] = _attend(q[rows], keys, scale, kv_lora_rank)
+        return result
+
+    def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
+        tokens, _, experts = self._check.gate(x, weight, bias, config)
+        scores = ordered_sigmoid(ordered_linear(x, weight))
+        choice = _nan_last(scores + bias)
+        if config.n_group > 1:
+            grouped = choice.view(tokens, config.n_group, experts // config.n_group)
+            best_two = grouped.sort(dim=-1, descending=True).values[..., :2]
+            group_scores = _nan_last(best_two[..., 0] + best_two[..., 1])
+            groups = group_scores.sort(dim=-1, descending=True, stable=True).indices[:, : config.topk_group]
+            closed = torch.ones(tokens, config.n_group, dtype=torch.bool).scatter_(1, groups, False)
+            choice = grouped.masked_fill(closed[..., None], -torch.inf).view(tokens, experts)
+        ids = choice.sort(dim=-1, descending=True, stable=True).indices[:, : config.top_k]
+        weights = scores.gather(1, ids)
+        if config.norm_topk_prob:
+            total = torch.zeros(tokens)
+            for slot in weights.unbind(1):
+                total = total + slot
+            weights = weights / (total + 1e-20)[:, None]
+        return ids.to(torch.int32), weights * config.routed_scaling_factor
+
+    def quantize(self, x: Tensor, format: ActivationFormat) -> Activations:
+        """A row with a NaN or an infinity becomes zeros with scale NaN, so that it stays visible."""
+        tokens = self._check.quantize(x)[0]
+        if format is ActivationFormat.FLOAT:
+            return Activations(format, x, None)
+        limit = INT8_MAX if format is ActivationFormat.INT8 else FP8_MAX
+        largest = x.abs().amax(dim=1) if x.numel() else torch.zeros(tokens)
+        scale = torch.where(largest.isfinite(), largest / torch.full_like(largest, limit), torch.nan)
+        usable = ((scale > 0) & scale.isfinite())[:, None]
+        scaled = torch.where(usable, x / scale[:, None], 0.0).clamp(-limit, limit)
+        if format is ActivationFormat.INT8:
+            return Activations(format, scaled.round().to(torch.int8), scale)
+        return Activations(format, scaled.to(torch.float8_e4m3fn), scale)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        size = self._check.silu_mul(gate_up)[1]
+        return ordered_silu(gate_up[:, :size]) * gate_up[:, size:]
+
+    def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: ExpertWeights) -> Tensor:
+        """INT8 epilogue, in this order: float32(integer sum) * activation scale * weight scale."""
+        shapes = self._check.experts(x, pair_token, pair_expert, weights)
+        check_indices("experts", "pair_token", pair_token, shapes.tokens)
+        check_indices("experts", "pair_expert", pair_expert, shapes.experts)
+        result = torch.zeros(shapes.pairs, shapes.hidden)
+        for expert in pair_expert.unique().tolist():
+            pairs = (pair_expert == expert).nonzero()[:, 0]
+            rows = _take(x, pair_token[pairs].long())
+            hidden = self.silu_mul(_multiply(rows, weights.gate_up, expert))
+            result[pairs] = _multiply(self.quantize(hidden, x.format), weights.down, expert)
+        return result
+
+    def combine(self, slots: Tensor, weights: Tensor) -> Tensor:
+        tokens, top_k, size = self._check.combine(slots, weights)
+        result = torch.zeros(tokens, size)
+        for slot in range(top_k):
+            result = result + slots[:, slot] * weights[:, slot, None]
+        return result
+
+    def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Tensor:
+        return sample(logits, rows)
+
+
+def _attend(q: Tensor, keys: Tensor, scale: float, rank: int) -> Tensor:
+    """Causal online softmax of q [n, H, W] over keys [C, W], the last query seeing all C -> [n, H, rank]."""
+    count, heads, width = q.shape
+    visible = torch.arange(keys.shape[0] - count + 1, keys.shape[0] + 1)[:, None, None]
+    largest = torch.full((count, heads, 1), -torch.inf)
+    total = torch.zeros(count, heads, 1)
+    result = torch.zeros(count, heads, rank)
+    for begin in range(0, keys.shape[0], ATTENTION_BLOCK):
+        block = keys[begin : begin + ATTENTION_BLOCK]
+        size = block.shape[0]
+        scores = ordered_linear(q.reshape(count * heads, width), block).view(count, heads, size) * scale
+        seen = torch.arange(begin, begin + size) < visible
+        open_rows = visible > begin
+        raised = torch.maximum(largest, scores.masked_fill(~seen, -torch.inf).amax(dim=2, keepdim=True))
+        decay = torch.where(largest == -torch.inf, 0.0, ordered_exp(largest - raised))
+        share = torch.where(seen, ordered_exp(scores - raised), 0.0)
+        block_total = ordered_sum(share.view(-1, size)).view(count, heads, 1)
+        total = torch.where(open_rows, total * decay + block_total, total)
+        result = torch.where(open_rows, result * decay, result)
+        for key in range(size):
+            added = result + share[..., key, None] * block[key, :rank]
+            result = torch.where(seen[..., key, None], added, result)
+        largest = torch.where(open_rows, raised, largest)
+    return result / total
+
+
+def _multiply(x: Activations, matrix: ExpertMatrix, expert: int) -> Tensor:
+    """x [P, K] times the transpose of one expert's matrix -> [P, N] float32."""
+    if isinstance(matrix, Int4Matrix | Int8Matrix):
+        # float64 holds every sum of INT8 products exactly, so its matrix product is an integer one.
+        sums = x.values.to(torch.float64) @ _integers(matrix, expert).to(torch.float64).T
+        return _scaled(sums.to(torch.float32), x, matrix.scale[expert])
+    sums = ordered_linear(x.values.to(torch.float32), matrix.values[expert].to(torch.float32))
+    return _scaled(sums, x, matrix.scale[expert]) if isinstance(matrix, Fp8Matrix) else sums
+
+
+def _scaled(sums: Tensor, x: Activations, weight_scale: Tensor) -> Tensor:
+    assert x.scale is not None
+    return sums * x.scale[:, None] * weight_scale[None, :]
+
+
+def _integers(matrix: Int4Matrix | Int8Matrix, expert: int) -> Tensor:
+    """One expert's matrix as integers [N, K] int8, without its row scales."""
+    if isinstance(matrix, Int8Matrix):
+        return matrix.values[expert]
+    multipliers = matrix.multipliers[expert].to(torch.int16)
+    nibbles = matrix.nibbles[expert].view(*multipliers.shape, 16)
+    values = torch.cat([nibbles & 0xF, nibbles >> 4], dim=-1).to(torch.int16) - 8
+    return (values * multipliers[..., None]).flatten(1).to(torch.int8)
+
+
+def _take(x: Activations, rows: Tensor) -> Activations:
+    return Activations(x.format, x.values[rows], None if x.scale is None else x.scale[rows])
+
+
+def _nan_last(x: Tensor) -> Tensor:
+    return torch.where(x.isnan(), -torch.inf, x)

@@ -1,0 +1,34 @@
+"""Chooses a kernel backend by name."""
+
+from __future__ import annotations
+
+import torch
+
+from .protocol import Kernels
+from .reference import ReferenceKernels
+
+BACKENDS = ("cpu", "reference")
+
+
+def select_kernels(backend: str, threads: int) -> Kernels:
+    """The kernels of `backend` with `threads` compute threads; a ValueError lists the backends there are.
+
+    The reference backend computes on torch's intra-op threads, so it sets their number in this process.
+    """
+    if threads < 1:
+        raise ValueError(f"threads is {threads}, expected at least 1")
+    if backend == "reference":
+        torch.set_num_threads(threads)
+        return ReferenceKernels()
+    if backend == "cpu":
+        from .cpu.backend import CpuKernels
+
+        return CpuKernels(threads)
+    raise ValueError(f"unknown kernel backend {backend!r}; known: {', '.join(BACKENDS)}")
+
+
+def kernel_name(kernels: Kernels, operation: str) -> str:
+    """What the precision plan prints for one operation, such as "cpu.experts"."""
+    if not callable(getattr(kernels, operation, None)):
+        raise ValueError(f"backend {kernels.name} has no operation {operation!r}")
+    return f"{kernels.name}.{operation}"
