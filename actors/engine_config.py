@@ -1,0 +1,87 @@
+"""What an engine is started with: the checked values of `engine:` and `model:` in a configuration file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+BACKENDS = ("cpu", "reference")
+TRANSPORTS = ("auto", "ipc", "tcp")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """One engine: a router and `shards` shard actors.
+
+    model_path: folder of a checkpoint, the same on every node. name: the engine's name in messages and figures.
+    precision: "auto" (as on disk) or a format that the checkpoint can be loaded as.
+    shards: actors that the experts and sequences are spread over. threads_per_shard: compute threads of each; on CPU
+        also the CPUs that Ray reserves for it. gpus_per_shard: GPUs that Ray reserves for each, 0 on CPU.
+    backend: the kernels ("cpu", "reference").
+    page_size: tokens a KV page. kv_pages: pages a shard; 0: as many as fit `kv_memory_bytes` a shard.
+    max_batch_tokens: tokens of one step, of all sequences of a shard; longer prompts are prefilled in chunks.
+    max_sequences: sequences that run at once, on all shards together; more wait.
+    context_length: most tokens of a prompt and its continuation; 0: the model's.
+    transport: "ipc" (one node), "tcp", or "auto": Unix sockets where everything is on one node, else TCP with keys.
+    start_timeout_s: from placement to ready. placement_timeout_s: how long to wait for reserved resources to be free.
+    step_timeout_s: a step that takes longer ends the engine. silence_s: a TCP peer silent for so long is gone.
+    """
+
+    model_path: str
+    name: str = "engine"
+    precision: str = "auto"
+    shards: int = 1
+    threads_per_shard: int = 1
+    gpus_per_shard: float = 0.0
+    backend: str = "cpu"
+    page_size: int = 16
+    kv_pages: int = 0
+    kv_memory_bytes: int = 256 << 20
+    max_batch_tokens: int = 512
+    max_sequences: int = 64
+    context_length: int = 0
+    transport: str = "auto"
+    start_timeout_s: float = 600.0
+    placement_timeout_s: float = 20.0
+    step_timeout_s: float = 60.0
+    silence_s: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Raises ValueError with the name of a field that makes no sense and what would."""
+        if not self.model_path:
+            raise ValueError("model_path: empty; name the folder of a checkpoint")
+        if not self.name:
+            raise ValueError("name: empty; the engine needs a name")
+        self._at_least(1, "shards", "threads_per_shard", "page_size", "max_batch_tokens", "max_sequences")
+        self._at_least(0, "gpus_per_shard", "kv_pages", "kv_memory_bytes", "context_length")
+        self._positive("start_timeout_s", "placement_timeout_s", "step_timeout_s", "silence_s")
+        self._one_of("backend", BACKENDS)
+        self._one_of("transport", TRANSPORTS)
+        if self.kv_pages == 0 and self.kv_memory_bytes == 0:
+            raise ValueError("kv_pages and kv_memory_bytes: both 0; one of them must say how large the KV cache is")
+
+    def _at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)} is less than {least}")
+
+    def _positive(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not a time above 0 s")
+
+    def _one_of(self, name: str, values: tuple[str, ...]) -> None:
+        if getattr(self, name) not in values:
+            raise ValueError(f"{name}: {getattr(self, name)!r} is none of {', '.join(values)}")
+
+
+def expert_ranges(experts: int, shards: int) -> tuple[range, ...]:
+    """The contiguous experts of each shard; the first `experts % shards` shards hold one more than the others.
+
+    Raises ValueError with both numbers when a shard would be left without an expert.
+    """
+    if shards > experts:
+        raise ValueError(f"shards: {shards} shards cannot share {experts} experts; at most {experts} shards")
+    share, more = divmod(experts, shards)
+    begins = [shard * share + min(shard, more) for shard in range(shards + 1)]
+    return tuple(range(begin, end) for begin, end in pairwise(begins))

@@ -1,0 +1,373 @@
+"""How activations reach the shards that hold their experts, and how the experts' outputs come back.
+
+Each layer has two phases. *Dispatch*: a shard sends every peer the rows that chose one of the peer's experts, each row
+once, already quantized, with the (row, expert) pairs to run. *Combine*: the peer answers one float32 row a pair, not
+weighted; the token's owner puts it into its slot and alone sums over the slots, in slot order. So no sum ever
+depends on the number of shards, and results are equal to the bit for any number of them.
+
+Every peer gets a message in every dispatch, also an empty one, so that a shard knows when it has heard all. A message
+of another engine or epoch, or one that makes no sense, is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import zmq
+from torch import Tensor
+
+from ..kernels.protocol import ActivationFormat, Activations
+from .link import LinkError, LinkPlace, Links
+from .wire import WireError, decode_as, encode, message
+
+_DTYPES = {
+    ActivationFormat.FLOAT: torch.float32,
+    ActivationFormat.INT8: torch.int8,
+    ActivationFormat.FP8: torch.float8_e4m3fn,
+}
+
+
+@dataclass(frozen=True)
+class ExchangePoint:
+    """Which exchange of a run this is; both sides must agree on it."""
+
+    step: int
+    layer: int
+    micro_batch: int
+
+
+@message(version=1)
+@dataclass(frozen=True)
+class ExchangeHeader:
+    """First frame between shards. phase: "dispatch" or "combine"; the frames after it are raw little-endian arrays.
+
+    dispatch: activation rows [rows, columns] in `format`, their scales [rows] f32 (no bytes for "float"), the pairs'
+    rows [pairs] i32 and the receiver's expert numbers [pairs] i32. combine: outputs [pairs, columns] f32.
+    """
+
+    engine: str
+    epoch: int
+    step: int
+    layer: int
+    micro_batch: int
+    phase: str
+    sender: int
+    rows: int
+    pairs: int
+    columns: int
+    format: str
+
+    def point(self) -> ExchangePoint:
+        """The exchange that the message belongs to."""
+        return ExchangePoint(self.step, self.layer, self.micro_batch)
+
+    def frame_bytes(self) -> tuple[int, ...]:
+        """The sizes that the frames after this one must have. ValueError for a phase or format that is unknown."""
+        if self.phase == "combine":
+            return (self.pairs * self.columns * 4,)
+        if self.phase != "dispatch":
+            raise ValueError(f"unknown phase {self.phase!r}")
+        kind = ActivationFormat(self.format)
+        scales = 0 if kind is ActivationFormat.FLOAT else self.rows * 4
+        return self.rows * self.columns * _DTYPES[kind].itemsize, scales, self.pairs * 4, self.pairs * 4
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a shard remembers of its dispatch until combine. positions[shard]: [P] int64, token * K + slot of each pair
+    that the shard runs, in the order in which its outputs come back."""
+
+    tokens: int
+    slots: int
+    positions: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Received:
+    """The pairs that a shard runs in one layer, for all shards.
+
+    activations: rows [R, D]. pair_token: [P] int32 rows of them. pair_expert: [P] int32 local expert numbers.
+    pairs: how many of the P are of each shard, in shard order.
+    """
+
+    activations: Activations
+    pair_token: Tensor
+    pair_expert: Tensor
+    pairs: tuple[int, ...]
+
+
+class Exchange(Protocol):
+    """Dispatch and combine of one shard. Raises `LinkError` naming the peer that is missing."""
+
+    dropped: int
+
+    def dispatch(self, point: ExchangePoint, activations: Activations, ids: Tensor) -> Sent:
+        """Sends rows [T, D] to the shards of their experts ids [T, K] int32 (of the whole layer)."""
+        ...
+
+    def receive_dispatch(self, point: ExchangePoint) -> Received:
+        """Waits for every shard's dispatch and joins them in shard order."""
+        ...
+
+    def send_back(self, point: ExchangePoint, received: Received, outputs: Tensor) -> None:
+        """Sends outputs [P, D] float32 back to the shards that the pairs came from."""
+        ...
+
+    def receive_combined(self, point: ExchangePoint, sent: Sent) -> Tensor:
+        """Waits for the outputs of all pairs of `sent` -> slots [T, K, D] float32."""
+        ...
+
+
+class LocalExchange:
+    """The exchange of an engine of one shard: everything stays where it is."""
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._received: dict[ExchangePoint, Received] = {}
+        self._outputs: dict[ExchangePoint, Tensor] = {}
+
+    def dispatch(self, point: ExchangePoint, activations: Activations, ids: Tensor) -> Sent:
+        tokens, slots = ids.shape
+        pair_token = torch.arange(tokens, dtype=torch.int32).repeat_interleave(slots)
+        self._received[point] = Received(activations, pair_token, ids.reshape(-1), (tokens * slots,))
+        return Sent(tokens, slots, (np.arange(tokens * slots),))
+
+    def receive_dispatch(self, point: ExchangePoint) -> Received:
+        return self._received.pop(point)
+
+    def send_back(self, point: ExchangePoint, received: Received, outputs: Tensor) -> None:
+        self._outputs[point] = outputs
+
+    def receive_combined(self, point: ExchangePoint, sent: Sent) -> Tensor:
+        return self._outputs.pop(point).reshape(sent.tokens, sent.slots, -1)
+
+
+@dataclass(frozen=True)
+class _Dispatched:
+    """One shard's dispatch to this one: values [R, D] as numpy sees them, scale [R] or none, pairs [P]."""
+
+    values: np.ndarray
+    scale: np.ndarray
+    pair_row: np.ndarray
+    pair_expert: np.ndarray
+    format: ActivationFormat
+
+
+class ZmqExchange:
+    """Peer to peer between shard processes over ZeroMQ: a PULL socket that all peers push into.
+
+    A peer may be one phase ahead, so messages are kept by (point, phase, sender) until they are asked for. `interrupt`
+    is a socket that becomes readable when the shard is told to stop; waiting then ends with `LinkError`.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        epoch: int,
+        shard: int,
+        experts: Sequence[range],
+        hidden_size: int,
+        timeout_s: float,
+    ) -> None:
+        """experts: the contiguous experts of every shard, in shard order. hidden_size: D of every row."""
+        self.dropped = 0
+        self._engine, self._epoch, self._shard = engine, epoch, shard
+        self._columns = hidden_size
+        self._timeout_s = timeout_s
+        self._first = np.array([held.start for held in experts], dtype=np.int32)
+        self._held = np.array([len(held) for held in experts], dtype=np.int32)
+        self._peers = [peer for peer in range(len(experts)) if peer != shard]
+        self._mail: dict[tuple[ExchangePoint, str, int], tuple[ExchangeHeader, list[zmq.Frame]]] = {}
+        self._own_dispatch: dict[ExchangePoint, _Dispatched] = {}
+        self._own_outputs: dict[ExchangePoint, np.ndarray] = {}
+        self._push: dict[int, zmq.Socket] = {}
+
+    def open(self, links: Links, place: LinkPlace) -> str:
+        """Binds the socket that peers push into; returns its address."""
+        self._pull, address = links.bind(zmq.PULL, place, f"exchange-{self._shard}")
+        self._poller = zmq.Poller()
+        self._poller.register(self._pull, zmq.POLLIN)
+        return address
+
+    def connect(self, links: Links, addresses: Sequence[str], interrupt: zmq.Socket | None = None) -> None:
+        """Connects to all peers, `addresses` in shard order."""
+        self._interrupt = interrupt
+        if interrupt is not None:
+            self._poller.register(interrupt, zmq.POLLIN)
+        for peer in self._peers:
+            self._push[peer] = links.connect(zmq.PUSH, addresses[peer])
+            self._push[peer].sndtimeo = round(self._timeout_s * 1000)
+
+    def dispatch(self, point: ExchangePoint, activations: Activations, ids: Tensor) -> Sent:
+        tokens, slots = ids.shape
+        chosen = ids.numpy().reshape(-1)
+        owner = np.searchsorted(self._first, chosen, side="right") - 1
+        values = _numpy(activations.values)
+        scale = np.zeros(0, np.float32) if activations.scale is None else activations.scale.numpy()
+        positions = []
+        for shard, first in enumerate(self._first):
+            position = np.flatnonzero(owner == shard)
+            rows, pair_row = np.unique(position // slots, return_inverse=True)
+            part = _Dispatched(
+                values[rows],
+                scale[rows] if len(scale) else scale,
+                pair_row.astype(np.int32).reshape(-1),
+                chosen[position] - first,
+                activations.format,
+            )
+            self._hand_over(point, shard, part)
+            positions.append(position)
+        return Sent(tokens, slots, tuple(positions))
+
+    def receive_dispatch(self, point: ExchangePoint) -> Received:
+        self._await(point, "dispatch", self._peers)
+        parts = [
+            self._own_dispatch.pop(point) if shard == self._shard else self._open_dispatch(point, shard)
+            for shard in range(len(self._first))
+        ]
+        # An idle shard's empty dispatch may bear any format; those with rows all bear the layer's.
+        kind = next((part.format for part in parts if len(part.values)), parts[0].format)
+        with_rows = [part for part in parts if len(part.values)] or parts[:1]
+        if any(part.format is not kind for part in with_rows):
+            raise LinkError(f"layer {point.layer}: shards dispatched different activation formats")
+        first_row = np.cumsum([0] + [len(part.values) for part in parts[:-1]])
+        pair_row = [part.pair_row + base for part, base in zip(parts, first_row, strict=True)]
+        values = torch.from_numpy(np.concatenate([part.values for part in with_rows])).view(_DTYPES[kind])
+        scale = torch.from_numpy(np.concatenate([part.scale for part in parts]))
+        return Received(
+            Activations(kind, values, None if kind is ActivationFormat.FLOAT else scale),
+            torch.from_numpy(np.concatenate(pair_row).astype(np.int32)),
+            torch.from_numpy(np.concatenate([part.pair_expert for part in parts])),
+            tuple(len(part.pair_row) for part in parts),
+        )
+
+    def send_back(self, point: ExchangePoint, received: Received, outputs: Tensor) -> None:
+        rows = outputs.numpy()
+        end = 0
+        for shard, pairs in enumerate(received.pairs):
+            begin, end = end, end + pairs
+            if shard == self._shard:
+                self._own_outputs[point] = rows[begin:end]
+            elif pairs:
+                header = self._header(point, "combine", 0, pairs, ActivationFormat.FLOAT)
+                self._send(shard, header, [rows[begin:end]])
+
+    def receive_combined(self, point: ExchangePoint, sent: Sent) -> Tensor:
+        owing = [peer for peer in self._peers if len(sent.positions[peer])]
+        self._await(point, "combine", owing)
+        slots = np.empty((sent.tokens * sent.slots, self._columns), np.float32)
+        slots[sent.positions[self._shard]] = self._own_outputs.pop(point)
+        for peer in owing:
+            header, frames = self._mail.pop((point, "combine", peer))
+            asked = len(sent.positions[peer])
+            if header.pairs != asked:
+                raise LinkError(f"layer {point.layer}: shard {peer} answered {header.pairs} pairs, {asked} were sent")
+            slots[sent.positions[peer]] = np.frombuffer(frames[0].buffer, np.float32).reshape(-1, self._columns)
+        return torch.from_numpy(slots).view(sent.tokens, sent.slots, self._columns)
+
+    def begin_step(self, step: int) -> None:
+        """Forgets messages of earlier steps, which nobody will ask for."""
+        for key in [key for key in self._mail if key[0].step < step]:
+            del self._mail[key]
+            self.dropped += 1
+
+    def _hand_over(self, point: ExchangePoint, shard: int, part: _Dispatched) -> None:
+        if shard == self._shard:
+            self._own_dispatch[point] = part
+            return
+        header = self._header(point, "dispatch", len(part.values), len(part.pair_row), part.format)
+        self._send(shard, header, [part.values, part.scale, part.pair_row, part.pair_expert])
+
+    def _header(
+        self, point: ExchangePoint, phase: str, rows: int, pairs: int, format: ActivationFormat
+    ) -> ExchangeHeader:
+        return ExchangeHeader(
+            self._engine,
+            self._epoch,
+            point.step,
+            point.layer,
+            point.micro_batch,
+            phase,
+            self._shard,
+            rows,
+            pairs,
+            self._columns,
+            format.value,
+        )
+
+    def _send(self, peer: int, header: ExchangeHeader, arrays: list[np.ndarray]) -> None:
+        frames = [encode(header), *(np.ascontiguousarray(array).data for array in arrays)]
+        try:
+            self._push[peer].send_multipart(frames)
+        except zmq.Again:
+            raise LinkError(
+                f"layer {header.layer}: shard {peer} took no {header.phase} message within {self._timeout_s:g} s"
+            ) from None
+
+    def _await(self, point: ExchangePoint, phase: str, peers: Sequence[int]) -> None:
+        """Reads messages until those of `peers` are in the mail."""
+        missing = [peer for peer in peers if (point, phase, peer) not in self._mail]
+        deadline = time.monotonic() + self._timeout_s
+        while missing:
+            ready = dict(self._poller.poll(max(0, round((deadline - time.monotonic()) * 1000))))
+            if self._interrupt is not None and self._interrupt in ready:
+                raise LinkError(f"layer {point.layer}: told to stop while waiting for the {phase} of {_names(missing)}")
+            if not ready:
+                raise LinkError(
+                    f"layer {point.layer}: no {phase} message from {_names(missing)} within {self._timeout_s:g} s"
+                )
+            self._read_message()
+            missing = [peer for peer in missing if (point, phase, peer) not in self._mail]
+
+    def _read_message(self) -> None:
+        first, *frames = self._pull.recv_multipart(copy=False)
+        try:
+            header = decode_as(first.bytes, ExchangeHeader)
+            expected = header.frame_bytes()
+        except (WireError, ValueError):
+            self.dropped += 1
+            return
+        known = header.engine == self._engine and header.epoch == self._epoch and header.sender in self._peers
+        if not known or header.columns != self._columns or tuple(len(frame) for frame in frames) != expected:
+            self.dropped += 1
+            return
+        self._mail[header.point(), header.phase, header.sender] = header, frames
+
+    def _open_dispatch(self, point: ExchangePoint, sender: int) -> _Dispatched:
+        header, frames = self._mail.pop((point, "dispatch", sender))
+        values, scale, pair_row, pair_expert = (frame.buffer for frame in frames)
+        kind = ActivationFormat(header.format)
+        part = _Dispatched(
+            np.frombuffer(values, _numpy_dtype(kind)).reshape(-1, self._columns),
+            np.frombuffer(scale, np.float32),
+            np.frombuffer(pair_row, np.int32),
+            np.frombuffer(pair_expert, np.int32),
+            kind,
+        )
+        # The kernels index with these numbers, in C++: a wrong one must not reach them.
+        if header.pairs and not (
+            part.pair_row.min() >= 0
+            and part.pair_row.max() < header.rows
+            and part.pair_expert.min() >= 0
+            and part.pair_expert.max() < self._held[self._shard]
+        ):
+            raise LinkError(f"shard {sender} sent pairs of layer {point.layer} that name no row or expert here")
+        return part
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    """A view that numpy knows; FP8 as its bytes."""
+    return values.view(torch.uint8).numpy() if values.dtype == torch.float8_e4m3fn else values.numpy()
+
+
+def _numpy_dtype(kind: ActivationFormat) -> type[np.generic]:
+    return {ActivationFormat.FLOAT: np.float32, ActivationFormat.INT8: np.int8, ActivationFormat.FP8: np.uint8}[kind]
+
+
+def _names(shards: Sequence[int]) -> str:
+    return ", ".join(f"shard {shard}" for shard in shards)

@@ -1,0 +1,173 @@
+"""How the processes of one engine reach each other: ZeroMQ over Unix sockets or over TCP with CURVE keys.
+
+On one node the sockets are files in a folder that only this user may enter. Between nodes every connection is
+encrypted, and both ends prove that they hold the engine's keys, which travel through Ray. What is sent is msgpack of
+known types (`wire`) and raw tensor bytes, never pickle.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field, replace
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+
+# sockaddr_un holds 108 bytes with the closing zero; names inside the folder take at most 20.
+LONGEST_FOLDER = 87
+
+# Messages queued for one peer. A plan is answered before the next one is sent, and an exchange is at most one phase
+# ahead of its receiver, so a full queue there means a peer that stopped reading: sending then waits, up to the timeout.
+PEER_QUEUE = 64
+# A client gets one message a step. One that reads nothing for this many steps is dropped by the router.
+CLIENT_QUEUE = 10_000
+
+
+class LinkError(Exception):
+    """A socket could not be opened, or a peer did not answer in time."""
+
+
+@dataclass(frozen=True)
+class LinkKeys:
+    """CURVE keys of one engine, Z85 text of 40 bytes each.
+
+    Whoever binds a socket proves `server_secret`, whoever connects proves `client_secret`; clients get a copy without
+    the server's secret (`for_client`).
+    """
+
+    server_public: bytes
+    client_public: bytes
+    client_secret: bytes = field(repr=False)
+    server_secret: bytes = field(repr=False, default=b"")
+
+    @classmethod
+    def create(cls) -> LinkKeys:
+        """New random keys."""
+        server_public, server_secret = zmq.curve_keypair()
+        client_public, client_secret = zmq.curve_keypair()
+        return cls(server_public, client_public, client_secret, server_secret)
+
+    def for_client(self) -> LinkKeys:
+        """The same keys without the server's secret: enough to connect, not to bind."""
+        return replace(self, server_secret=b"")
+
+
+@dataclass(frozen=True)
+class LinkPlace:
+    """Where sockets are bound: a private folder (Unix sockets) or a host's address (TCP); the other one is empty."""
+
+    folder: str = ""
+    host: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.folder) == bool(self.host):
+            raise ValueError(f"a link place is a folder or a host, got folder={self.folder!r} host={self.host!r}")
+
+
+def create_folder() -> str:
+    """A new folder for Unix sockets that only this user may enter (mode 0700)."""
+    folder = tempfile.mkdtemp(prefix="flyray-")
+    if len(os.fsencode(folder)) > LONGEST_FOLDER:
+        os.rmdir(folder)
+        raise LinkError(
+            f"{folder}: too long for Unix sockets, at most {LONGEST_FOLDER} bytes; set TMPDIR to a shorter path"
+        )
+    return folder
+
+
+def remove_folder(folder: str) -> None:
+    """Removes a folder of Unix sockets; one that is gone already is fine, for every shard and the router try."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class _EngineMembers:
+    """Admits the one client key of the engine."""
+
+    def __init__(self, keys: LinkKeys) -> None:
+        self._client = keys.client_public
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        return key == self._client
+
+
+class Links:
+    """The sockets of one process in one engine. With keys every socket is encrypted and checks its peer.
+
+    Sockets never linger: what is unsent at `close` is dropped, for it belongs to an engine that ended.
+    """
+
+    def __init__(self, keys: LinkKeys | None, silence_s: float = 0.0) -> None:
+        """silence_s: a TCP peer that is silent for so long is taken for gone and disconnected (0: never).
+
+        ZeroMQ's own thread sends and answers these heartbeats, so a peer that computes is not taken for gone. Unix
+        sockets need none: the kernel closes them with their process.
+        """
+        self.keys = keys
+        self._silence_ms = round(silence_s * 1000)
+        self.context = zmq.Context()
+        self._authenticator: ThreadAuthenticator | None = None
+
+    def bind(self, kind: int, place: LinkPlace, name: str, queue: int = PEER_QUEUE) -> tuple[zmq.Socket, str]:
+        """A bound socket of `kind` (zmq.DEALER, …) and the address that others connect to."""
+        socket = self._socket(kind, queue)
+        if place.host:
+            self._notice_silence(socket)
+        if self.keys is not None:
+            self._admit_members(self.keys)
+            socket.curve_server = True
+            socket.curve_secretkey = self.keys.server_secret
+            socket.curve_publickey = self.keys.server_public
+        wanted = f"ipc://{place.folder}/{name}" if place.folder else f"tcp://{_bracketed(place.host)}:*"
+        try:
+            socket.bind(wanted)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise LinkError(f"{wanted}: cannot bind: {error}") from error
+        return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def connect(self, kind: int, address: str, queue: int = PEER_QUEUE, identity: bytes = b"") -> zmq.Socket:
+        """A socket of `kind` connected to `address`; ZeroMQ connects in the background and again after a loss."""
+        socket = self._socket(kind, queue)
+        if identity:
+            socket.routing_id = identity
+        if address.startswith("tcp:"):
+            self._notice_silence(socket)
+        if self.keys is not None:
+            socket.curve_serverkey = self.keys.server_public
+            socket.curve_secretkey = self.keys.client_secret
+            socket.curve_publickey = self.keys.client_public
+        socket.connect(address)
+        return socket
+
+    def close(self) -> None:
+        """Closes every socket and ends ZeroMQ's threads. May be called twice."""
+        if self._authenticator is not None:
+            self._authenticator.stop()
+            self._authenticator = None
+        self.context.destroy(linger=0)
+
+    def _socket(self, kind: int, queue: int) -> zmq.Socket:
+        socket = self.context.socket(kind)
+        socket.linger = 0
+        socket.set_hwm(queue)
+        return socket
+
+    def _notice_silence(self, socket: zmq.Socket) -> None:
+        if self._silence_ms:
+            socket.heartbeat_ivl = max(self._silence_ms // 3, 1)
+            socket.heartbeat_timeout = self._silence_ms
+
+    def _admit_members(self, keys: LinkKeys) -> None:
+        if not keys.server_secret:
+            raise LinkError("these keys are a client's: they can connect but not bind")
+        if self._authenticator is None:
+            authenticator = ThreadAuthenticator(self.context)
+            authenticator.start()
+            authenticator.configure_curve_callback("*", _EngineMembers(keys))
+            self._authenticator = authenticator
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

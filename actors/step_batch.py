@@ -1,0 +1,152 @@
+"""What a shard remembers of its sequences, and the tensors of one step that it makes of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.protocol import PagedBatch, SamplingRow
+from .step_plan import SequenceStart, Slice, StepPlan
+
+
+class PlanError(Exception):
+    """A plan that does not fit what the shard knows: a router's or a shard's mistake, never a client's."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A slice whose prompt tokens are scored: row `first_row` + i of the step gives the probability of targets[i]."""
+
+    sequence: int
+    start: int
+    first_row: int
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One step of one shard. T rows, one a token.
+
+    tokens: [T] int64. paged: where they stand in the KV cache. sampled: the sequences that get a token; sampled_rows: the
+    row of each that is sampled; sampling: how.
+    """
+
+    tokens: Tensor
+    paged: PagedBatch
+    sampled: tuple[int, ...]
+    sampled_rows: tuple[int, ...]
+    sampling: tuple[SamplingRow, ...]
+    scored: tuple[Scored, ...]
+
+
+@dataclass
+class _Sequence:
+    start: SequenceStart
+    pages: list[int] = field(default_factory=list)
+    length: int = 0
+    last_token: int | None = None
+
+
+class SequenceTable:
+    """The sequences that live on a shard. `page_size` in tokens, `num_pages` in the shard's cache."""
+
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        self._num_pages, self._page_size = num_pages, page_size
+        self._sequences: dict[int, _Sequence] = {}
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def apply(self, plan: StepPlan) -> StepBatch:
+        """Takes up the plan's ends, starts and pages; returns the step's tensors. Raises `PlanError`."""
+        for sequence in plan.ends:
+            if self._sequences.pop(sequence, None) is None:
+                raise PlanError(f"the plan ends sequence {sequence}, which is not here")
+        for start in plan.starts:
+            if start.sequence in self._sequences:
+                raise PlanError(f"the plan starts sequence {start.sequence}, which is here already")
+            self._sequences[start.sequence] = _Sequence(start)
+        return self._batch(plan.slices)
+
+    def sampled(self, sequence: int, token: int) -> None:
+        """Remembers the token that a sequence goes on with."""
+        self._sequences[sequence].last_token = token
+
+    def _batch(self, slices: tuple[Slice, ...]) -> StepBatch:
+        tokens: list[int] = []
+        bounds, lengths, page_lists = [0], [], []
+        sampled, sampled_rows, sampling, scored = [], [], [], []
+        for part in slices:
+            sequence = self._sequences.get(part.sequence)
+            if sequence is None:
+                raise PlanError(f"the plan runs sequence {part.sequence}, which is not here")
+            ids = self._take(sequence, part)
+            if sequence.start.score_prompt and part.tokens:
+                targets = part.tokens[1:] + ((part.next_token,) if part.next_token >= 0 else ())
+                scored.append(Scored(part.sequence, part.start, len(tokens), targets))
+            tokens.extend(ids)
+            bounds.append(len(tokens))
+            lengths.append(sequence.length)
+            page_lists.append(sequence.pages)
+            if part.sample:
+                sampled.append(part.sequence)
+                sampled_rows.append(len(tokens) - 1)
+                sampling.append(_sampling_row(sequence))
+        return StepBatch(
+            torch.tensor(tokens, dtype=torch.int64),
+            self._paged(bounds, lengths, page_lists),
+            tuple(sampled),
+            tuple(sampled_rows),
+            tuple(sampling),
+            tuple(scored),
+        )
+
+    def _take(self, sequence: _Sequence, part: Slice) -> tuple[int, ...]:
+        """Moves a sequence on by a slice; returns the tokens that run."""
+        ids = part.tokens
+        if not ids:
+            if sequence.last_token is None:
+                raise PlanError(f"sequence {part.sequence} has no sampled token to go on with")
+            ids = (sequence.last_token,)
+        if part.start != sequence.length:
+            raise PlanError(f"sequence {part.sequence} has {sequence.length} tokens, the slice starts at {part.start}")
+        if any(not 0 <= page < self._num_pages for page in part.new_pages):
+            raise PlanError(f"sequence {part.sequence} got pages {part.new_pages}, the cache has {self._num_pages}")
+        sequence.pages.extend(part.new_pages)
+        sequence.length += len(ids)
+        if sequence.length > len(sequence.pages) * self._page_size:
+            raise PlanError(
+                f"sequence {part.sequence} has {sequence.length} tokens in {len(sequence.pages)} pages "
+                f"of {self._page_size}"
+            )
+        return ids
+
+    def _paged(self, bounds: list[int], lengths: list[int], page_lists: list[list[int]]) -> PagedBatch:
+        count = len(lengths)
+        table = np.full((count, max((len(pages) for pages in page_lists), default=0)), -1, np.int32)
+        for row, pages in enumerate(page_lists):
+            table[row, : len(pages)] = pages
+        query_start = np.array(bounds, np.int32)
+        context_len = np.array(lengths, np.int32)
+        new = np.diff(query_start)
+        owner = np.repeat(np.arange(count), new)
+        # A sequence's last query stands at its last position.
+        positions = np.arange(bounds[-1]) + np.repeat(context_len - query_start[1:], new)
+        slots = table[owner, positions // self._page_size].astype(np.int64) * self._page_size
+        slots += positions % self._page_size
+        return PagedBatch(
+            torch.from_numpy(query_start),
+            torch.from_numpy(context_len),
+            torch.from_numpy(table),
+            torch.from_numpy(positions),
+            torch.from_numpy(slots),
+        )
+
+
+def _sampling_row(sequence: _Sequence) -> SamplingRow:
+    """How the token after the sequence's last one is drawn; `position` is the new token's own."""
+    how = sequence.start.sampling
+    return SamplingRow(how.temperature, how.top_p, how.top_k, how.seed, sequence.length)

@@ -1,0 +1,226 @@
+"""Dispatch and combine: one shard against several real processes, equal to the bit."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+
+import numpy as np
+import pytest
+import torch
+import zmq
+from torch import Tensor
+
+from flyray.actors.engine_config import expert_ranges
+from flyray.actors.exchange import ExchangeHeader, ExchangePoint, LocalExchange, ZmqExchange
+from flyray.actors.link import LinkError, LinkKeys, LinkPlace, Links, create_folder, remove_folder
+from flyray.actors.wire import encode
+from flyray.kernels.protocol import ActivationFormat, Activations
+
+EXPERTS, HIDDEN, TOP_K = 24, 32, 4
+TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows of one layer on one shard."""
+
+    activations: Activations
+    ids: Tensor
+
+
+def case(seed: int, tokens: int, format: ActivationFormat = ActivationFormat.INT8) -> Case:
+    """Random rows that each choose TOP_K different experts."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.rand((tokens, EXPERTS), generator=generator).topk(TOP_K).indices.to(torch.int32)
+    rows = torch.randn((tokens, HIDDEN), generator=generator)
+    if format is ActivationFormat.FLOAT:
+        return Case(Activations(format, rows, None), ids)
+    scale = rows.abs().amax(1) / 127
+    values = (rows / scale[:, None]).round()
+    kind = torch.int8 if format is ActivationFormat.INT8 else torch.float8_e4m3fn
+    return Case(Activations(format, values.to(kind), scale), ids)
+
+
+def run_experts(activations: Activations, rows: Tensor, experts: Tensor) -> Tensor:
+    """A stand-in for the kernels whose output names its expert: (row * scale + expert) * expert, [P, D] float32."""
+    x = activations.values.float()
+    if activations.scale is not None:
+        x = x * activations.scale[:, None]
+    return (x[rows.long()] + experts[:, None]) * experts[:, None]
+
+
+def run_layer(exchange: LocalExchange | ZmqExchange, point: ExchangePoint, case: Case, first_expert: int) -> Tensor:
+    """One layer as a shard runs it -> slots [T, K, D]."""
+    sent = exchange.dispatch(point, case.activations, case.ids)
+    received = exchange.receive_dispatch(point)
+    outputs = run_experts(received.activations, received.pair_token, received.pair_expert + first_expert)
+    exchange.send_back(point, received, outputs)
+    return exchange.receive_combined(point, sent)
+
+
+def serve_shard(shard: int, shards: int, place: LinkPlace, keys: LinkKeys | None, pipe: Connection) -> None:
+    """A shard's process: answers each list of cases (one a layer) with the slots of each."""
+    torch.set_num_threads(1)
+    ranges = expert_ranges(EXPERTS, shards)
+    links = Links(keys)
+    exchange = ZmqExchange("engine", 7, shard, ranges, HIDDEN, TIMEOUT_S)
+    pipe.send(exchange.open(links, place))
+    exchange.connect(links, pipe.recv())
+    step = 0
+    while (cases := pipe.recv()) is not None:
+        exchange.begin_step(step)
+        first = ranges[shard].start
+        slots = [run_layer(exchange, ExchangePoint(step, layer, 0), case, first) for layer, case in enumerate(cases)]
+        pipe.send(([each.numpy() for each in slots], exchange.dropped))
+        step += 1
+    links.close()
+
+
+class Group:
+    """Shards in processes of their own."""
+
+    def __init__(self, shards: int, place: LinkPlace, keys: LinkKeys | None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for shard in range(shards):
+            here, there = context.Pipe()
+            process = context.Process(target=serve_shard, args=(shard, shards, place, keys, there), daemon=True)
+            process.start()
+            there.close()
+            self.pipes.append(here)
+            self.processes.append(process)
+        self.addresses = [pipe.recv() for pipe in self.pipes]
+        for pipe in self.pipes:
+            pipe.send(self.addresses)
+
+    def run(self, cases: Sequence[Sequence[Case]]) -> tuple[list[list[np.ndarray]], list[int]]:
+        """cases[shard][layer] -> slots[shard][layer] and the dropped messages of each shard."""
+        for pipe, mine in zip(self.pipes, cases, strict=True):
+            pipe.send(mine)
+        answers = [pipe.recv() for pipe in self.pipes]
+        return [slots for slots, _ in answers], [dropped for _, dropped in answers]
+
+    def stop(self) -> None:
+        for pipe in self.pipes:
+            pipe.send(None)
+        for process in self.processes:
+            process.join(30)
+            assert process.exitcode == 0
+
+
+@pytest.fixture(scope="module", params=[(2, "ipc"), (3, "tcp"), (5, "ipc")], ids=["2-ipc", "3-tcp", "5-ipc"])
+def group(request: pytest.FixtureRequest) -> Iterator[Group]:
+    shards, transport = request.param
+    folder = create_folder()
+    keys = LinkKeys.create() if transport == "tcp" else None
+    place = LinkPlace(host="127.0.0.1") if transport == "tcp" else LinkPlace(folder=folder)
+    group = Group(shards, place, keys)
+    yield group
+    group.stop()
+    remove_folder(folder)
+
+
+def split(whole: Case, parts: Sequence[int]) -> list[Case]:
+    """The rows of a case, `parts[shard]` of them on each shard."""
+    cases, begin = [], 0
+    for count in parts:
+        rows = slice(begin, begin + count)
+        scale = whole.activations.scale
+        mine = Activations(
+            whole.activations.format, whole.activations.values[rows], None if scale is None else scale[rows]
+        )
+        cases.append(Case(mine, whole.ids[rows]))
+        begin += count
+    return cases
+
+
+@pytest.mark.parametrize("format", list(ActivationFormat))
+def test_any_number_of_shards_gives_the_bits_of_one(group: Group, format: ActivationFormat) -> None:
+    shards = len(group.pipes)
+    layers = [case(layer, tokens, format) for layer, tokens in enumerate((17, 1, 40, 5))]
+    expected = [run_layer(LocalExchange(), ExchangePoint(0, layer, 0), each, 0) for layer, each in enumerate(layers)]
+    # All rows on the last shard, then dealt out unevenly, with shards that have none.
+    for deal in ("last", "uneven"):
+        shares = []
+        for each in layers:
+            tokens = len(each.ids)
+            first = 0 if deal == "last" else tokens // 2
+            shares.append(split(each, [first] + [0] * (shards - 2) + [tokens - first]))
+        slots, dropped = group.run([[share[shard] for share in shares] for shard in range(shards)])
+        assert dropped == [0] * shards
+        for layer, whole in enumerate(expected):
+            joined = np.concatenate([slots[shard][layer] for shard in range(shards)])
+            assert np.array_equal(joined.view(np.int32), whole.numpy().view(np.int32))
+
+
+def test_messages_of_another_epoch_or_engine_or_none_are_dropped_and_counted() -> None:
+    folder = create_folder()
+    links = Links(None)
+    try:
+        exchange = ZmqExchange("engine", 7, 0, expert_ranges(EXPERTS, 2), HIDDEN, 0.2)
+        address = exchange.open(links, LinkPlace(folder=folder))
+        exchange.connect(links, [address, f"ipc://{folder}/nobody"])
+        peer = links.connect(zmq.PUSH, address)
+        good = ExchangeHeader("engine", 7, 0, 0, 0, "dispatch", 1, 0, 0, HIDDEN, "int8")
+        strange = [
+            replace(good, epoch=6),
+            replace(good, engine="other"),
+            replace(good, sender=5),
+            replace(good, columns=HIDDEN + 1),
+            replace(good, phase="gossip"),
+            replace(good, format="int3"),
+            replace(good, rows=1),
+        ]
+        for header in strange:
+            peer.send_multipart([encode(header), b"", b"", b"", b""])
+        peer.send_multipart([b"\xc1 not msgpack", b""])
+        peer.send_multipart([encode(good), b""])
+        exchange.dispatch(ExchangePoint(0, 0, 0), *_none())
+        with pytest.raises(LinkError, match=r"layer 0: no dispatch message from shard 1 within 0.2 s"):
+            exchange.receive_dispatch(ExchangePoint(0, 0, 0))
+        assert exchange.dropped == len(strange) + 2
+    finally:
+        links.close()
+        remove_folder(folder)
+
+
+def _none() -> tuple[Activations, Tensor]:
+    empty = case(0, 0)
+    return empty.activations, empty.ids
+
+
+def test_pairs_that_name_no_expert_of_this_shard_are_refused() -> None:
+    folder = create_folder()
+    links = Links(None)
+    try:
+        exchange = ZmqExchange("engine", 7, 0, expert_ranges(EXPERTS, 2), HIDDEN, TIMEOUT_S)
+        address = exchange.open(links, LinkPlace(folder=folder))
+        exchange.connect(links, [address, f"ipc://{folder}/nobody"])
+        peer = links.connect(zmq.PUSH, address)
+        header = ExchangeHeader("engine", 7, 0, 0, 0, "dispatch", 1, 1, 1, HIDDEN, "int8")
+        numbers = np.array([0], np.int32), np.array([EXPERTS // 2], np.int32)
+        peer.send_multipart([encode(header), bytes(HIDDEN), bytes(4), *(each.tobytes() for each in numbers)])
+        exchange.dispatch(ExchangePoint(0, 0, 0), *_none())
+        with pytest.raises(LinkError, match="shard 1 sent pairs of layer 0 that name no row or expert here"):
+            exchange.receive_dispatch(ExchangePoint(0, 0, 0))
+    finally:
+        links.close()
+        remove_folder(folder)
+
+
+@pytest.mark.parametrize(("experts", "shards"), [(24, 1), (24, 5), (8, 3), (384, 3), (8, 8)])
+def test_every_expert_is_held_once_and_shares_differ_by_one_at_most(experts: int, shards: int) -> None:
+    ranges = expert_ranges(experts, shards)
+    assert [expert for held in ranges for expert in held] == list(range(experts))
+    sizes = [len(held) for held in ranges]
+    assert len(sizes) == shards
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_more_shards_than_experts_are_refused_with_both_numbers() -> None:
+    with pytest.raises(ValueError, match="9 shards cannot share 8 experts"):
+        expert_ranges(8, 9)

@@ -1,0 +1,140 @@
+"""Sockets of an engine: private files on one node, keys over TCP."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+import zmq
+
+from flyray.actors.link import LinkError, LinkKeys, LinkPlace, Links, create_folder, remove_folder
+
+WAIT_MS = 10_000
+
+
+def exchange_text(server: Links, client: Links, place: LinkPlace) -> str:
+    """Sends a text and its answer between two processes' links."""
+    bound, address = server.bind(zmq.ROUTER, place, "plan")
+    connected = client.connect(zmq.DEALER, address, identity=b"me")
+    connected.send(b"hello")
+    assert bound.poll(WAIT_MS), "nothing arrived"
+    bound.send_multipart(bound.recv_multipart())
+    assert connected.poll(WAIT_MS), "nothing came back"
+    assert connected.recv() == b"hello"
+    return address
+
+
+def test_unix_sockets_stand_in_a_private_folder_that_is_removed() -> None:
+    folder = create_folder()
+    server, client = Links(None), Links(None)
+    try:
+        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+        assert exchange_text(server, client, LinkPlace(folder=folder)) == f"ipc://{folder}/plan"
+        assert os.listdir(folder) == ["plan"]
+    finally:
+        server.close()
+        client.close()
+        remove_folder(folder)
+    assert not os.path.exists(folder)
+    remove_folder(folder)  # the second one to try finds nothing to do
+
+
+def test_tcp_with_keys_reaches_a_member() -> None:
+    keys = LinkKeys.create()
+    server, client = Links(keys, silence_s=0.9), Links(keys.for_client(), silence_s=0.9)
+    try:
+        address = exchange_text(server, client, LinkPlace(host="127.0.0.1"))
+        assert address.startswith("tcp://127.0.0.1:")
+    finally:
+        server.close()
+        client.close()
+
+
+@pytest.mark.parametrize("keys", ["another engine's", "another client's", "none"])
+def test_tcp_refuses_strangers(keys: str) -> None:
+    own = LinkKeys.create()
+    other = LinkKeys.create()
+    mixed = LinkKeys(own.server_public, other.client_public, other.client_secret)
+    strange = {"another engine's": other.for_client(), "another client's": mixed, "none": None}[keys]
+    server, stranger, member = Links(own), Links(strange), Links(own.for_client())
+    try:
+        bound, address = server.bind(zmq.ROUTER, LinkPlace(host="127.0.0.1"), "plan")
+        refused = stranger.connect(zmq.DEALER, address)
+        failures = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        failures |= zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        monitor = bound.get_monitor_socket(failures | zmq.EVENT_DISCONNECTED)
+        refused.send(b"let me in")
+        assert monitor.poll(WAIT_MS), "the stranger was neither refused nor dropped"
+        welcome = member.connect(zmq.DEALER, address)
+        welcome.send(b"mine")
+        assert bound.poll(WAIT_MS)
+        assert bound.recv_multipart()[1] == b"mine"
+        assert not bound.poll(0), "the stranger's message came through"
+        bound.disable_monitor()
+    finally:
+        for links in (server, stranger, member):
+            links.close()
+
+
+def test_a_clients_keys_cannot_bind() -> None:
+    links = Links(LinkKeys.create().for_client())
+    try:
+        with pytest.raises(LinkError, match="can connect but not bind"):
+            links.bind(zmq.ROUTER, LinkPlace(host="127.0.0.1"), "plan")
+    finally:
+        links.close()
+
+
+def test_secrets_are_not_printed() -> None:
+    keys = LinkKeys.create()
+    assert keys.client_secret.decode() not in repr(keys)
+    assert keys.server_secret.decode() not in repr(keys)
+    assert keys.for_client().server_secret == b""
+
+
+PEER = """
+import sys
+from flyray.actors.link import Links
+import zmq
+socket = Links(None, silence_s=0.3).connect(zmq.DEALER, sys.argv[1])
+socket.send(b"here")
+socket.recv()
+"""
+
+
+@pytest.mark.parametrize(
+    ("transport", "sent"), [("tcp", signal.SIGSTOP), ("tcp", signal.SIGKILL), ("ipc", signal.SIGKILL)]
+)
+def test_a_peer_that_stops_or_dies_is_noticed(transport: str, sent: signal.Signals) -> None:
+    folder = create_folder()
+    server = Links(None, silence_s=0.3)
+    place = LinkPlace(folder=folder) if transport == "ipc" else LinkPlace(host="127.0.0.1")
+    bound, address = server.bind(zmq.DEALER, place, "plan")
+    monitor = bound.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    peer = subprocess.Popen([sys.executable, "-c", PEER, address])
+    try:
+        assert bound.poll(3 * WAIT_MS), "the peer did not come up"
+        peer.send_signal(sent)
+        begin = time.monotonic()
+        assert monitor.poll(WAIT_MS), "the peer is still taken for alive"
+        assert time.monotonic() - begin < 3
+        bound.disable_monitor()
+    finally:
+        peer.kill()
+        peer.wait()
+        server.close()
+        remove_folder(folder)
+
+
+def test_a_place_is_one_of_two_and_a_bad_one_is_named() -> None:
+    with pytest.raises(ValueError, match="a folder or a host"):
+        LinkPlace()
+    links = Links(None)
+    try:
+        with pytest.raises(LinkError, match="ipc:///does/not/exist/plan: cannot bind"):
+            links.bind(zmq.ROUTER, LinkPlace(folder="/does/not/exist"), "plan")
+    finally:
+        links.close()
