@@ -1,0 +1,181 @@
+"""Reads single tensors, or rows of them, out of a safetensors checkpoint without touching the rest of its files.
+
+Only headers are read when a `Checkpoint` opens; a tensor's own byte range is read when it is asked for, so that each of
+many shards reads its part of a 555 GB checkpoint and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .expert_format import expert_format
+from .safetensors_header import CheckpointError, TensorEntry, dtype_name, read_header
+
+PREFIX = "language_model."
+INDEX = "model.safetensors.index.json"
+
+__all__ = ["Checkpoint", "CheckpointError", "TensorEntry", "read_header"]
+
+
+class Checkpoint:
+    """The tensors of one checkpoint folder.
+
+    Names are given without the multimodal prefix "language_model.", which `prefix` holds if the checkpoint has it;
+    tensors of other parts of the model (a vision tower) keep their full names. `bytes_read` counts tensor data read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise CheckpointError(f"{self.path}: no such checkpoint folder")
+        self.config: dict[str, Any] = _read_json(self.path / "config.json")
+        self.files = _find_files(self.path)
+        self.bytes_read = 0
+        stored: dict[str, TensorEntry] = {}
+        for file in self.files:
+            for name, entry in read_header(file).items():
+                if name in stored:
+                    raise CheckpointError(f"{file}: tensor {name} is also in {stored[name].file.name}")
+                stored[name] = entry
+        _check_index(self.path, stored)
+        self.prefix = PREFIX if any(name.startswith(PREFIX) for name in stored) else ""
+        self._entries = {name.removeprefix(self.prefix): entry for name, entry in stored.items()}
+        self._stored_names = {name.removeprefix(self.prefix): name for name in stored}
+        if len(self._entries) != len(stored):
+            twice = next(name for name in stored if self.prefix and self.prefix + name in stored)
+            raise CheckpointError(f"{self.path}: tensor {twice} is there with and without the prefix {self.prefix!r}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every tensor's name, without the prefix, file by file in the order of the headers."""
+        return tuple(self._entries)
+
+    def has(self, name: str) -> bool:
+        return name in self._entries
+
+    def stored_name(self, name: str) -> str:
+        """The name in the file, with the prefix."""
+        self.entry(name)
+        return self._stored_names[name]
+
+    def entry(self, name: str) -> TensorEntry:
+        """Raises CheckpointError if the tensor is missing."""
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path}: tensor {self.prefix}{name} is missing") from None
+
+    def read(
+        self, name: str, dtype: torch.dtype | tuple[torch.dtype, ...] = (), shape: tuple[int, ...] | None = None
+    ) -> Tensor:
+        """The whole tensor. With `dtype` (one or several) or `shape`, anything else is a CheckpointError."""
+        entry = self.expect(name, dtype, shape)
+        return self._load(name, entry, entry.begin, entry.end).reshape(entry.shape)
+
+    def read_rows(self, name: str, low: int, high: int) -> Tensor:
+        """Rows low..high of the first dimension, reading those bytes only: [high - low, ...]."""
+        entry = self.entry(name)
+        if not entry.shape or not 0 <= low <= high <= entry.shape[0]:
+            raise CheckpointError(
+                f"{entry.file}: rows {low}..{high} of tensor {name} asked for, its shape is {list(entry.shape)}"
+            )
+        row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
+        data = self._load(name, entry, entry.begin + low * row_bytes, entry.begin + high * row_bytes)
+        return data.reshape(high - low, *entry.shape[1:])
+
+    def expect(
+        self, name: str, dtype: torch.dtype | tuple[torch.dtype, ...] = (), shape: tuple[int, ...] | None = None
+    ) -> TensorEntry:
+        """The entry, checked against what the caller can use, from the header alone."""
+        entry = self.entry(name)
+        allowed = (dtype,) if isinstance(dtype, torch.dtype) else dtype
+        if allowed and entry.dtype not in allowed:
+            wanted = " or ".join(dtype_name(d) for d in allowed)
+            raise CheckpointError(f"{entry.file}: tensor {name} has dtype {dtype_name(entry.dtype)}, expected {wanted}")
+        if shape is not None and entry.shape != tuple(shape):
+            raise CheckpointError(f"{entry.file}: tensor {name} has shape {list(entry.shape)}, expected {list(shape)}")
+        return entry
+
+    def expert_format(self) -> str:
+        """The routed experts' format, one of `kernels.formats.FORMATS`, from config.json and the tensors together."""
+        return expert_format(self.path, self.config, self._entries)
+
+    def _load(self, name: str, entry: TensorEntry, begin: int, end: int) -> Tensor:
+        data = torch.empty((end - begin) // entry.dtype.itemsize, dtype=entry.dtype)
+        if end > begin:
+            _read_into(entry.file, begin, data.view(torch.uint8).numpy().data, name)
+        self.bytes_read += end - begin
+        return data
+
+
+def _find_files(path: Path) -> tuple[Path, ...]:
+    index = path / INDEX
+    if not index.exists():
+        files = tuple(sorted(path.glob("*.safetensors")))
+        if not files:
+            raise CheckpointError(f"{path}: neither {INDEX} nor any *.safetensors file")
+        return files
+    names = sorted(set(_weight_map(index).values()))
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index}: names {name!r}, which is not a file of this folder")
+        if not (path / name).is_file():
+            raise CheckpointError(f"{index}: names {name}, which is not there")
+    if not names:
+        raise CheckpointError(f"{index}: names no tensor")
+    return tuple(path / name for name in names)
+
+
+def _check_index(path: Path, stored: dict[str, TensorEntry]) -> None:
+    index = path / INDEX
+    if not index.exists():
+        return
+    for name, file in _weight_map(index).items():
+        if name not in stored:
+            raise CheckpointError(f"{path / file}: tensor {name} is missing, {INDEX} says that it is there")
+        if stored[name].file.name != file:
+            raise CheckpointError(f"{index}: puts tensor {name} in {file}, it is in {stored[name].file.name}")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{index}: no weight_map of tensor names to file names")
+    return weight_map
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: is not a JSON object")
+    return content
+
+
+def _read_into(file: Path, begin: int, target: memoryview, name: str) -> None:
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read for tensor {name}: {error.strerror}") from error
+    try:
+        done = 0
+        while done < len(target):
+            count = os.preadv(descriptor, [target[done:]], begin + done)
+            if count == 0:
+                raise CheckpointError(f"{file}: truncated while reading tensor {name} at byte {begin + done}")
+            done += count
+    except OSError as error:
+        raise CheckpointError(f"{file}: reading tensor {name} failed: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
