@@ -6,19 +6,17 @@ cannot be run gets an error line, and the job goes on. Results stand in the orde
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from .batch_line import Answer, BatchLine, LineError, RawLine, error_line, parse_line, read_lines, result_line
 from .batch_output import BatchFileError, BatchOutput, fingerprint
-
-# Lines skipped or refused between two looks at the event loop: a Ctrl-C must not wait for a million of them.
-LINES_PER_TURN = 256
+from .crew import work_through
 
 
 class ServiceLost(Exception):
@@ -107,13 +105,7 @@ class BatchJob:
             BatchOutput(self._output_path, drop_errors=self._retry_errors) as output,
             self._input_path.open("rb") as file,
         ):
-            lines = read_lines(file)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(self._concurrency):
-                        group.create_task(self._work(lines, output))
-            except* ServiceLost as lost:
-                raise _first_loss(lost) from None
+            await work_through(read_lines(file), partial(self._work, output), self._concurrency)
             known = sum(output.is_done(mark) for mark in self._seen)
             self._foreign = output.results - known
         return self.summary
@@ -121,18 +113,15 @@ class BatchJob:
     def _open_output(self) -> BatchOutput:
         return BatchOutput(self._output_path, drop_errors=self._retry_errors)
 
-    async def _work(self, lines: Iterator[RawLine], output: BatchOutput) -> None:
-        """One of `concurrency` workers: takes the next line, waits for its answer, writes it."""
-        for taken, raw in enumerate(lines, start=1):
-            if line := self._accept(raw, output):
-                answer = await self._runner.run(line)
-                output.append([result_line(line, answer)])
-                self._count_answer(answer)
-            elif taken % LINES_PER_TURN == 0:
-                await asyncio.sleep(0)
-            self._counts["done_bytes"] += raw.length
-            if self._on_progress:
-                self._on_progress(self.summary)
+    async def _work(self, output: BatchOutput, raw: RawLine) -> None:
+        """Waits for a line's answer and writes it."""
+        if line := self._accept(raw, output):
+            answer = await self._runner.run(line)
+            output.append([result_line(line, answer)])
+            self._count_answer(answer)
+        self._counts["done_bytes"] += raw.length
+        if self._on_progress:
+            self._on_progress(self.summary)
 
     def _accept(self, raw: RawLine, output: BatchOutput) -> BatchLine | None:
         """The line's request if it must run now; else None, and the reason is counted and, when new, written."""
@@ -160,13 +149,6 @@ class BatchJob:
         if answer.ok and isinstance(usage, dict):
             for name in ("prompt_tokens", "completion_tokens"):
                 self._counts[name] += usage.get(name, 0)
-
-
-def _first_loss(group: BaseExceptionGroup[ServiceLost]) -> ServiceLost:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error if isinstance(error, ServiceLost) else ServiceLost(str(error))
 
 
 async def run_batch(

@@ -1,0 +1,208 @@
+"""Perplexity of text, scored by the engine: how well a checkpoint predicts what it never saw.
+
+A document is cut into windows that fit the context; each begins afresh, and its first token is given, not scored. So
+a number belongs to a window length, and numbers of two checkpoints are compared document by document.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..actors.request import Generate, Progress
+from ..actors.step_plan import Sampling
+from .crew import work_through
+from .intervals import Interval, ratio_of_sums
+from .text_lines import open_text
+
+# Plain text has no documents: it is cut between paragraphs into pieces of about this many characters.
+PIECE = 6000
+GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=0)
+
+
+class TextError(ValueError):
+    """A file of text cannot be used; the message names the file, and the line where there is one."""
+
+
+class ScoringError(RuntimeError):
+    """The engine did not score a window; the message is the engine's."""
+
+
+class Scorer(Protocol):
+    """What an engine's client offers here."""
+
+    def generate(self, request: Generate) -> AsyncIterator[Progress]: ...
+
+
+class TokenBytes(Protocol):
+    """What a tokenizer offers here."""
+
+    def encode(self, text: str, allow_special: bool) -> list[int]: ...
+    def token_bytes(self, token: int) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Document:
+    """A piece of text; source says what kind it is."""
+
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens that are scored at once: all but the first, which stand for `size` bytes of document number `document`."""
+
+    document: int
+    tokens: tuple[int, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """The scored documents: nats, tokens and bytes of each, in the text's order."""
+
+    nats: tuple[float, ...]
+    tokens: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def perplexity(self) -> Interval:
+        """exp(nats a token), over documents."""
+        return ratio_of_sums(self.nats, self.tokens).map(math.exp)
+
+    @property
+    def bits_per_byte(self) -> Interval:
+        return ratio_of_sums([value / math.log(2) for value in self.nats], self.sizes)
+
+    def ratio_to(self, other: TextScore) -> Interval:
+        """Perplexity over another's of the same windows. Pairing leaves only what differs, so this is far more certain
+        than either perplexity. Raises ValueError when the windows differ."""
+        if self.tokens != other.tokens:
+            raise ValueError("perplexities of different windows cannot be compared")
+        return ratio_of_sums([a - b for a, b in zip(self.nats, other.nats, strict=True)], self.tokens).map(math.exp)
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """Reads text: JSON lines with a field "text" (and perhaps "source") if the name has ".jsonl", else plain text.
+
+    Raises TextError.
+    """
+    name = path.name
+    try:
+        with open_text(path) as file:
+            if ".jsonl" in path.suffixes:
+                yield from _json_documents(name, file)
+            else:
+                yield from _pieces(name, file)
+    except UnicodeDecodeError as error:
+        raise TextError(f"{path} is not UTF-8 text at byte {error.start}") from None
+    except OSError as error:
+        raise TextError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _json_documents(name: str, lines: Iterable[str]) -> Iterator[Document]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            content = json.loads(line)
+            text, source = content["text"], content.get("source", name)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise TextError(f'{name} line {number}: must be a JSON object with a field "text"') from None
+        if not isinstance(text, str):
+            raise TextError(f"{name} line {number}: text: must be a string")
+        yield Document(str(source), text)
+
+
+def _pieces(name: str, lines: Iterable[str]) -> Iterator[Document]:
+    piece: list[str] = []
+    size = 0
+    for line in lines:
+        if size >= PIECE and not line.strip():
+            yield Document(name, "".join(piece))
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line)
+    if "".join(piece).strip():
+        yield Document(name, "".join(piece))
+
+
+def choose(documents: Iterable[Document], size: int) -> list[Document]:
+    """Documents of about `size` bytes in all, sources in turns, so that a part of the text has all kinds in it."""
+    queues: dict[str, list[Document]] = defaultdict(list)
+    for document in documents:
+        queues[document.source].append(document)
+    chosen: list[Document] = []
+    left = size
+    for turn in range(max(map(len, queues.values()), default=0)):
+        for queue in queues.values():
+            if left > 0 and turn < len(queue):
+                text = queue[turn].text.encode()[:left].decode(errors="ignore")
+                chosen.append(Document(queue[turn].source, text))
+                left -= len(queue[turn].text.encode())
+    return chosen
+
+
+def cut_windows(tokenizer: TokenBytes, documents: Sequence[Document], length: int) -> list[Window]:
+    """Windows of at most `length` tokens; what is left of a document with fewer than two tokens is not scored."""
+    if length < 2:
+        raise ValueError(f"windows of {length} tokens have none to score; at least 2 are needed")
+    windows = []
+    for number, document in enumerate(documents):
+        tokens = tokenizer.encode(document.text, allow_special=False)
+        for begin in range(0, len(tokens), length):
+            part = tuple(tokens[begin : begin + length])
+            if len(part) >= 2:
+                windows.append(Window(number, part, sum(len(tokenizer.token_bytes(token)) for token in part[1:])))
+    return windows
+
+
+async def score_text(
+    scorer: Scorer, windows: Sequence[Window], *, concurrency: int, on_window: Callable[[Window], None] | None = None
+) -> TextScore:
+    """Scores every window. Raises ScoringError when the engine refuses or loses one."""
+    nats: dict[int, list[float]] = defaultdict(list)
+    tokens: dict[int, int] = defaultdict(int)
+    sizes: dict[int, int] = defaultdict(int)
+
+    async def score(window: Window) -> None:
+        logprobs = await score_window(scorer, window)
+        nats[window.document].append(-math.fsum(logprobs))
+        tokens[window.document] += len(logprobs)
+        sizes[window.document] += window.size
+        if on_window:
+            on_window(window)
+
+    await work_through(windows, score, concurrency)
+    order = sorted(tokens)
+    return TextScore(
+        nats=tuple(math.fsum(sorted(nats[number])) for number in order),
+        tokens=tuple(tokens[number] for number in order),
+        sizes=tuple(sizes[number] for number in order),
+    )
+
+
+async def score_window(scorer: Scorer, window: Window) -> tuple[float, ...]:
+    """Log probabilities of all tokens but the first."""
+    request = Generate(
+        request=f"score-{uuid.uuid4().hex}",
+        prompt=window.tokens,
+        max_tokens=0,
+        sampling=GREEDY,
+        stop_tokens=(),
+        priority=1,
+        score_prompt=True,
+    )
+    scores: tuple[float, ...] = ()
+    async for progress in scorer.generate(request):
+        scores += progress.scores
+        if progress.finish == "error":
+            raise ScoringError(progress.error)
+    if len(scores) != len(window.tokens) - 1:
+        raise ScoringError(f"the engine gave {len(scores)} scores for a window of {len(window.tokens)} tokens")
+    return scores
