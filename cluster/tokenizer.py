@@ -80,6 +80,11 @@ class Tokenizer:
         """Ids below this are ordinary text; those from it on are special or reserved."""
         return len(self._bytes)
 
+    @property
+    def size(self) -> int:
+        """One more than the last id: the vocabulary, the special tokens, and the unnamed ids between them."""
+        return max(self.special.values()) + 1
+
     def encode(self, text: str, allow_special: bool) -> list[int]:
         """Ids of `text`. allow_special: "<|im_end|>" and the like become special tokens instead of ordinary text."""
         return self.encode_prompt([Piece(text, literal=allow_special)])

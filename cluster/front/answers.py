@@ -1,0 +1,169 @@
+"""OpenAI's JSON objects for answers, whole and in chunks."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .tools import ToolCallDelta
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counts of tokens. reasoning_tokens are part of completion_tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int = 0
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+        }
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token of the answer's text and its log probability. text_offset: where it begins in a completion's text."""
+
+    token: str
+    logprob: float
+    data: bytes
+    text_offset: int = 0
+
+    def body(self) -> dict[str, Any]:
+        return {"token": self.token, "logprob": self.logprob, "bytes": list(self.data), "top_logprobs": []}
+
+
+@dataclass(frozen=True)
+class ChatDelta:
+    """News of a chat answer. finish: "" while it runs, else "stop", "length" or "tool_calls"; then `usage` is set."""
+
+    reasoning: str = ""
+    content: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: str = ""
+    usage: Usage | None = None
+
+    @property
+    def empty(self) -> bool:
+        return not (self.reasoning or self.content or self.tool_calls or self.logprobs or self.finish)
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """News of a text completion: choice `index` of a request with several prompts. usage: with each choice's finish."""
+
+    index: int
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: str = ""
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True)
+class AnswerHead:
+    """What all chunks of an answer share."""
+
+    id: str
+    created: int
+    model: str
+
+    @staticmethod
+    def new(prefix: str, model: str) -> AnswerHead:
+        return AnswerHead(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model)
+
+    def body(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def chat_chunk(head: AnswerHead, delta: dict[str, Any], finish: str, logprobs: Sequence[TokenLogprob] | None) -> dict:
+    """A "chat.completion.chunk". logprobs: None if they were not asked for."""
+    choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish or None}
+    choice["logprobs"] = None if logprobs is None else {"content": [entry.body() for entry in logprobs]}
+    return head.body("chat.completion.chunk") | {"choices": [choice]}
+
+
+def delta_body(delta: ChatDelta) -> dict[str, Any]:
+    """The "delta" object of a chunk: only what is new."""
+    body: dict[str, Any] = {}
+    if delta.reasoning:
+        body["reasoning_content"] = delta.reasoning
+    if delta.content:
+        body["content"] = delta.content
+    if delta.tool_calls:
+        body["tool_calls"] = [_tool_call_delta(call) for call in delta.tool_calls]
+    return body
+
+
+def usage_chunk(head: AnswerHead, kind: str, usage: Usage) -> dict[str, Any]:
+    """The last chunk with `stream_options.include_usage`: no choices."""
+    return head.body(kind) | {"choices": [], "usage": usage.body()}
+
+
+def text_choice(delta: TextDelta, logprobs: bool) -> dict[str, Any]:
+    """A choice of a "text_completion", whole or a chunk's."""
+    choice: dict[str, Any] = {"index": delta.index, "text": delta.text, "finish_reason": delta.finish or None}
+    choice["logprobs"] = None
+    if logprobs:
+        choice["logprobs"] = {
+            "tokens": [entry.token for entry in delta.logprobs],
+            "token_logprobs": [entry.logprob for entry in delta.logprobs],
+            "top_logprobs": None,
+            "text_offset": [entry.text_offset for entry in delta.logprobs],
+        }
+    return choice
+
+
+@dataclass
+class ChatAnswer:
+    """Gathers a whole chat answer from its deltas."""
+
+    reasoning: str = ""
+    content: str = ""
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str = ""
+    usage: Usage = Usage(0, 0)
+
+    def add(self, delta: ChatDelta) -> None:
+        self.reasoning += delta.reasoning
+        self.content += delta.content
+        self.logprobs += delta.logprobs
+        self.finish = delta.finish or self.finish
+        self.usage = delta.usage or self.usage
+        for call in delta.tool_calls:
+            if call.index == len(self.tool_calls):
+                self.tool_calls.append(call)
+            else:
+                known = self.tool_calls[call.index]
+                whole = known.arguments + call.arguments
+                self.tool_calls[call.index] = ToolCallDelta(known.index, known.id, known.name, whole)
+
+    def body(self, head: AnswerHead, logprobs: bool) -> dict[str, Any]:
+        """A "chat.completion" object."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content or (None if self.tool_calls else "")}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [_tool_call(call) for call in self.tool_calls]
+        choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": self.finish}
+        choice["logprobs"] = {"content": [entry.body() for entry in self.logprobs]} if logprobs else None
+        return head.body("chat.completion") | {"choices": [choice], "usage": self.usage.body()}
+
+
+def _tool_call(call: ToolCallDelta) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _tool_call_delta(call: ToolCallDelta) -> dict[str, Any]:
+    if not call.id:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    return {"index": call.index} | _tool_call(call)
