@@ -1,0 +1,476 @@
+"""The scheduler against simulated shards that check every plan they get."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from flyray.actors.request import Generate, Progress
+from flyray.actors.scheduler import Scheduler, SchedulerConfig, SchedulerError
+from flyray.actors.step_plan import NewToken, PromptScores, Sampling, SequenceStart, StepPlan, StepResult
+from flyray.actors.wire import decode, encode
+
+VOCAB = 9
+CONFIG = SchedulerConfig("kimi", 3, 2, 8, 4, 6, 8, 32, VOCAB, "colocated")
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    """What the simulated model says after these tokens: depends on all of them and their order."""
+    return zlib.crc32(bytes(tokens)) % VOCAB
+
+
+def logprob(tokens: Sequence[int], token: int) -> float:
+    """The simulated model's log probability of `token` after `tokens`."""
+    return -float(zlib.crc32(bytes([*tokens, 99, token])) % 1000)
+
+
+def generate(name: str, prompt: Sequence[int] = (1, 2, 3), max_tokens: int = 4, **changes: object) -> Generate:
+    request = Generate(name, tuple(prompt), max_tokens, Sampling(0.0, 1.0, 0, zlib.crc32(name.encode())), (), 0, False)
+    return dataclasses.replace(request, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class Answer:
+    """What a client has got, or should get."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    finish: str = ""
+    error: str = ""
+
+
+def expected(request: Generate) -> Answer:
+    """The whole answer of the simulated model."""
+    answer, tokens = Answer(), list(request.prompt)
+    if request.score_prompt:
+        answer.scores = [logprob(tokens[:index], tokens[index]) for index in range(1, len(tokens))]
+    for _ in range(request.max_tokens):
+        token = next_token(tokens)
+        if token in request.stop_tokens:
+            answer.finish = "stop"
+            return answer
+        answer.tokens.append(token)
+        answer.logprobs.append(logprob(tokens, token))
+        tokens.append(token)
+    answer.finish = "length"
+    return answer
+
+
+@dataclass
+class Held:
+    """A sequence on a simulated shard; the last of `tokens` may be sampled and not yet run."""
+
+    start: SequenceStart
+    tokens: list[int]
+    pages: list[int]
+    position: int = 0
+
+
+class SimulatedShard:
+    """Runs plans as a shard would, and asserts that each can be run."""
+
+    def __init__(self, index: int, config: SchedulerConfig) -> None:
+        self.index, self.config = index, config
+        self.held: dict[int, Held] = {}
+        self.started: list[SequenceStart] = []
+        self.step = 0
+
+    def run(self, plan: StepPlan) -> StepResult:
+        assert decode(encode(plan)) == plan
+        assert (plan.engine, plan.epoch, plan.program) == (self.config.engine, self.config.epoch, self.config.program)
+        assert plan.step == self.step
+        self.step += 1
+        for sequence in plan.ends:
+            del self.held[sequence]
+        for start in plan.starts:
+            assert all(start.sequence != other.sequence for other in self.started)
+            self.started.append(start)
+            self.held[start.sequence] = Held(start, [], [])
+        assert len({part.sequence for part in plan.slices}) == len(plan.slices)
+        assert sum(len(part.tokens) or 1 for part in plan.slices) <= self.config.max_batch_tokens
+        kinds = [bool(part.tokens) for part in plan.slices]
+        assert kinds == sorted(kinds), "decodes come before prefills"
+        tokens: list[NewToken] = []
+        scores: list[PromptScores] = []
+        for part in plan.slices:
+            held = self.held[part.sequence]
+            assert part.start == held.position, "slices follow each other"
+            owned = {page for other in self.held.values() for page in other.pages}
+            assert not owned & set(part.new_pages), "no page is owned twice"
+            assert all(0 <= page < self.config.num_pages for page in part.new_pages)
+            held.pages.extend(part.new_pages)
+            held.tokens.extend(part.tokens)
+            held.position += len(part.tokens) or 1
+            assert held.position == len(held.tokens)
+            assert len(held.pages) == -(-held.position // self.config.page_size), "pages come as they are needed"
+            if part.tokens and held.start.score_prompt:
+                known = held.tokens if part.next_token < 0 else [*held.tokens, part.next_token]
+                values = tuple(logprob(known[:index], known[index]) for index in range(part.start + 1, len(known)))
+                scores.append(PromptScores(part.sequence, part.start, values))
+            if part.sample:
+                token = next_token(held.tokens)
+                tokens.append(NewToken(part.sequence, token, logprob(held.tokens, token)))
+                held.tokens.append(token)
+        return StepResult(plan.engine, plan.epoch, plan.step, self.index, tuple(tokens), tuple(scores), (), "")
+
+
+class Bench:
+    """A scheduler, its simulated shards, and clients that note what they get."""
+
+    def __init__(self, config: SchedulerConfig = CONFIG) -> None:
+        self.config = config
+        self.scheduler = Scheduler(config)
+        self.shards = [SimulatedShard(index, config) for index in range(config.shards)]
+        self.results: deque[list[StepResult]] = deque()
+        self.answers: dict[str, Answer] = {}
+
+    def add(self, request: Generate) -> Progress | None:
+        self.answers.setdefault(request.request, Answer())
+        return self.scheduler.add(request)
+
+    def schedule(self) -> dict[int, StepPlan] | None:
+        plans = self.scheduler.schedule()
+        if plans is not None:
+            assert sorted(plans) == list(range(self.config.shards)), "each shard gets one plan"
+            self.results.append([self.shards[index].run(plan) for index, plan in plans.items()])
+        return plans
+
+    def complete(self) -> list[Progress]:
+        news = self.scheduler.complete(self.results.popleft()[::-1])
+        assert len({item.request for item in news}) == len(news)
+        for item in news:
+            self.note(item)
+        return news
+
+    def note(self, item: Progress) -> None:
+        answer = self.answers[item.request]
+        assert not answer.finish, "nothing follows the end"
+        assert item.tokens or item.finish or item.scores, "no empty news"
+        answer.tokens.extend(item.tokens)
+        answer.logprobs.extend(item.logprobs)
+        assert not (answer.scores and item.scores), "scores come once"
+        answer.scores.extend(item.scores)
+        answer.finish, answer.error = item.finish, item.error
+
+    def drain(self, limit: int = 2000) -> int:
+        """Runs until nothing is left, returns the number of steps; nothing may be lost on the way."""
+        steps = 0
+        while self.results or self.schedule() is not None:
+            self.complete()
+            steps += 1
+            assert steps < limit, "the scheduler does not come to an end"
+        total = self.config.num_pages
+        stats = self.scheduler.stats
+        assert (stats.running, stats.waiting) == (0, 0)
+        assert stats.free_pages == (total,) * self.config.shards
+        assert not any(shard.held for shard in self.shards), "every sequence is ended on its shard"
+        return steps
+
+    def request_of(self, requests: Sequence[Generate]) -> dict[int, Generate]:
+        """Sequence number -> request, told by the seed."""
+        seeds = {request.sampling.seed: request for request in requests}
+        return {start.sequence: seeds[start.sampling.seed] for shard in self.shards for start in shard.started}
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Arrivals, cancels, steps and results in any order, up to three steps ahead."""
+
+    @initialize(
+        shards=st.integers(1, 3),
+        num_pages=st.integers(2, 10),
+        page_size=st.integers(1, 5),
+        max_batch_tokens=st.integers(1, 9),
+        max_sequences=st.integers(1, 6),
+    )
+    def start(self, **sizes: int) -> None:
+        config = SchedulerConfig(
+            engine="kimi", epoch=1, context_length=24, vocab_size=VOCAB, program="colocated", **sizes
+        )
+        self.bench = Bench(config)
+        self.requests: dict[str, Generate] = {}
+        self.cancelled: set[str] = set()
+
+    @rule(
+        prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20),
+        max_tokens=st.integers(0, 10),
+        stops=st.sets(st.integers(0, VOCAB - 1), max_size=3),
+        priority=st.integers(0, 1),
+        score=st.booleans(),
+    )
+    def add(self, prompt: list[int], max_tokens: int, stops: set[int], priority: int, score: bool) -> None:
+        name = f"request-{len(self.requests)}"
+        request = generate(
+            name, prompt, max_tokens or int(not score), stop_tokens=tuple(stops), priority=priority, score_prompt=score
+        )
+        self.requests[name] = request
+        refused = self.bench.add(request)
+        config = self.bench.config
+        fits = len(prompt) + request.max_tokens <= config.context_length
+        fits = fits and config.pages_for(request) <= config.num_pages
+        assert (refused is None) == fits
+        if refused is not None:
+            self.bench.note(refused)
+
+    @rule(data=st.data())
+    def add_the_same_name(self, data: st.DataObject) -> None:
+        unfinished = [
+            name for name in self.requests if not self.bench.answers[name].finish and name not in self.cancelled
+        ]
+        if unfinished:
+            name = data.draw(st.sampled_from(unfinished))
+            refused = self.bench.scheduler.add(generate(name))
+            assert refused is not None
+            assert (refused.finish, name in refused.error) == ("error", True)
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        if self.requests:
+            name = data.draw(st.sampled_from(sorted(self.requests)))
+            unfinished = not self.bench.answers[name].finish and name not in self.cancelled
+            assert self.bench.scheduler.cancel(name) == unfinished
+            if unfinished:
+                self.cancelled.add(name)
+
+    @precondition(lambda self: len(self.bench.results) < 3)
+    @rule()
+    def schedule(self) -> None:
+        self.bench.schedule()
+
+    @precondition(lambda self: self.bench.results)
+    @rule()
+    def complete(self) -> None:
+        for item in self.bench.complete():
+            assert item.request not in self.cancelled
+
+    @invariant()
+    def limits_hold(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        stats = self.bench.scheduler.stats
+        assert stats.running <= self.bench.config.max_sequences
+        assert all(0 <= free <= self.bench.config.num_pages for free in stats.free_pages)
+        assert self.bench.scheduler.steps_in_flight == len(self.bench.results)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        self.bench.drain()
+        for name, request in self.requests.items():
+            answer = self.bench.answers[name]
+            if name in self.cancelled:
+                assert answer.finish == ""
+            elif answer.finish != "error":
+                assert answer == expected(request)
+        self._check_order()
+
+    def _check_order(self) -> None:
+        """Within a priority, requests are admitted as they came."""
+        admitted = self.bench.request_of(list(self.requests.values()))
+        for priority in (0, 1):
+            names = [admitted[number].request for number in sorted(admitted) if admitted[number].priority == priority]
+            assert names == sorted(names, key=lambda name: int(name.split("-")[1]))
+
+
+TestScheduler = SchedulerMachine.TestCase
+
+
+def test_a_prompt_runs_in_chunks_and_then_decodes() -> None:
+    bench = Bench(dataclasses.replace(CONFIG, shards=1))
+    bench.add(generate("a", range(8), 3))
+    parts = []
+    while (plans := bench.schedule()) is not None:
+        parts.extend(plans[0].slices)
+        bench.complete()
+    assert [(part.start, len(part.tokens), part.new_pages, part.sample) for part in parts] == [
+        (0, 6, (0, 1), False),
+        (6, 2, (), True),
+        (8, 0, (2,), True),
+        (9, 0, (), True),
+    ]
+    assert bench.answers["a"] == expected(generate("a", range(8), 3))
+
+
+def test_decodes_are_not_held_up_by_prefills() -> None:
+    bench = Bench(dataclasses.replace(CONFIG, shards=1, num_pages=32, max_batch_tokens=3))
+    bench.add(generate("a", [1], 8))
+    bench.schedule()
+    bench.complete()
+    bench.add(generate("b", [1] * 20, 2))
+    for _ in range(7):
+        plans = bench.schedule()
+        assert plans is not None
+        assert [len(part.tokens) for part in plans[0].slices] == [0, 2]
+        bench.complete()
+    assert bench.answers["a"].finish == "length"
+
+
+def test_interactive_requests_go_before_batch() -> None:
+    bench = Bench(dataclasses.replace(CONFIG, shards=1, max_sequences=1))
+    requests = [generate(f"{priority}-{index}", priority=priority) for index in (0, 1) for priority in (1, 0)]
+    for request in requests:
+        bench.add(request)
+    bench.drain()
+    admitted = bench.request_of(requests)
+    assert [admitted[number].request for number in sorted(admitted)] == ["0-0", "0-1", "1-0", "1-1"]
+
+
+def test_an_interactive_prompt_goes_before_an_admitted_batch_prompt() -> None:
+    bench = Bench(dataclasses.replace(CONFIG, shards=1))
+    bench.add(generate("batch", [1] * 12, 1, priority=1))
+    bench.schedule()
+    bench.add(generate("chat", [1] * 6, 1))
+    plans = bench.schedule()
+    assert plans is not None
+    assert [(part.sequence, len(part.tokens)) for part in plans[0].slices] == [(1, 6)]
+
+
+def test_a_small_request_does_not_overtake_a_large_one() -> None:
+    bench = Bench(dataclasses.replace(CONFIG, shards=1))
+    requests = [generate("first", [1] * 16, 2), generate("large", [2] * 28, 4), generate("small", [3], 1)]
+    for request in requests:
+        bench.add(request)
+    bench.schedule()
+    assert (bench.scheduler.stats.running, bench.scheduler.stats.waiting) == (1, 2)
+    bench.drain()
+    admitted = bench.request_of(requests)
+    assert [admitted[number].request for number in sorted(admitted)] == ["first", "large", "small"]
+
+
+def test_sequences_go_to_the_least_loaded_shard() -> None:
+    bench = Bench(dataclasses.replace(CONFIG, shards=3, num_pages=16))
+    for name, prompt in (("a", 16), ("b", 4), ("c", 8), ("d", 1), ("e", 1)):
+        bench.add(generate(name, [1] * prompt, 1))
+    plans = bench.schedule()
+    assert plans is not None
+    assert [[part.sequence for part in plans[index].slices] for index in range(3)] == [[0], [1, 3, 4], [2]]
+    assert bench.scheduler.stats.free_pages == (12, 13, 14)
+
+
+def test_idle_shards_get_a_plan_too() -> None:
+    bench = Bench()
+    assert bench.schedule() is None
+    bench.add(generate("a"))
+    plans = bench.schedule()
+    assert plans is not None
+    assert (len(plans[0].slices), len(plans[1].slices)) == (1, 0)
+
+
+def test_scoring_spans_chunks() -> None:
+    request = generate("a", [index % VOCAB for index in range(15)], 0, score_prompt=True)
+    bench = Bench(dataclasses.replace(CONFIG, shards=1))
+    bench.add(request)
+    plans = bench.scheduler.schedule(trace=True)
+    assert plans is not None
+    assert plans[0].trace
+    assert (plans[0].slices[0].next_token, plans[0].starts[0].score_prompt) == (6, True)
+    bench.results.append([bench.shards[0].run(plans[0])])
+    bench.drain()
+    answer = bench.answers["a"]
+    assert answer == expected(request)
+    assert (len(answer.scores), answer.tokens, answer.finish) == (14, [], "length")
+
+
+def test_a_stop_found_late_drops_the_token_on_its_way() -> None:
+    prompt = [1, 2, 3]
+    request = generate("a", prompt, 8, stop_tokens=(next_token(prompt),))
+    bench = Bench(dataclasses.replace(CONFIG, shards=1))
+    bench.add(request)
+    assert bench.schedule() is not None
+    assert bench.schedule() is not None
+    assert [item.finish for item in bench.complete()] == ["stop"]
+    assert bench.complete() == []
+    plans = bench.schedule()
+    assert plans is not None
+    assert (plans[0].ends, plans[0].slices) == ((0,), ())
+    bench.complete()
+    assert bench.schedule() is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        (generate("a", []), "prompt: is empty"),
+        (
+            generate("a", [1] * 30, 3),
+            "prompt: 30 tokens and max_tokens 3 together are 33, more than the context_length",
+        ),
+        (generate("a", [1] * 20, 5), "prompt: 20 tokens and max_tokens 5 need 6 KV pages of 4 tokens, a shard has 5"),
+        (generate("a", [1, VOCAB]), f"prompt: token {VOCAB} is outside the vocabulary of {VOCAB} tokens"),
+        (generate("a", stop_tokens=(-1,)), f"stop_tokens: token -1 is outside the vocabulary of {VOCAB} tokens"),
+        (generate("a", max_tokens=0), "max_tokens: 0 is below 1"),
+        (generate("a", max_tokens=-1, score_prompt=True), "max_tokens: -1 is below 1"),
+        (generate("a", priority=2), "priority: 2 is none of (0, 1)"),
+        (generate("a", sampling=Sampling(float("nan"), 1.0, 0, 1)), "sampling.temperature: nan"),
+        (generate("a", sampling=Sampling(1.0, 0.0, 0, 1)), "sampling.top_p: 0.0"),
+        (generate("a", sampling=Sampling(1.0, 1.0, -1, 1)), "sampling.top_k: -1"),
+    ],
+)
+def test_requests_that_can_never_run_are_refused(request_: Generate, text: str) -> None:
+    scheduler = Scheduler(dataclasses.replace(CONFIG, num_pages=5))
+    refused = scheduler.add(request_)
+    assert refused is not None
+    assert refused == Progress("a", (), (), (), "error", refused.error)
+    assert refused.error.startswith(text)
+    assert scheduler.schedule() is None
+
+
+def test_the_largest_request_fits() -> None:
+    bench = Bench()
+    request = generate("a", [1] * 29, 3)
+    assert bench.add(request) is None
+    bench.drain()
+    assert bench.answers["a"] == expected(request)
+
+
+def test_fail_all_ends_everything() -> None:
+    bench = Bench(dataclasses.replace(CONFIG, max_sequences=1))
+    bench.add(generate("a"))
+    bench.add(generate("b"))
+    bench.schedule()
+    assert [(item.request, item.finish, item.error) for item in bench.scheduler.fail_all("shard 1 died")] == [
+        ("a", "error", "shard 1 died"),
+        ("b", "error", "shard 1 died"),
+    ]
+    bench.results.clear()
+    bench.drain()
+    with pytest.raises(SchedulerError, match="no step is in flight"):
+        bench.scheduler.complete([])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"step": 7}, r"expected \('kimi', 3, 0\)"),
+        ({"epoch": 2}, r"expected \('kimi', 3, 0\)"),
+        ({"engine": "other"}, r"expected \('kimi', 3, 0\)"),
+        ({"shard": 1}, r"results of shards \[1, 1\], expected one of each of 2"),
+        ({"tokens": ()}, r"tokens of sequences \[\], expected of \[0\]"),
+        ({"scores": ()}, r"scores .* \[\], expected \[\(0, 0, 2\)\]"),
+        ({"error": "out of memory"}, "step 0, shard 0: out of memory"),
+    ],
+)
+def test_results_that_do_not_fit_change_nothing(change: dict[str, object], text: str) -> None:
+    bench = Bench()
+    request = generate("a", score_prompt=True)
+    bench.add(request)
+    bench.schedule()
+    good = bench.results[0]
+    with pytest.raises(SchedulerError, match=text):
+        bench.scheduler.complete([dataclasses.replace(good[0], **change), good[1]])  # type: ignore[arg-type]
+    with pytest.raises(SchedulerError, match=r"results of shards \[0\]"):
+        bench.scheduler.complete(good[:1])
+    bench.drain()
+    assert bench.answers["a"] == expected(request)
+
+
+def test_sizes_are_checked() -> None:
+    with pytest.raises(ValueError, match="max_batch_tokens: 0 is below 1"):
+        dataclasses.replace(CONFIG, max_batch_tokens=0)
