@@ -285,7 +285,7 @@ def test_every_format_is_recognized(tmp_path: Path, format: str) -> None:
     assert expert_checkpoint(tmp_path / "m", expert_tensors(format), CONFIGS[format]).expert_format() == format
 
 
-@pytest.mark.parametrize(("format", "stated"), itertools.permutations(formats.FORMATS, 2))
+@pytest.mark.parametrize(("format", "stated"), list(itertools.permutations(formats.FORMATS, 2)))
 def test_config_and_tensors_must_agree(tmp_path: Path, format: str, stated: str) -> None:
     checkpoint = expert_checkpoint(tmp_path / "m", expert_tensors(format), CONFIGS[stated])
     with pytest.raises(CheckpointError, match=rf"says {stated}, but the experts' tensors are {format} .*{EXPERT}"):
