@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import Any
 
 
@@ -37,9 +35,3 @@ class EngineUnavailable(RequestError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=503, code="engine_unavailable", retry_after=5)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)" for the nearest known name, or nothing."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -22,8 +22,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ..fields import first_error
 from .errors import RequestError
-from .fields import first_error
 
 # Known fields that have no support yet, with the values that change nothing and so are let through.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {

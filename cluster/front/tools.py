@@ -1,8 +1,8 @@
 """Tool calls out of a model's tokens, in Kimi's format.
 
-`<|tool_calls_section_begin|>` then, for every call, `<|tool_call_begin|>functions.NAME:IDX<|tool_call_argument_begin|>
-{json}<|tool_call_end|>`, then `<|tool_calls_section_end|>`. The markers are single tokens, so what is found cannot depend
-on how a stream was cut.
+`<|tool_calls_section_begin|>`, then for every call `<|tool_call_begin|>functions.NAME:IDX<|tool_call_argument_begin|>
+{json}<|tool_call_end|>`, then `<|tool_calls_section_end|>`. The markers are single tokens, so what is found cannot
+depend on how a stream was cut.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from .errors import nearest
+from .names import nearest
 
 
 def path_of(location: Sequence[int | str]) -> str:
@@ -18,7 +18,7 @@ def path_of(location: Sequence[int | str]) -> str:
     return text
 
 
-def first_error(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
+def first_error(error: ValidationError, model: type[BaseModel], noun: str = "field") -> tuple[str, str]:
     """(path of the field, what is wrong with it) of the first finding; unknown fields come first."""
     found = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")[0]
     location = found["loc"]
@@ -26,7 +26,7 @@ def first_error(error: ValidationError, model: type[BaseModel]) -> tuple[str, st
     if found["type"] == "extra_forbidden":
         owner = _model_at(model, location[:-1])
         known = list(owner.model_fields) if owner else []
-        return path, f"unknown field '{path}'{nearest(str(location[-1]), known)}"
+        return path, f"unknown {noun} '{path}'{nearest(str(location[-1]), known)}"
     if found["type"] == "missing":
         return path, f"'{path}' is missing"
     message = found["msg"][:1].lower() + found["msg"][1:]

@@ -1,0 +1,184 @@
+"""The one YAML file: what to serve, with which engine, where.
+
+    model: {path: /models/Kimi-K2.5, precision: w4a8}
+    engine: {shards: 8, gpus_per_shard: 1, kv_memory: 60 GiB}
+    serve: {host: 0.0.0.0, port: 8000}
+
+Every key but `model.path` has a default, documented where it is defined below. Unknown keys are refused, each error
+names its key.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from ..actors.engine_config import EngineConfig
+from .fields import first_error
+
+DEMO_MODEL = Path(__file__).parent / "demo" / "kimi-k2.5-nano"
+
+_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be used; the message names the file, the key and what would be right."""
+
+
+def _bytes(value: Any) -> Any:
+    """512 MiB, 60GiB, 8 GB or a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    if match is None or match[2].upper() not in _UNITS:
+        raise PydanticCustomError("size", "must be a size such as '512 MiB', '60 GiB' or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+class Section(BaseModel):
+    """Takes no unknown keys and changes no types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(Section):
+    """What is served."""
+
+    path: str = Field(min_length=1)
+    """Folder of the checkpoint, the same on every node; relative paths count from the configuration file."""
+    name: str = ""
+    """The model's name in requests; by default the folder's name."""
+    precision: str = EngineConfig.precision
+    """"auto": as the checkpoint is; or "w4a8", "w8a8", "w4a16", "bf16" … where it can be loaded so."""
+
+
+class EngineSection(Section):
+    """How the engine runs it; `EngineConfig` says more on each."""
+
+    shards: int = Field(default=EngineConfig.shards, ge=1)
+    """Actors that sequences and experts are spread over, one a GPU."""
+    threads_per_shard: int = Field(default=EngineConfig.threads_per_shard, ge=1)
+    """CPU threads of each shard, also the CPUs that Ray reserves for it."""
+    gpus_per_shard: float = Field(default=EngineConfig.gpus_per_shard, ge=0)
+    """GPUs of each shard; 0 on CPU."""
+    backend: str = EngineConfig.backend
+    """The kernels: "cpu" or "reference"."""
+    page_size: int = Field(default=EngineConfig.page_size, ge=1)
+    """Tokens a KV page."""
+    kv_memory: Annotated[int, BeforeValidator(_bytes)] = Field(default=EngineConfig.kv_memory_bytes, ge=1)
+    """Memory of each shard's KV pages: "60 GiB", "512 MiB" or bytes."""
+    max_batch_tokens: int = Field(default=EngineConfig.max_batch_tokens, ge=1)
+    """Tokens of one step on a shard; longer prompts run in chunks."""
+    max_sequences: int = Field(default=EngineConfig.max_sequences, ge=1)
+    """Sequences that run at once on a shard; more wait."""
+    context_length: int = Field(default=EngineConfig.context_length, ge=0)
+    """Most tokens of a prompt and its answer; 0: the model's."""
+    transport: str = EngineConfig.transport
+    """"ipc" (one node), "tcp", or "auto"."""
+    start_timeout_s: float = Field(default=EngineConfig.start_timeout_s, gt=0)
+    """Seconds from placement to ready."""
+    step_timeout_s: float = Field(default=EngineConfig.step_timeout_s, gt=0)
+    """Seconds after which a step counts as hung and ends the engine."""
+
+
+class ServeSection(Section):
+    """Where and how clients are let in."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """Address to listen at; 0.0.0.0 for all of the machine's."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """TCP port."""
+    front_replicas: int = Field(default=1, ge=1)
+    """Processes that speak HTTP; one carries about 2,000 requests a second."""
+    max_queue: int = Field(default=1024, ge=1)
+    """Requests that may wait for their first token in a front replica; more get a 429."""
+    default_max_tokens: int = Field(default=0, ge=0)
+    """Most tokens of an answer whose request does not say; 0: what the context leaves."""
+
+
+class RaySection(Section):
+    """Where Ray runs."""
+
+    address: str = "local"
+    """"local": start a cluster on this machine and end it with the server; else a running cluster's address."""
+
+
+class FlyrayConfig(Section):
+    """The whole file."""
+
+    model: ModelSection
+    engine: EngineSection = EngineSection()
+    serve: ServeSection = ServeSection()
+    ray: RaySection = RaySection()
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in requests."""
+        return self.model.name or Path(self.model.path).name
+
+    def engine_config(self) -> EngineConfig:
+        """The engine's part. Raises ConfigError with the key at fault."""
+        values = self.engine.model_dump()
+        values["kv_memory_bytes"] = values.pop("kv_memory")
+        try:
+            return EngineConfig(model_path=self.model.path, precision=self.model.precision, **values)
+        except ValueError as error:
+            raise ConfigError(f"engine.{error}") from error
+
+
+def load_config(path: str | Path) -> FlyrayConfig:
+    """Reads and checks a file. Raises ConfigError."""
+    file = Path(path)
+    try:
+        data = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot read the configuration ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not YAML: {_one_line(error)}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: expected keys such as 'model:' and 'serve:' at the top")
+    try:
+        config = FlyrayConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {first_error(error, FlyrayConfig, "key")[1]}") from error
+    folder = (file.parent / config.model.path).resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"{file}: 'model.path': {folder} is no folder")
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(folder)})})
+    try:
+        config.engine_config()
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    return config
+
+
+def demo_config(port: int = 8000, precision: str = "w4a8", shards: int = 2) -> FlyrayConfig:
+    """The packaged demo model on this machine's CPU: a thread a shard, answers of at most 1,024 tokens by default."""
+    return FlyrayConfig(
+        model=ModelSection(path=str(DEMO_MODEL), precision=precision),
+        engine=EngineSection(shards=shards, threads_per_shard=1, kv_memory=64 << 20, max_sequences=32),
+        serve=ServeSection(port=port, default_max_tokens=1024),
+    )
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            name = self.construct_object(key)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
