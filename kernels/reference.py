@@ -43,7 +43,7 @@ class ReferenceKernels:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         size = self._check.rms_norm(x, weight)[1]
-        mean = ordered_sum(x * x) / torch.tensor(float(size))
+        mean = ordered_sum(x * x) / torch.tensor(size, dtype=torch.float32)
         inverse = torch.ones_like(mean) / torch.sqrt(mean + eps)
         return x * inverse[:, None] * weight.to(torch.float32)
 
@@ -70,7 +70,7 @@ class ReferenceKernels:
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         queries, heads, width = self._check.mla_attention(q, pages, batch, kv_lora_rank)
         check_paged_batch(batch, pages.shape[0], pages.shape[1], queries)
-        result = torch.zeros(queries, heads, kv_lora_rank)
+        result = torch.zeros(queries, heads, kv_lora_rank, dtype=torch.float32)
         starts = batch.query_start.tolist()
         for sequence, length in enumerate(batch.context_len.tolist()):
             rows = slice(starts[sequence], starts[sequence + 1])
@@ -95,7 +95,7 @@ class ReferenceKernels:
         ids = choice.sort(dim=-1, descending=True, stable=True).indices[:, : config.top_k]
         weights = scores.gather(1, ids)
         if config.norm_topk_prob:
-            total = torch.zeros(tokens)
+            total = torch.zeros(tokens, dtype=torch.float32)
             for slot in weights.unbind(1):
                 total = total + slot
             weights = weights / (total + 1e-20)[:, None]
@@ -107,7 +107,7 @@ class ReferenceKernels:
         if format is ActivationFormat.FLOAT:
             return Activations(format, x, None)
         limit = INT8_MAX if format is ActivationFormat.INT8 else FP8_MAX
-        largest = x.abs().amax(dim=1) if x.numel() else torch.zeros(tokens)
+        largest = x.abs().amax(dim=1) if x.numel() else torch.zeros(tokens, dtype=torch.float32)
         scale = torch.where(largest.isfinite(), largest / torch.full_like(largest, limit), torch.nan)
         usable = ((scale > 0) & scale.isfinite())[:, None]
         scaled = torch.where(usable, x / scale[:, None], 0.0).clamp(-limit, limit)
@@ -124,7 +124,7 @@ class ReferenceKernels:
         shapes = self._check.experts(x, pair_token, pair_expert, weights)
         check_indices("experts", "pair_token", pair_token, shapes.tokens)
         check_indices("experts", "pair_expert", pair_expert, shapes.experts)
-        result = torch.zeros(shapes.pairs, shapes.hidden)
+        result = torch.zeros(shapes.pairs, shapes.hidden, dtype=torch.float32)
         for expert in pair_expert.unique().tolist():
             pairs = (pair_expert == expert).nonzero()[:, 0]
             rows = _take(x, pair_token[pairs].long())
@@ -134,7 +134,7 @@ class ReferenceKernels:
 
     def combine(self, slots: Tensor, weights: Tensor) -> Tensor:
         tokens, top_k, size = self._check.combine(slots, weights)
-        result = torch.zeros(tokens, size)
+        result = torch.zeros(tokens, size, dtype=torch.float32)
         for slot in range(top_k):
             result = result + slots[:, slot] * weights[:, slot, None]
         return result
@@ -147,9 +147,9 @@ def _attend(q: Tensor, keys: Tensor, scale: float, rank: int) -> Tensor:
     """Causal online softmax of q [n, H, W] over keys [C, W], the last query seeing all C -> [n, H, rank]."""
     count, heads, width = q.shape
     visible = torch.arange(keys.shape[0] - count + 1, keys.shape[0] + 1)[:, None, None]
-    largest = torch.full((count, heads, 1), -torch.inf)
-    total = torch.zeros(count, heads, 1)
-    result = torch.zeros(count, heads, rank)
+    largest = torch.full((count, heads, 1), -torch.inf, dtype=torch.float32)
+    total = torch.zeros(count, heads, 1, dtype=torch.float32)
+    result = torch.zeros(count, heads, rank, dtype=torch.float32)
     for begin in range(0, keys.shape[0], ATTENTION_BLOCK):
         block = keys[begin : begin + ATTENTION_BLOCK]
         size = block.shape[0]

@@ -1,0 +1,138 @@
+// What one instruction-set variant of the kernels implements. Shapes and meanings are those of kernels/protocol.py;
+// arguments are checked before they come here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "pool.h"
+
+namespace flyray {
+
+// A 64-byte aligned buffer of the calling thread, valid until its next call of scratch(). Throws std::bad_alloc.
+char* scratch(size_t bytes);
+
+// The 256 values of float8_e4m3fn.
+extern const float* const kFp8Values;
+
+enum WeightType : int { kFloat32 = 0, kBfloat16 = 1 };
+
+// `heads` products side by side: x [tokens, heads, inner], weight [heads, outputs, inner], out [tokens, heads, outputs].
+struct Linear {
+  const float* x;
+  const void* weight;
+  WeightType type;
+  float* out;
+  int64_t tokens, heads, inner, outputs;
+};
+
+struct RmsNorm {
+  const float* x;
+  const void* weight;
+  WeightType type;
+  float* out;
+  int64_t tokens, size;
+  float eps;
+};
+
+struct Rope {
+  const float* x;
+  const int64_t* positions;
+  const float* cos;
+  const float* sin;
+  float* out;
+  int64_t tokens, heads, size;
+};
+
+struct Attention {
+  const float* q;
+  const float* pages;
+  const int32_t* query_start;
+  const int32_t* context_len;
+  const int32_t* page_table;
+  float* out;
+  int64_t sequences, queries, heads, width, rank, page_size, max_pages;
+  float scale;
+};
+
+struct Gate {
+  const float* x;
+  const void* weight;
+  WeightType type;
+  const float* bias;
+  int32_t* ids;
+  float* weights;
+  int64_t tokens, inner, experts, top_k, groups, chosen_groups;
+  bool normalize;
+  float factor;
+};
+
+enum Format : int { kInt8 = 1, kFp8 = 2 };
+
+struct Quantize {
+  const float* x;
+  Format format;
+  void* values;
+  float* scale;
+  int64_t tokens, size;
+};
+
+struct SiluMul {
+  const float* gate_up;
+  float* out;
+  int64_t tokens, size;
+};
+
+struct Combine {
+  const float* slots;
+  const float* weights;
+  float* out;
+  int64_t tokens, top_k, size;
+};
+
+enum MatrixKind : int { kInt4Matrix = 0, kInt8Matrix = 1, kFp8Matrix = 2, kBf16Matrix = 3 };
+
+// multipliers only for kInt4Matrix, scale not for kBf16Matrix.
+struct Matrix {
+  const void* values;
+  const uint8_t* multipliers;
+  const float* scale;
+};
+
+struct Experts {
+  MatrixKind kind;
+  const void* values;
+  const float* scale;
+  const int32_t* pair_token;
+  const int32_t* pair_expert;
+  Matrix gate_up, down;
+  float* out;
+  int64_t tokens, pairs, experts, hidden, intermediate;
+};
+
+struct Operations {
+  const char* name;
+  void (*rms_norm)(Pool&, const RmsNorm&);
+  void (*linear)(Pool&, const Linear&);
+  void (*rope)(Pool&, const Rope&);
+  void (*attention)(Pool&, const Attention&);
+  void (*gate)(Pool&, const Gate&);
+  void (*quantize)(Pool&, const Quantize&);
+  void (*silu_mul)(Pool&, const SiluMul&);
+  void (*combine)(Pool&, const Combine&);
+  void (*experts)(Pool&, const Experts&);
+};
+
+extern const Operations kPortableOperations;
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FLYRAY_X86_VARIANTS 1
+extern const Operations kAvx2Operations;
+extern const Operations kAvx512Operations;
+#endif
+
+}  // namespace flyray

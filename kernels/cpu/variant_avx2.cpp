@@ -1,0 +1,27 @@
+// x86-64 with AVX2.
+// The target stays set to the end of the file: templates are compiled where the file ends. Standard templates stay out,
+// since the linker might keep this file's copy of one for CPUs that cannot run it.
+#include "operations.h"
+
+#if defined(FLYRAY_X86_VARIANTS)
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt")
+namespace flyray {
+namespace variant_avx2 {
+#include "kernels.inc"
+}  // namespace variant_avx2
+
+const Operations kAvx2Operations = {
+    "avx2",
+    variant_avx2::rms_norm,
+    variant_avx2::linear,
+    variant_avx2::rope,
+    variant_avx2::attention,
+    variant_avx2::gate,
+    variant_avx2::quantize,
+    variant_avx2::silu_mul,
+    variant_avx2::combine,
+    variant_avx2::experts,
+};
+
+}  // namespace flyray
+#endif

@@ -1,0 +1,27 @@
+// x86-64 with AVX-512 and its 8-bit dot product (VNNI).
+// The target stays set to the end of the file: templates are compiled where the file ends. Standard templates stay out,
+// since the linker might keep this file's copy of one for CPUs that cannot run it.
+#include "operations.h"
+
+#if defined(FLYRAY_X86_VARIANTS)
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni")
+namespace flyray {
+namespace variant_avx512 {
+#include "kernels.inc"
+}  // namespace variant_avx512
+
+const Operations kAvx512Operations = {
+    "avx512",
+    variant_avx512::rms_norm,
+    variant_avx512::linear,
+    variant_avx512::rope,
+    variant_avx512::attention,
+    variant_avx512::gate,
+    variant_avx512::quantize,
+    variant_avx512::silu_mul,
+    variant_avx512::combine,
+    variant_avx512::experts,
+};
+
+}  // namespace flyray
+#endif
