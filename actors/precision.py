@@ -112,7 +112,8 @@ def _rows(
     activation = _short(kernels.activation_dtype)
 
     def run(*operations: str) -> str:
-        return " ".join(kernel_name(kernels, operation) for operation in operations)
+        first, *others = operations
+        return ", ".join([kernel_name(kernels, first), *(f".{operation}" for operation in others)])
 
     def plain(kind: str, *operations: str, memory: str = "") -> PrecisionRow:
         return PrecisionRow(kind, dtypes[kind], memory or dtypes[kind], activation, run(*operations))
@@ -123,11 +124,10 @@ def _rows(
     yield plain("norms", "rms_norm")
     if config.first_k_dense_replace:
         yield plain("dense MLP", "linear", "silu_mul")
-    if config.moe_layers:
-        yield plain("gate", "gate")
-        yield plain("gate bias", "gate", memory="f32")
-        yield plain("shared experts", "linear", "silu_mul")
-        yield from _expert_rows(formats, activation, run("quantize"), run("experts"))
+    yield plain("gate", "gate")
+    yield plain("gate bias", "gate", memory="f32")
+    yield plain("shared experts", "linear", "silu_mul")
+    yield from _expert_rows(formats, activation, run("quantize"), run("experts"))
     yield plain("lm_head", "linear")
     yield PrecisionRow("KV cache", "-", activation, activation, run("write_kv", "mla_attention"))
 

@@ -59,8 +59,7 @@ class ModelConfig:
         _refuse_unsupported(fields)
         config = _read(fields)
         _check_attention(config, fields)
-        if config.first_k_dense_replace < config.num_hidden_layers:
-            _check_gate(config, fields)
+        _check_gate(config, fields)
         return config
 
     @property
@@ -125,7 +124,7 @@ def _read(fields: Fields) -> ModelConfig:
         vocab_size=vocab,
         hidden_size=fields.integer("hidden_size", 1),
         num_hidden_layers=layers,
-        first_k_dense_replace=fields.integer("first_k_dense_replace", 0, layers),
+        first_k_dense_replace=fields.integer("first_k_dense_replace", 0, layers - 1),
         intermediate_size=fields.integer("intermediate_size", 1),
         moe_intermediate_size=fields.integer("moe_intermediate_size", 1),
         n_routed_experts=experts,

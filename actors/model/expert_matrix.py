@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...kernels.formats import (
     GROUP_SIZE,
+    PACK,
     dequantize_native,
     fold_scales,
     quantize_int8_rows,
@@ -53,7 +54,7 @@ def read_matrix(checkpoint: Checkpoint, name: str, disk: str, memory: str) -> Pa
     try:
         return _READERS[disk, memory](checkpoint, name)
     except ValueError as error:
-        raise CheckpointError(f"{name} in {checkpoint.path}: {error}") from error
+        raise CheckpointError(f"{checkpoint.path}: {name}: {error}") from error
 
 
 def memory_formats(disk: str) -> tuple[str, ...]:
@@ -95,7 +96,8 @@ def _w4a8(checkpoint: Checkpoint, name: str) -> Parts:
 def _w8a8(checkpoint: Checkpoint, name: str) -> Parts:
     zero_point = f"{name}.weight_zero_point"
     if checkpoint.has(zero_point) and bool(checkpoint.read(zero_point).any()):
-        raise CheckpointError(f"{zero_point} in {checkpoint.entry(zero_point).file}: expected zeros (symmetric INT8)")
+        file = checkpoint.entry(zero_point).file
+        raise CheckpointError(f"{file}: tensor {zero_point} has other values than the 0 of symmetric INT8")
     return checkpoint.read(f"{name}.weight"), checkpoint.read(f"{name}.weight_scale")
 
 
@@ -109,11 +111,14 @@ def _w4a8_channel(checkpoint: Checkpoint, name: str) -> Parts:
 
 
 def _check_shape(checkpoint: Checkpoint, name: str) -> None:
-    rows, packed_columns = checkpoint.entry(f"{name}.weight_packed").shape
-    found = checkpoint.read(f"{name}.weight_shape").tolist()
-    if found != [rows, packed_columns * 8]:
-        file = checkpoint.entry(f"{name}.weight_shape").file
-        raise CheckpointError(f"{name}.weight_shape in {file}: says {found}, expected {[rows, packed_columns * 8]}")
+    """`weight_shape`, where an exporter wrote it, must say what the packed tensor's own shape says."""
+    tensor = f"{name}.weight_shape"
+    if not checkpoint.has(tensor):
+        return
+    rows, words = checkpoint.entry(f"{name}.weight_packed").shape
+    found, expected = checkpoint.read(tensor).tolist(), [rows, words * PACK]
+    if found != expected:
+        raise CheckpointError(f"{checkpoint.entry(tensor).file}: tensor {tensor} says {found}, expected {expected}")
 
 
 _READERS: dict[tuple[str, str], _Reader] = {

@@ -14,7 +14,6 @@ from .config import ModelConfig
 Shape = tuple[int, ...]
 
 _WIDE = (torch.bfloat16, torch.float32)
-_SHAPE_DTYPES = (torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def expert_tensors(name: str, shape: tuple[int, int], disk: str) -> Iterator[Ten
         group = GROUP_SIZE if disk == "w4a16" else 2 * GROUP_SIZE
         _expect_multiple(name, columns, group, disk)
         yield spec("weight_packed", torch.int32, (rows, columns // PACK))
-        yield spec("weight_shape", _SHAPE_DTYPES, (2,))
+        yield spec("weight_shape", torch.int32, (2,), optional=True)
         if disk == "w4a16":
             yield spec("weight_scale", torch.bfloat16, (rows, columns // GROUP_SIZE))
         else:

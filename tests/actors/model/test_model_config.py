@@ -55,7 +55,7 @@ def test_absent_q_lora_rank_and_several_eos() -> None:
         ({"norm_topk_prob": 1}, "norm_topk_prob: expected true or false"),
         ({"rms_norm_eps": 0}, "rms_norm_eps: expected a number above 0"),
         ({"qk_rope_head_dim": 63}, "qk_rope_head_dim: expected an even number"),
-        ({"first_k_dense_replace": 62}, "first_k_dense_replace: expected within 0..61"),
+        ({"first_k_dense_replace": 61}, "first_k_dense_replace: expected within 0..60"),
         ({"num_experts_per_tok": 385}, "num_experts_per_tok: expected within 1..384"),
         ({"n_group": 5}, "n_group: 5 does not divide n_routed_experts 384"),
         ({"n_group": 4, "topk_group": 5}, "topk_group: expected at most n_group 4"),
