@@ -118,7 +118,7 @@ class ChatService:
                 if delta.usage:
                     usages.append(delta.usage)
         choices = [text_choice(delta, request.logprobs is not None) for delta in whole]
-        return head.body("text_completion") | {"choices": choices, "usage": add_usages(usages).body()}
+        return head.body("text_completion") | {"choices": choices, "usage": Usage.total(usages).body()}
 
     async def _chat(
         self, run: _Run, parser: AnswerParser, logprobs: bool, priority: int
@@ -287,12 +287,6 @@ class ChatService:
     def _logprob(self, token: int, logprob: float, offset: int = 0) -> TokenLogprob:
         data = self._tokenizer.token_bytes(token)
         return TokenLogprob(self._tokenizer.token_name(token), logprob, data, offset)
-
-
-def add_usages(usages: Sequence[Usage]) -> Usage:
-    """The counts of several choices together."""
-    prompt = sum(usage.prompt_tokens for usage in usages)
-    return Usage(prompt, sum(usage.completion_tokens for usage in usages))
 
 
 def _message(message: ChatMessage) -> Message:

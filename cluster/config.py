@@ -122,6 +122,11 @@ class FlyrayConfig(Section):
         """The model's name in requests."""
         return self.model.name or Path(self.model.path).name
 
+    @property
+    def cpus(self) -> int:
+        """CPUs that engine and fronts ask Ray for: one for each front and for the router, and the shards' threads."""
+        return self.serve.front_replicas + 1 + self.engine.shards * self.engine.threads_per_shard
+
     def engine_config(self) -> EngineConfig:
         """The engine's part. Raises ConfigError with the key at fault."""
         values = self.engine.model_dump()
@@ -146,7 +151,7 @@ def load_config(path: str | Path) -> FlyrayConfig:
     try:
         config = FlyrayConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {first_error(error, FlyrayConfig, "key")[1]}") from error
+        raise ConfigError(f"{file}: {first_error(error, FlyrayConfig, 'key')[1]}") from error
     folder = (file.parent / config.model.path).resolve()
     if not folder.is_dir():
         raise ConfigError(f"{file}: 'model.path': {folder} is no folder")

@@ -19,6 +19,15 @@ class Usage:
     completion_tokens: int
     reasoning_tokens: int = 0
 
+    @staticmethod
+    def total(usages: Sequence[Usage]) -> Usage:
+        """The counts of several choices together."""
+        return Usage(
+            sum(usage.prompt_tokens for usage in usages),
+            sum(usage.completion_tokens for usage in usages),
+            sum(usage.reasoning_tokens for usage in usages),
+        )
+
     def body(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self.prompt_tokens,

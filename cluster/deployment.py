@@ -1,0 +1,183 @@
+"""The Ray Serve application: an engine replica and the front replicas that speak HTTP for it.
+
+Serve places, health-checks and restarts both. Tokens never pass through Serve: a front asks its engine replica for the
+router's address once, over a handle, and talks to the router itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from .config import FlyrayConfig
+from .engine import Engine, shard_bundle
+from .front.engine_link import EngineAddress, EngineLink
+from .front.errors import RequestError
+from .front.http import HttpFront, error_response
+from .tokenizer import Tokenizer
+
+APPLICATION = "flyray"
+ENGINE = "EngineReplica"
+FRONT = "Front"
+
+# Requests are limited by `serve.max_queue`, which answers with a 429; Serve's own limit must not come first.
+_MAX_ONGOING = 100_000
+_WAIT_S = 1.0
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """stage: "starting", "ready" or "failed". read and total: bytes of weights, of all shards. seconds: since begin."""
+
+    stage: str
+    error: str
+    precision_plan: tuple[str, ...]
+    golden: str
+    read: int
+    total: int
+    seconds: float
+
+
+class EngineReplica:
+    """Holds an engine: the router in this process, the shards in the replica's placement group."""
+
+    def __init__(self, config: FlyrayConfig) -> None:
+        """Returns at once; the engine starts in a thread, so that Serve and fronts start beside it."""
+        self._config = config
+        self._begin = time.monotonic()
+        self._engine: Engine | None = None
+        self._error = ""
+        self._progress = (0, 0)
+        self._seconds = 0.0
+        self._started = threading.Event()
+        threading.Thread(target=self._start, name="engine-start", daemon=True).start()
+
+    async def state(self) -> EngineState:
+        """How far the start is."""
+        ready = self._started.is_set() and not self._error
+        engine = self._engine
+        return EngineState(
+            stage="failed" if self._error else ("ready" if ready else "starting"),
+            error=self._error,
+            precision_plan=engine.precision_plan if engine else (),
+            golden=engine.router.golden if engine and ready else "",
+            read=self._progress[0],
+            total=self._progress[1],
+            seconds=self._seconds or time.monotonic() - self._begin,
+        )
+
+    async def address(self) -> EngineAddress:
+        """Where the router is, once the engine is ready. Raises RuntimeError with the reason if it failed."""
+        while not await asyncio.to_thread(self._started.wait, _WAIT_S):
+            pass
+        if self._error or self._engine is None:
+            raise RuntimeError(self._error)
+        engine = self._engine
+        return EngineAddress(engine.address, engine.keys, engine.shape.longest_sequence(engine.config))
+
+    async def stop(self) -> None:
+        """Ends the engine and its shards."""
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.stop)
+
+    def check_health(self) -> None:
+        """For Serve, which replaces this replica when it raises: an engine that was ready and died.
+
+        A start that failed would fail again, so it stays for everybody to read.
+        """
+        if self._started.is_set() and not self._error and self._engine is not None and self._engine.error:
+            raise RuntimeError(self._engine.error)
+
+    def _start(self) -> None:
+        try:
+            engine = self._engine = Engine(self._config.engine_config())
+            engine.start(lambda progress: setattr(self, "_progress", (sum(progress.read), sum(progress.total))))
+        except Exception as error:  # all of it belongs to whoever asks for the state
+            self._error = str(error) or type(error).__name__
+        self._seconds = time.monotonic() - self._begin
+        self._started.set()
+
+
+_routes = FastAPI(title="flyray", docs_url=None, redoc_url=None, openapi_url=None)
+
+
+@_routes.exception_handler(404)
+@_routes.exception_handler(405)
+async def _no_such_route(request: Request, _: Exception) -> Response:
+    message = f"there is no {request.method} {request.url.path} here"
+    return error_response(RequestError(message, status=404, code="not_found"))
+
+
+@serve.ingress(_routes)
+class Front:
+    """Speaks HTTP: OpenAI's endpoints and the engine's health."""
+
+    def __init__(self, config: FlyrayConfig, engine: DeploymentHandle) -> None:
+        section = config.serve
+        self._link = EngineLink(
+            engine.address.remote,
+            Tokenizer(config.model.path),
+            config.model_name,
+            section.default_max_tokens,
+            section.max_queue,
+        )
+        self._http = HttpFront(self._link, config.model_name, created=int(time.time()))
+        self._running = asyncio.ensure_future(self._link.run())
+
+    @_routes.post("/v1/chat/completions")
+    async def chat(self, request: Request) -> Response:
+        return await self._http.chat(request)
+
+    @_routes.post("/v1/completions")
+    async def completions(self, request: Request) -> Response:
+        return await self._http.completions(request)
+
+    @_routes.get("/v1/models")
+    async def models(self) -> Response:
+        return await self._http.models()
+
+    @_routes.get("/v1/models/{name:path}")
+    async def model(self, name: str) -> Response:
+        return await self._http.model(name)
+
+    @_routes.get("/health")
+    async def health(self) -> Response:
+        return await self._http.health()
+
+    async def __del__(self) -> None:
+        self._running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._running
+
+
+def application(config: FlyrayConfig) -> serve.Application:
+    """The application of one engine."""
+    engine_config = config.engine_config()
+    engine = serve.deployment(
+        name=ENGINE,
+        max_ongoing_requests=_MAX_ONGOING,
+        # The replica's own bundle holds the router's process; every shard has a bundle after it.
+        placement_group_bundles=[{"CPU": 1.0}] + [shard_bundle(engine_config)] * engine_config.shards,
+        placement_group_strategy="PACK",
+        health_check_period_s=1.0,
+        health_check_timeout_s=10.0,
+        graceful_shutdown_timeout_s=5.0,
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )(EngineReplica)
+    front = serve.deployment(
+        name=FRONT,
+        num_replicas=config.serve.front_replicas,
+        max_ongoing_requests=_MAX_ONGOING,
+        ray_actor_options={"num_cpus": 1.0},
+        graceful_shutdown_timeout_s=5.0,
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )(Front)
+    return front.bind(config, engine.bind(config))

@@ -1,0 +1,198 @@
+"""OpenAI's endpoints over a `ChatService`: JSON in, JSON or server-sent events out. No Ray in here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, Protocol, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from ...actors.request import EngineStatus
+from ..chat import ChatService
+from .answers import AnswerHead, ChatDelta, TextDelta, Usage, chat_chunk, delta_body, text_choice, usage_chunk
+from .errors import RequestError
+from .requests import ChatRequest, CompletionRequest, parse
+
+T = TypeVar("T")
+
+# nginx's status for a client that closed the connection; nobody reads it but logs.
+CLIENT_CLOSED = 499
+
+
+class EngineAccess(Protocol):
+    """The way to the engine. Both raise EngineUnavailable with the reason while there is none."""
+
+    def service(self) -> ChatService: ...
+
+    async def status(self) -> EngineStatus: ...
+
+
+class HttpFront:
+    """The handlers. model_name: the served model, known also while the engine starts; created: a Unix time."""
+
+    def __init__(self, engine: EngineAccess, model_name: str, created: int) -> None:
+        self._engine = engine
+        self._model = {"id": model_name, "object": "model", "created": created, "owned_by": "flyray"}
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions"""
+        return await _answering(request, self._chat(request))
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions"""
+        return await _answering(request, self._completions(request))
+
+    async def models(self) -> Response:
+        """GET /v1/models"""
+        return JSONResponse({"object": "list", "data": [self._model]})
+
+    async def model(self, name: str) -> Response:
+        """GET /v1/models/NAME"""
+        if name == self._model["id"]:
+            return JSONResponse(self._model)
+        message = f"there is no model {name!r}; this server has {self._model['id']!r}"
+        return error_response(RequestError(message, status=404, param="model", code="model_not_found"))
+
+    async def health(self) -> Response:
+        """GET /health: 200 when the engine takes requests, else 503 with the reason."""
+        try:
+            status = await self._engine.status()
+        except RequestError as error:
+            return JSONResponse({"status": "unavailable", "error": error.message}, status_code=503)
+        body = {
+            "status": "ready" if status.ready else "unavailable",
+            "error": status.error,
+            "engine": {
+                "name": status.engine,
+                "epoch": status.epoch,
+                "shards": status.shards,
+                "running": status.running,
+                "waiting": status.waiting,
+                "free_pages": status.free_pages,
+                "total_pages": status.total_pages,
+                "steps": status.steps,
+                "context_length": status.context_length,
+            },
+            "precision_plan": list(status.precision_plan),
+        }
+        return JSONResponse(body, status_code=200 if status.ready else 503)
+
+    async def _chat(self, request: Request) -> Response:
+        chat = parse(await _json(request), ChatRequest)
+        service = self._engine.service()
+        if not chat.stream:
+            return JSONResponse(await service.chat_response(chat))
+        return await _event_stream(_chat_events(service, chat))
+
+    async def _completions(self, request: Request) -> Response:
+        completion = parse(await _json(request), CompletionRequest)
+        service = self._engine.service()
+        if not completion.stream:
+            return JSONResponse(await service.completion_response(completion))
+        return await _event_stream(_completion_events(service, completion))
+
+
+def error_response(error: RequestError) -> Response:
+    """OpenAI's error object with its status."""
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+async def _json(request: Request) -> Any:
+    try:
+        return json.loads(await request.body())
+    except ValueError as error:
+        raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from None
+
+
+async def _answering(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
+    """Runs a handler; an error becomes its response, and a client that leaves ends the handler."""
+    # The body is read before the watch begins: both take messages from the same channel.
+    await request.body()
+    work = asyncio.ensure_future(answer)
+    watch = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        return Response(status_code=CLIENT_CLOSED)
+    except RequestError as error:
+        return error_response(error)
+    finally:
+        for task in (work, watch):
+            task.cancel()
+        await asyncio.gather(work, watch, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _event_stream(events: AsyncGenerator[bytes, None]) -> Response:
+    """A response of server-sent events. Waits for the first, so that an error before it still gets its status."""
+    first = await anext(events)
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        async with aclosing(events):
+            yield first
+            try:
+                async for event in events:
+                    yield event
+            except RequestError as error:
+                yield _event(error.body())
+
+    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+
+async def _chat_events(service: ChatService, request: ChatRequest) -> AsyncGenerator[bytes, None]:
+    head = AnswerHead.new("chatcmpl", service.model_name)
+    first: dict[str, Any] = {"role": "assistant", "content": ""}
+    usage: Usage | None = None
+    async with aclosing(service.chat(request)) as deltas:
+        async for delta in deltas:
+            if first:
+                yield _event(chat_chunk(head, first, "", None))
+                first = {}
+            for chunk in _chat_chunks(head, delta, bool(request.logprobs)):
+                yield _event(chunk)
+            usage = delta.usage
+    if request.include_usage and usage:
+        yield _event(usage_chunk(head, "chat.completion.chunk", usage))
+    yield b"data: [DONE]\n\n"
+
+
+def _chat_chunks(head: AnswerHead, delta: ChatDelta, logprobs: bool) -> list[dict[str, Any]]:
+    """A delta's chunk, and the reason of the end in a chunk of its own, as OpenAI sends it."""
+    chunks = []
+    body = delta_body(delta)
+    if body or delta.logprobs:
+        chunks.append(chat_chunk(head, body, "", delta.logprobs if logprobs else None))
+    if delta.finish:
+        chunks.append(chat_chunk(head, {}, delta.finish, None))
+    return chunks
+
+
+async def _completion_events(service: ChatService, request: CompletionRequest) -> AsyncGenerator[bytes, None]:
+    head = AnswerHead.new("cmpl", service.model_name)
+    usages: list[Usage] = []
+    async with aclosing(service.completion(request)) as deltas:
+        async for delta in deltas:
+            yield _event(_text_chunk(head, delta, request.logprobs is not None))
+            if delta.usage:
+                usages.append(delta.usage)
+    if request.include_usage:
+        yield _event(usage_chunk(head, "text_completion", Usage.total(usages)))
+    yield b"data: [DONE]\n\n"
+
+
+def _text_chunk(head: AnswerHead, delta: TextDelta, logprobs: bool) -> dict[str, Any]:
+    return head.body("text_completion") | {"choices": [text_choice(delta, logprobs)]}
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

