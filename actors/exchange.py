@@ -106,6 +106,10 @@ class Exchange(Protocol):
 
     dropped: int
 
+    def begin_step(self, step: int) -> None:
+        """Forgets what is left of earlier steps."""
+        ...
+
     def dispatch(self, point: ExchangePoint, activations: Activations, ids: Tensor) -> Sent:
         """Sends rows [T, D] to the shards of their experts ids [T, K] int32 (of the whole layer)."""
         ...
@@ -130,6 +134,10 @@ class LocalExchange:
         self.dropped = 0
         self._received: dict[ExchangePoint, Received] = {}
         self._outputs: dict[ExchangePoint, Tensor] = {}
+
+    def begin_step(self, step: int) -> None:
+        self._received.clear()
+        self._outputs.clear()
 
     def dispatch(self, point: ExchangePoint, activations: Activations, ids: Tensor) -> Sent:
         tokens, slots = ids.shape
@@ -161,8 +169,8 @@ class _Dispatched:
 class ZmqExchange:
     """Peer to peer between shard processes over ZeroMQ: a PULL socket that all peers push into.
 
-    A peer may be one phase ahead, so messages are kept by (point, phase, sender) until they are asked for. `interrupt`
-    is a socket that becomes readable when the shard is told to stop; waiting then ends with `LinkError`.
+    A peer may be one phase ahead, so messages are kept by (point, phase, sender) until they are asked for. When one of
+    the sockets `interrupts` becomes readable, the shard is to stop: waiting then ends with `LinkError`.
     """
 
     def __init__(
@@ -194,14 +202,18 @@ class ZmqExchange:
         self._poller.register(self._pull, zmq.POLLIN)
         return address
 
-    def connect(self, links: Links, addresses: Sequence[str], interrupt: zmq.Socket | None = None) -> None:
-        """Connects to all peers, `addresses` in shard order."""
-        self._interrupt = interrupt
-        if interrupt is not None:
-            self._poller.register(interrupt, zmq.POLLIN)
+    def connect(self, links: Links, addresses: Sequence[str], interrupts: Sequence[zmq.Socket] = ()) -> None:
+        """Connects to all peers, `addresses` in shard order. interrupts: see the class."""
+        for socket in interrupts:
+            self._poller.register(socket, zmq.POLLIN)
         for peer in self._peers:
             self._push[peer] = links.connect(zmq.PUSH, addresses[peer])
             self._push[peer].sndtimeo = round(self._timeout_s * 1000)
+
+    def begin_step(self, step: int) -> None:
+        for key in [key for key in self._mail if key[0].step < step]:
+            del self._mail[key]
+            self.dropped += 1
 
     def dispatch(self, point: ExchangePoint, activations: Activations, ids: Tensor) -> Sent:
         tokens, slots = ids.shape
@@ -270,12 +282,6 @@ class ZmqExchange:
             slots[sent.positions[peer]] = np.frombuffer(frames[0].buffer, np.float32).reshape(-1, self._columns)
         return torch.from_numpy(slots).view(sent.tokens, sent.slots, self._columns)
 
-    def begin_step(self, step: int) -> None:
-        """Forgets messages of earlier steps, which nobody will ask for."""
-        for key in [key for key in self._mail if key[0].step < step]:
-            del self._mail[key]
-            self.dropped += 1
-
     def _hand_over(self, point: ExchangePoint, shard: int, part: _Dispatched) -> None:
         if shard == self._shard:
             self._own_dispatch[point] = part
@@ -315,7 +321,7 @@ class ZmqExchange:
         deadline = time.monotonic() + self._timeout_s
         while missing:
             ready = dict(self._poller.poll(max(0, round((deadline - time.monotonic()) * 1000))))
-            if self._interrupt is not None and self._interrupt in ready:
+            if any(socket is not self._pull for socket in ready):
                 raise LinkError(f"layer {point.layer}: told to stop while waiting for the {phase} of {_names(missing)}")
             if not ready:
                 raise LinkError(

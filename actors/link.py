@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import zmq
@@ -66,6 +67,23 @@ class LinkPlace:
             raise ValueError(f"a link place is a folder or a host, got folder={self.folder!r} host={self.host!r}")
 
 
+@dataclass(frozen=True)
+class ProcessPlace:
+    """Where a process runs: Ray's id of the node, the node's address as others reach it, the process's number there."""
+
+    node: str
+    host: str
+    pid: int
+
+
+def needs_tcp(transport: str, places: Sequence[ProcessPlace]) -> bool:
+    """Whether processes at these places must talk over TCP. Raises LinkError if "ipc" is asked for and cannot be."""
+    nodes = sorted({place.node for place in places})
+    if transport == "ipc" and len(nodes) > 1:
+        raise LinkError(f"transport: ipc reaches one node, the engine's processes are on {len(nodes)}: {nodes}")
+    return transport == "tcp" or len(nodes) > 1
+
+
 def create_folder() -> str:
     """A new folder for Unix sockets that only this user may enter (mode 0700)."""
     folder = tempfile.mkdtemp(prefix="flyray-")
@@ -95,7 +113,7 @@ class _EngineMembers:
 class Links:
     """The sockets of one process in one engine. With keys every socket is encrypted and checks its peer.
 
-    Sockets never linger: what is unsent at `close` is dropped, for it belongs to an engine that ended.
+    Sockets do not linger: what is unsent when they close is dropped, for it belongs to an engine that ended.
     """
 
     def __init__(self, keys: LinkKeys | None, silence_s: float = 0.0) -> None:
@@ -109,9 +127,15 @@ class Links:
         self.context = zmq.Context()
         self._authenticator: ThreadAuthenticator | None = None
 
-    def bind(self, kind: int, place: LinkPlace, name: str, queue: int = PEER_QUEUE) -> tuple[zmq.Socket, str]:
-        """A bound socket of `kind` (zmq.DEALER, …) and the address that others connect to."""
+    def bind(
+        self, kind: int, place: LinkPlace, name: str, queue: int = PEER_QUEUE, largest: int = -1
+    ) -> tuple[zmq.Socket, str]:
+        """A bound socket of `kind` (zmq.DEALER, …) and the address that others connect to.
+
+        largest: bytes of a message; a peer that sends more is disconnected (-1: any size).
+        """
         socket = self._socket(kind, queue)
+        socket.maxmsgsize = largest
         if place.host:
             self._notice_silence(socket)
         if self.keys is not None:
@@ -141,12 +165,12 @@ class Links:
         socket.connect(address)
         return socket
 
-    def close(self) -> None:
-        """Closes every socket and ends ZeroMQ's threads. May be called twice."""
+    def close(self, linger_ms: int = 0) -> None:
+        """Closes every socket, after at most `linger_ms` for what is unsent, and ends ZeroMQ's threads. May be repeated."""
         if self._authenticator is not None:
             self._authenticator.stop()
             self._authenticator = None
-        self.context.destroy(linger=0)
+        self.context.destroy(linger=linger_ms)
 
     def _socket(self, kind: int, queue: int) -> zmq.Socket:
         socket = self.context.socket(kind)

@@ -30,8 +30,8 @@ class Scored:
 class StepBatch:
     """One step of one shard. T rows, one a token.
 
-    tokens: [T] int64. paged: where they stand in the KV cache. sampled: the sequences that get a token; sampled_rows: the
-    row of each that is sampled; sampling: how.
+    tokens: [T] int64. paged: where they stand in the KV cache. sampled: the sequences that get a token; sampled_rows:
+    the row of each that is sampled; sampling: how.
     """
 
     tokens: Tensor

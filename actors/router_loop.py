@@ -1,0 +1,268 @@
+"""The router's loop: requests in, a plan a step to every shard, results in, news out. One thread owns all of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+
+import zmq
+
+from .client_port import ClientMessage, ClientPort
+from .link import Links
+from .request import Cancel, EngineStatus, Generate, Progress, StatusQuery, TracedStep
+from .request_book import RequestBook
+from .scheduler import Scheduler, SchedulerError
+from .shard_group import ShardGroup, ShardLost
+from .step_plan import StepResult
+
+# While a step runs the next one's plans are on their way already, so that shards never wait for the router.
+STEPS_AHEAD = 2
+LONGEST_TRACE = 1000
+_WAKE = "inproc://router-wake"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Trace:
+    """A recording that a client asked for and gets when it is complete.
+
+    left: steps still to be sent for it. pending: those on their way. steps: what came back.
+    """
+
+    client: bytes
+    query: StatusQuery
+    left: int
+    pending: set[int] = field(default_factory=set)
+    steps: list[TracedStep] = field(default_factory=list)
+
+
+class RouterLoop:
+    """Runs an engine's steps in the calling thread until `stop`.
+
+    The engine takes requests once `ready` is set, before that only from the client `golden`. It fails, once and for
+    all, when a shard is lost, a step misses its deadline or a shard answers with an error: all requests end with that
+    error, `error` says it, and new requests get it at once. It waits without spinning while there is nothing to do.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        shards: ShardGroup,
+        clients: ClientPort,
+        links: Links,
+        step_timeout_s: float,
+        precision_plan: tuple[str, ...],
+        golden: bytes,
+    ) -> None:
+        self.ready = False
+        self.error = ""
+        self._scheduler, self._shards, self._clients, self._links = scheduler, shards, clients, links
+        self._step_timeout_s = step_timeout_s
+        self._precision_plan = precision_plan
+        self._golden = golden
+        self._book = RequestBook()
+        self._results: dict[int, list[StepResult]] = {}
+        self._sent: dict[int, float] = {}
+        self._steps = 0
+        self._dropped = 0
+        self._traces: list[_Trace] = []
+        self._stopping = False
+        self._wake = links.context.socket(zmq.PULL)
+        self._wake.bind(_WAKE)
+        self._poller = zmq.Poller()
+        for socket in (self._wake, clients.socket):
+            self._poller.register(socket, zmq.POLLIN)
+        shards.register(self._poller)
+
+    def run(self) -> None:
+        """Runs until `stop`. Nothing that a client or a shard sends ends it."""
+        while not self._stopping:
+            ready = dict(self._poller.poll(self._wait_ms()))
+            if self._wake in ready:
+                self._wake.recv()
+                continue
+            try:
+                self._turn(ready)
+            except (ShardLost, SchedulerError) as error:
+                self._fail(str(error))
+            except Exception as error:  # a bug here must not leave clients waiting
+                logger.exception("router")
+                if self.error:
+                    raise
+                self._fail(f"router: {type(error).__name__}: {error}")
+        self._end("the engine was stopped")
+        self._shards.close()
+
+    def stop(self) -> None:
+        """Ends `run`; from any thread."""
+        self._stopping = True
+        socket = self._links.context.socket(zmq.PUSH)
+        socket.connect(_WAKE)
+        socket.send(b"")
+        socket.close(linger=1000)
+
+    def _wait_ms(self) -> int | None:
+        """Until the oldest step's deadline; for ever when none is on its way."""
+        if not self._sent:
+            return None
+        left = min(self._sent.values()) + self._step_timeout_s - time.monotonic()
+        return max(0, int(left * 1000) + 1)
+
+    def _turn(self, ready: dict[zmq.Socket, int]) -> None:
+        if self._clients.socket in ready:
+            for client, message in self._clients.receive():
+                self._handle(client, message)
+        if self.error:
+            return
+        for result in self._shards.receive(ready):
+            self._take(result)
+        self._check_deadline()
+        while self._scheduler.steps_in_flight < STEPS_AHEAD and self._send_step():
+            pass
+
+    def _handle(self, client: bytes, message: ClientMessage) -> None:
+        if isinstance(message, StatusQuery):
+            self._status(client, message)
+        elif isinstance(message, Cancel):
+            name = self._book.close(client, message.request)
+            if name is not None:
+                self._scheduler.cancel(name)
+        else:
+            self._generate(client, message)
+
+    def _generate(self, client: bytes, message: Generate) -> None:
+        error = self.error
+        if not error and not self.ready and client != self._golden:
+            error = "the engine is still starting"
+        if error:
+            self._clients.send(client, (Progress(message.request, (), (), (), "error", error),))
+            return
+        request = self._book.open(client, message)
+        if request is None:
+            # Answering would end the client's first request of that name.
+            self._dropped += 1
+            return
+        refusal = self._scheduler.add(request)
+        if refusal is not None:
+            self._deliver([refusal])
+
+    def _send_step(self) -> bool:
+        recording = any(trace.left for trace in self._traces)
+        plans = self._scheduler.schedule(trace=recording)
+        if plans is None:
+            return False
+        step = next(iter(plans.values())).step
+        self._results[step] = []
+        self._sent[step] = time.monotonic()
+        self._shards.send(plans)
+        if any(plan.slices for plan in plans.values()):  # a step that only ends sequences shows nothing
+            for trace in self._traces:
+                if trace.left:
+                    trace.left -= 1
+                    trace.pending.add(step)
+        return True
+
+    def _take(self, result: StepResult) -> None:
+        """Keeps a shard's result; completes steps in their order when all shards have answered."""
+        if result.error:
+            raise ShardLost(f"shard {result.shard}: {result.error}")
+        if result.step not in self._results:
+            self._dropped += 1
+            return
+        self._results[result.step].append(result)
+        while self._sent:
+            step = min(self._sent)
+            if len(self._results[step]) < len(self._shards.addresses):
+                return
+            results = self._results.pop(step)
+            del self._sent[step]
+            self._restart_clock()
+            self._record(step, results)
+            self._steps += 1
+            self._deliver(self._scheduler.complete(results))
+
+    def _restart_clock(self) -> None:
+        """A step sent ahead begins when the one before it is done."""
+        for step in self._sent:
+            self._sent[step] = time.monotonic()
+
+    def _check_deadline(self) -> None:
+        if not self._sent:
+            return
+        step = min(self._sent)
+        if time.monotonic() - self._sent[step] > self._step_timeout_s:
+            answered = {result.shard for result in self._results[step]}
+            silent = [shard for shard in range(len(self._shards.addresses)) if shard not in answered]
+            names = ", ".join(f"shard {shard}" for shard in silent)
+            raise ShardLost(f"{names} did not answer step {step} within {self._step_timeout_s:g} s")
+
+    def _deliver(self, news: list[Progress]) -> None:
+        for client, items in self._book.deliver(news).items():
+            if not self._clients.send(client, items):
+                self._give_up(client, items)
+
+    def _give_up(self, client: bytes, unsent: tuple[Progress, ...]) -> None:
+        """Cancels the requests of a client that is gone or reads nothing."""
+        for progress in unsent:
+            if progress.finish:
+                self._clients.remember_lost(client, progress.request)
+        for request, name in self._book.close_all(client):
+            self._scheduler.cancel(name)
+            self._clients.remember_lost(client, request)
+
+    def _record(self, step: int, results: list[StepResult]) -> None:
+        """Adds a step to the recordings that it belongs to; answers those that are complete."""
+        for trace in [trace for trace in self._traces if step in trace.pending]:
+            trace.pending.remove(step)
+            trace.steps.extend(TracedStep(step, result.shard, result.stages) for result in results)
+            if not trace.left and not trace.pending:
+                self._traces.remove(trace)
+                self._clients.send_status(trace.client, self._status_of(trace.query, tuple(trace.steps)))
+
+    def _status(self, client: bytes, query: StatusQuery) -> None:
+        """Answers at once, or, if steps are to be recorded, when they have been."""
+        if query.trace_steps <= 0 or self.error:
+            self._clients.send_status(client, self._status_of(query, ()))
+        else:
+            self._traces.append(_Trace(client, query, min(query.trace_steps, LONGEST_TRACE)))
+
+    def _status_of(self, query: StatusQuery, trace: tuple[TracedStep, ...]) -> EngineStatus:
+        stats, config = self._scheduler.stats, self._scheduler.config
+        return EngineStatus(
+            query=query.query,
+            engine=config.engine,
+            epoch=config.epoch,
+            ready=self.ready and not self.error,
+            error=self.error,
+            shards=config.shards,
+            running=stats.running,
+            waiting=stats.waiting,
+            free_pages=sum(stats.free_pages),
+            total_pages=stats.total_pages,
+            steps=self._steps,
+            dropped_messages=self._dropped + self._clients.dropped + self._shards.dropped,
+            context_length=config.context_length,
+            precision_plan=self._precision_plan,
+            trace=trace,
+        )
+
+    def _fail(self, reason: str) -> None:
+        if not self.error:
+            logger.error("engine %s failed: %s", self._scheduler.config.engine, reason)
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        """Ends all requests with the reason; from now on nothing goes to the shards."""
+        if self.error:
+            return
+        self.error = reason
+        self.ready = False
+        self._results.clear()
+        self._sent.clear()
+        self._shards.unregister(self._poller)
+        self._deliver(self._scheduler.fail_all(reason))
+        for trace in self._traces:
+            self._clients.send_status(trace.client, self._status_of(trace.query, tuple(trace.steps)))
+        self._traces.clear()

@@ -1,0 +1,82 @@
+"""The router's end of its links to the shards: one socket a shard, and who is gone."""
+
+from __future__ import annotations
+
+import zmq
+
+from .link import LinkPlace, Links
+from .step_plan import StepPlan, StepResult
+from .wire import WireError, decode_as, encode
+
+
+class ShardLost(Exception):
+    """A shard's process or node is gone, or does not take plans any more."""
+
+
+class ShardGroup:
+    """Sends plans to all shards and gathers their results. Used by the router's loop thread alone.
+
+    A socket a shard, so that a lost connection names its shard: a Unix socket closes with its process, a TCP socket
+    also when its peer is silent (`Links`).
+    """
+
+    def __init__(self, links: Links, place: LinkPlace, shards: int, engine: str, epoch: int) -> None:
+        self.dropped = 0
+        self._engine, self._epoch = engine, epoch
+        self._sockets: list[zmq.Socket] = []
+        self._monitors: list[zmq.Socket] = []
+        self.addresses: list[str] = []
+        for shard in range(shards):
+            socket, address = links.bind(zmq.DEALER, place, f"plan-{shard}")
+            socket.sndtimeo = 0  # a queue of plans that nobody reads is a lost shard, nothing to wait for
+            self._sockets.append(socket)
+            self._monitors.append(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED))
+            self.addresses.append(address)
+
+    def register(self, poller: zmq.Poller) -> None:
+        """Adds the sockets to a poller that wakes up the loop."""
+        for socket in (*self._sockets, *self._monitors):
+            poller.register(socket, zmq.POLLIN)
+
+    def unregister(self, poller: zmq.Poller) -> None:
+        """Takes them out again, once the shards are given up."""
+        for socket in (*self._sockets, *self._monitors):
+            poller.unregister(socket)
+
+    def send(self, plans: dict[int, StepPlan]) -> None:
+        """Sends each shard its plan. Raises ShardLost."""
+        for shard, plan in plans.items():
+            try:
+                self._sockets[shard].send(encode(plan))
+            except zmq.ZMQError as error:
+                raise ShardLost(f"shard {shard} takes no plans: {error}") from error
+
+    def receive(self, ready: dict[zmq.Socket, int]) -> list[StepResult]:
+        """The results that have come. Raises ShardLost if a connection is gone."""
+        results = []
+        for shard, (socket, monitor) in enumerate(zip(self._sockets, self._monitors, strict=True)):
+            if socket in ready:
+                results.extend(self._read(socket, shard))
+            if monitor in ready:
+                raise ShardLost(f"shard {shard} is gone: its connection closed")
+        return results
+
+    def close(self) -> None:
+        """Ends the monitors; the sockets close with their links."""
+        for socket in self._sockets:
+            socket.disable_monitor()
+
+    def _read(self, socket: zmq.Socket, shard: int) -> list[StepResult]:
+        results = []
+        while True:
+            try:
+                result = decode_as(socket.recv(zmq.NOBLOCK), StepResult)
+            except zmq.Again:
+                return results
+            except WireError:
+                self.dropped += 1
+                continue
+            if (result.engine, result.epoch, result.shard) == (self._engine, self._epoch, shard):
+                results.append(result)
+            else:
+                self.dropped += 1

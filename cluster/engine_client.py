@@ -1,0 +1,172 @@
+"""A client of one engine's router, for fronts, batch jobs and tests: asyncio, many requests at once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from ..actors.link import CLIENT_QUEUE, LinkKeys, Links
+from ..actors.request import Cancel, EngineStatus, Generate, Progress, ProgressBatch, StatusQuery
+from ..actors.wire import WireError, decode, encode
+
+Message = Generate | Cancel | StatusQuery
+
+logger = logging.getLogger(__name__)
+
+
+class EngineUnreachable(Exception):
+    """The router does not answer."""
+
+
+class EngineClient:
+    """Sends requests to a router and fans its answers out to whoever waits for them.
+
+    Several clients may use one engine, and one client serves any number of tasks of one event loop. It connects at its
+    first use. While it waits for anything it asks the router for a sign of life every quarter of `silence_s`; when none
+    comes for that long, all that is waited for ends with an error, so that nothing hangs on a dead engine.
+    """
+
+    def __init__(self, address: str, keys: LinkKeys | None = None, silence_s: float = 4.0) -> None:
+        """address and keys: those of the `Engine`."""
+        self._address, self._keys, self._silence_s = address, keys, silence_s
+        self._links: Links | None = None
+        self._socket: zmq.asyncio.Socket | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._requests: dict[str, asyncio.Queue[Progress]] = {}
+        self._queries: dict[str, asyncio.Future[EngineStatus]] = {}
+        self._heard = 0.0
+
+    async def __aenter__(self) -> EngineClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def generate(self, request: Generate) -> AsyncGenerator[Progress, None]:
+        """The request's news up to the one with `finish`. Closing the iterator before that cancels the request.
+
+        An engine that fails, refuses the request or cannot be reached gives a Progress with finish "error". Raises
+        ValueError if this client has an unfinished request of that name.
+        """
+        if request.request in self._requests:
+            raise ValueError(f"request: {request.request!r} is not finished yet, names must differ")
+        news = self._requests[request.request] = asyncio.Queue()
+        finished = False
+        try:
+            self._send(request)
+            while not finished:
+                progress = await news.get()
+                finished = bool(progress.finish)
+                if finished:
+                    del self._requests[request.request]
+                yield progress
+        finally:
+            if not finished:
+                self.cancel(request.request)
+
+    def cancel(self, request: str) -> None:
+        """Tells the router that nobody wants a request any more. Whoever iterates over it gets nothing further."""
+        if self._requests.pop(request, None) is not None:
+            self._send(Cancel(request))
+
+    async def status(self, trace_steps: int = 0, timeout_s: float | None = None) -> EngineStatus:
+        """The engine's state. With `trace_steps` it comes when so many steps have been recorded, at most 1000, and has
+        them in `trace`. Raises EngineUnreachable when the router is silent or `timeout_s` is over."""
+        query = uuid.uuid4().hex
+        answer = self._queries[query] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(StatusQuery(query, trace_steps))
+            return await asyncio.wait_for(answer, timeout_s)
+        except TimeoutError:
+            raise EngineUnreachable(f"{self._address}: no status within {timeout_s:g} s") from None
+        finally:
+            self._queries.pop(query, None)
+
+    async def close(self) -> None:
+        """Ends the connection. What is still waited for ends with an error, and the router forgets this client."""
+        for request in list(self._requests):
+            self._send(Cancel(request))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        self._give_up("the client was closed")
+        if self._links is not None:
+            self._links.close(linger_ms=200)
+            self._links = self._socket = None
+
+    def _send(self, message: Message) -> None:
+        """Queues a message for the router; opens the connection first if there is none."""
+        sending: Any = self._connected().send(encode(message))
+        sending.add_done_callback(_log_failure)
+
+    def _connected(self) -> zmq.asyncio.Socket:
+        if self._socket is None:
+            self._links = Links(self._keys)
+            identity = uuid.uuid4().bytes
+            plain = self._links.connect(zmq.DEALER, self._address, CLIENT_QUEUE, identity)
+            self._socket = zmq.asyncio.Socket.from_socket(plain)
+            loop = asyncio.get_running_loop()
+            self._heard = loop.time()
+            self._tasks = [loop.create_task(self._read(self._socket)), loop.create_task(self._watch())]
+        return self._socket
+
+    async def _read(self, socket: zmq.asyncio.Socket) -> None:
+        """Hands every message to whom it belongs."""
+        loop = asyncio.get_running_loop()
+        while True:
+            data = await socket.recv()
+            self._heard = loop.time()
+            try:
+                message = decode(data)
+            except WireError:
+                logger.exception("%s sent what is no message", self._address)
+                continue
+            if isinstance(message, ProgressBatch):
+                for progress in message.items:
+                    if (news := self._requests.get(progress.request)) is not None:
+                        news.put_nowait(progress)
+            elif isinstance(message, EngineStatus):
+                answer = self._queries.get(message.query)
+                if answer is not None and not answer.done():
+                    answer.set_result(message)
+
+    async def _watch(self) -> None:
+        """Asks for signs of life while something is waited for, and gives up when there are none."""
+        loop = asyncio.get_running_loop()
+        period = self._silence_s / 4
+        was_waiting = False
+        while True:
+            await asyncio.sleep(period)
+            waiting = bool(self._requests or self._queries)
+            if waiting and not was_waiting:
+                self._heard = max(self._heard, loop.time() - period)  # silence while idle means nothing
+            was_waiting = waiting
+            if not waiting:
+                continue
+            if loop.time() - self._heard > self._silence_s:
+                self._give_up(f"the engine at {self._address} does not answer")
+            else:
+                self._send(StatusQuery("", 0))
+
+    def _give_up(self, error: str) -> None:
+        for request, news in self._requests.items():
+            news.put_nowait(Progress(request, (), (), (), "error", error))
+        for answer in self._queries.values():
+            if not answer.done():
+                answer.set_exception(EngineUnreachable(error))
+
+
+def _log_failure(sending: asyncio.Future[object]) -> None:
+    """The queue for the router is full: the request will end by silence."""
+    if not sending.cancelled() and sending.exception() is not None:
+        logger.warning("a message to the router was not sent: %s", sending.exception())
