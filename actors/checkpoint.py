@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .safetensors_header import CheckpointError, TensorEntry, dtype_name, read_h
 PREFIX = "language_model."
 INDEX = "model.safetensors.index.json"
 
-__all__ = ["Checkpoint", "CheckpointError", "TensorEntry", "read_header"]
+__all__ = ["Checkpoint", "CheckpointError", "TensorEntry", "read_header", "read_tensor"]
 
 
 class Checkpoint:
@@ -77,7 +78,8 @@ class Checkpoint:
     ) -> Tensor:
         """The whole tensor. With `dtype` (one or several) or `shape`, anything else is a CheckpointError."""
         entry = self.expect(name, dtype, shape)
-        return self._load(name, entry, entry.begin, entry.end).reshape(entry.shape)
+        self.bytes_read += entry.bytes
+        return read_tensor(name, entry)
 
     def read_rows(self, name: str, low: int, high: int) -> Tensor:
         """Rows low..high of the first dimension, reading those bytes only: [high - low, ...]."""
@@ -87,8 +89,14 @@ class Checkpoint:
                 f"{entry.file}: rows {low}..{high} of tensor {name} asked for, its shape is {list(entry.shape)}"
             )
         row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
-        data = self._load(name, entry, entry.begin + low * row_bytes, entry.begin + high * row_bytes)
-        return data.reshape(high - low, *entry.shape[1:])
+        part = replace(
+            entry,
+            shape=(high - low, *entry.shape[1:]),
+            begin=entry.begin + low * row_bytes,
+            end=entry.begin + high * row_bytes,
+        )
+        self.bytes_read += part.bytes
+        return read_tensor(name, part)
 
     def expect(
         self, name: str, dtype: torch.dtype | tuple[torch.dtype, ...] = (), shape: tuple[int, ...] | None = None
@@ -107,12 +115,13 @@ class Checkpoint:
         """The routed experts' format, one of `kernels.formats.FORMATS`, from config.json and the tensors together."""
         return expert_format(self.path, self.config, self._entries)
 
-    def _load(self, name: str, entry: TensorEntry, begin: int, end: int) -> Tensor:
-        data = torch.empty((end - begin) // entry.dtype.itemsize, dtype=entry.dtype)
-        if end > begin:
-            _read_into(entry.file, begin, data.view(torch.uint8).numpy().data, name)
-        self.bytes_read += end - begin
-        return data
+
+def read_tensor(name: str, entry: TensorEntry) -> Tensor:
+    """The tensor at `entry`, without a `Checkpoint`; `name` is for the CheckpointError of a file that has changed."""
+    data = torch.empty((entry.end - entry.begin) // entry.dtype.itemsize, dtype=entry.dtype)
+    if entry.end > entry.begin:
+        _read_into(entry.file, entry.begin, data.view(torch.uint8).numpy().data, name)
+    return data.reshape(entry.shape)
 
 
 def _find_files(path: Path) -> tuple[Path, ...]:

@@ -155,6 +155,10 @@ def _check_shapes(name: str, matrix: str, parts: Mapping[str, TensorEntry]) -> N
     if len(weight.shape) != 2:
         raise CheckpointError(f"{weight.file}: weight of {matrix} has shape {list(weight.shape)}, expected [N, K]")
     rows, words = weight.shape
+    # Two multipliers share a byte, so w4a8 needs an even number of groups.
+    multiple = {"w4a16": GROUP_SIZE, "w4a8": 2 * GROUP_SIZE}.get(name, 1)
+    if words * 8 % multiple:
+        raise CheckpointError(f"{weight.file}: {matrix} has {words * 8} columns; {name} needs a multiple of {multiple}")
     expected: dict[str, tuple[tuple[int, ...], ...]] = {
         "w4a16": {"weight_scale": ((rows, words * 8 // GROUP_SIZE),), "weight_shape": ((2,),)},
         "w4a8": {

@@ -1,0 +1,1 @@
+"""Quantizing checkpoints: file by file, as Ray tasks, into the formats that flyray serves."""
