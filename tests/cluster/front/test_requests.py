@@ -1,0 +1,140 @@
+"""What requests are taken, and what each refusal says."""
+
+import pytest
+
+from flyray.cluster.front.errors import RequestError
+from flyray.cluster.front.requests import ChatRequest, CompletionRequest, parse
+
+HI = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"description": "d", "name": "f", "parameters": {"type": "object"}}}
+CALL = {"id": "functions.f:0", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def chat(**fields) -> ChatRequest:
+    return parse({"model": "m", "messages": HI} | fields, ChatRequest)
+
+
+def refuse(kind, body) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        parse(body, kind)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def test_what_openai_clients_send_without_wanting_anything_is_taken():
+    chat(n=1, presence_penalty=0.0, frequency_penalty=0, logit_bias={}, response_format={"type": "text"})
+    chat(user="ann", parallel_tool_calls=True, store=False, metadata=None, stream=None, service_tier="auto")
+    parse({"model": "m", "prompt": "a", "best_of": 1, "echo": False, "suffix": None}, CompletionRequest)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"mesages": []}, "mesages", "unknown field 'mesages' (did you mean 'messages'?)"),
+        ({"n": 2}, "n", "'n' is not supported yet; leave it out, or send 1"),
+        ({"n": True}, "n", "'n' is not supported yet"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported yet"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "or send {'type': 'text'}"),
+        ({"top_logprobs": 3, "logprobs": True}, "top_logprobs", "not supported yet"),
+        ({"temperature": 2.5}, "temperature", "less than or equal to 2, found 2.5"),
+        ({"temperature": "1"}, "temperature", "valid number, found '1'"),
+        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, None, "send one of them"),
+        ({"stop": ["a", ""]}, "stop", "none of them empty"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "up to 4 strings"),
+        ({"seed": 1.5}, "seed", "valid integer"),
+        ({"stream_options": {"include_usage": True}}, None, "'stream_options' needs 'stream': true"),
+        (
+            {"stream": True, "stream_options": {"includ_usage": 1}},
+            "stream_options.includ_usage",
+            "did you mean 'include_usage'?",
+        ),
+        ({"tool_choice": "required"}, "tool_choice", "'auto' or 'none'"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name", "is missing"),
+        ({"thinking": "yes"}, "thinking", "valid boolean"),
+        ({"thinking": {"type": "on"}}, "thinking", "{'type': 'enabled'}"),
+        ({"thinking": True, "chat_template_kwargs": {"thinking": False}}, None, "differ"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        (
+            {"messages": [{"role": "boss", "content": ""}]},
+            "messages[0].role",
+            "'system', 'user', 'assistant' or 'tool'",
+        ),
+        ({"messages": [{"role": "user"}]}, "messages[0]", "a user message needs 'content'"),
+        (
+            {"messages": [{"role": "user", "content": "a", "contnt": 1}]},
+            "messages[0].contnt",
+            "did you mean 'content'?",
+        ),
+        (
+            {"messages": [{"role": "tool", "content": "a"}]},
+            "messages[0]",
+            "'tool_call_id' belongs to every tool message",
+        ),
+        ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, "messages[0]", "only an assistant"),
+    ],
+)
+def test_refusals_name_the_field(fields, param, says):
+    error = refuse(ChatRequest, {"model": "m", "messages": HI} | fields)
+    assert error.param == param
+    assert says in error.message
+
+
+def test_a_missing_field_and_a_body_that_is_no_object():
+    assert refuse(ChatRequest, {"messages": HI}).message == "'model' is missing"
+    assert refuse(ChatRequest, [1]).message == "must be a JSON object"
+
+
+def test_text_parts_are_joined_and_images_refused():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert chat(messages=[{"role": "user", "content": parts}]).messages[0].content == "ab"
+    image = [parts[0], {"type": "image_url", "image_url": {"url": "data:,"}}]
+    error = refuse(ChatRequest, {"model": "m", "messages": [*HI, {"role": "user", "content": image}]})
+    assert error.param == "messages[1].content"
+    assert "part 1 is of type 'image_url'; this server takes text only" in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinks"),
+    [
+        ({}, True),
+        ({"thinking": False}, False),
+        ({"thinking": {"type": "disabled"}}, False),
+        ({"thinking": {"type": "enabled"}}, True),
+        ({"chat_template_kwargs": {"thinking": False}}, False),
+    ],
+)
+def test_thinking_is_the_default(fields, thinks):
+    assert chat(**fields).thinks is thinks
+
+
+def test_tools_reach_the_model_as_they_were_sent():
+    assert list(chat(tools=[TOOL]).offered_tools[0]["function"]) == ["description", "name", "parameters"]
+    assert chat(tools=[TOOL], tool_choice="none").offered_tools == []
+
+
+def test_an_answer_can_be_sent_back_as_the_client_got_it():
+    answer = {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None, "audio": None}
+    result = {"role": "tool", "content": "1", "tool_call_id": "functions.f:0"}
+    assert len(chat(messages=[*HI, answer, result]).messages) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
+)
+def test_prompts(prompt, prompts):
+    assert parse({"model": "m", "prompt": prompt}, CompletionRequest).prompts == prompts
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [1, "a"], 5, None, [True], ["a", [1]]])
+def test_odd_prompts_are_refused(prompt):
+    error = refuse(CompletionRequest, {"model": "m", "prompt": prompt})
+    assert error.param == "prompt"
+    assert "must be a string, a list of strings, a list of token ids" in error.message
+
+
+@pytest.mark.parametrize(("field", "value"), [("echo", True), ("logprobs", 2), ("best_of", 3), ("suffix", "x")])
+def test_completions_without_support_are_refused(field, value):
+    assert refuse(CompletionRequest, {"model": "m", "prompt": "a", field: value}).param == field

@@ -1,0 +1,69 @@
+"""The configuration file: what is read, and what each error says."""
+
+from pathlib import Path
+
+import pytest
+
+from flyray.cluster.config import ConfigError, demo_config, load_config
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+
+    def read(text: str):
+        file = tmp_path / "flyray.yaml"
+        file.write_text(text, encoding="utf-8")
+        return load_config(file)
+
+    return read
+
+
+def test_defaults_and_values(load, tmp_path):
+    config = load("model: {path: model, precision: w4a8}\nengine: {shards: 3, kv_memory: 1.5 GiB}\nserve: {port: 9000}")
+    engine = config.engine_config()
+    assert engine.model_path == str(tmp_path / "model")
+    assert (engine.precision, engine.shards, engine.threads_per_shard) == ("w4a8", 3, 1)
+    assert engine.kv_memory_bytes == 3 << 29
+    assert config.model_name == "model"
+    assert (config.serve.host, config.serve.port) == ("127.0.0.1", 9000)
+    assert config.cpus == 3 + 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model: {path: model}\nengine: {shard: 2}", "unknown key 'engine.shard' (did you mean 'shards'?)"),
+        ("model: {path: model}\nengin: {}", "unknown key 'engin' (did you mean 'engine'?)"),
+        ("model: {path: model}\nengine: {shards: 0}", "'engine.shards': input should be greater than or equal to 1"),
+        (
+            "model: {path: model}\nengine: {shards: two}",
+            "'engine.shards': input should be a valid integer, found 'two'",
+        ),
+        ("model: {path: model}\nengine: {kv_memory: 2 Gigs}", "'engine.kv_memory': must be a size such as '512 MiB'"),
+        ("model: {path: model}\nengine: {backend: cuda}", "engine.backend: 'cuda' is none of cpu, reference"),
+        ("model: {path: model}\nserve: {port: 70000}", "'serve.port': input should be less than or equal to 65535"),
+        ("model: {path: nowhere}", "'model.path'"),
+        ("engine: {}", "'model' is missing"),
+        ("model: {path: model}\nmodel: {path: model}", "key 'model' stands twice"),
+        ("[1, 2]", "expected keys such as 'model:'"),
+        ("model: {", "not YAML"),
+    ],
+)
+def test_errors_name_the_key(load, text, says):
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    assert says in str(caught.value)
+    assert "flyray.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"absent\.yaml: cannot read the configuration \(No such file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_the_demo_serves_two_shards_of_one_thread():
+    engine = demo_config(port=8123).engine_config()
+    assert (engine.shards, engine.threads_per_shard, engine.backend) == (2, 1, "cpu")
+    assert Path(engine.model_path).name == "kimi-k2.5-nano"
