@@ -1,0 +1,61 @@
+"""Builds stage programs: in which order an engine's actors do attention, experts and what lies between.
+
+A program depends on the number of layers and micro-batches alone, not on the number of actors or on batch sizes, so it
+is built once at start.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .program_check import check
+from .stage_program import LayerPlan, Layers, ProgramError, Stage, StageKind, StageProgram, make_stage
+
+__all__ = ["LayerPlan", "Placement", "ProgramError", "Stage", "StageKind", "StageProgram", "check", "sequence"]
+
+Placement = Literal["colocated"]
+
+COLOCATED: Placement = "colocated"
+
+
+def sequence(model: Layers, placement: Placement, micro_batches: int) -> StageProgram:
+    """The checked program of a model. Placement "colocated": every actor has attention and experts, one role.
+
+    With several micro-batches one's tokens travel while another's attention or experts are computed. Raises
+    `ProgramError` for sizes or a placement that there is not.
+    """
+    if placement != COLOCATED:
+        raise ProgramError(f"placement: {placement!r} is not known, there is {COLOCATED!r}")
+    if micro_batches < 1:
+        raise ProgramError(f"micro_batches: {micro_batches} is below 1")
+    layers = LayerPlan(model.num_hidden_layers, model.first_k_dense_replace)
+    stages = _colocated(layers, micro_batches)
+    program = StageProgram(f"{placement}-{micro_batches}", layers, micro_batches, {COLOCATED: stages})
+    check(program)
+    return program
+
+
+def _colocated(layers: LayerPlan, micro_batches: int) -> tuple[Stage, ...]:
+    """Layer by layer; in each, all micro-batches up to their dispatch, then the experts for each.
+
+    A micro-batch's results are taken in at the last moment, before its next attention, so that they travel while the
+    experts of the micro-batches after it are computed.
+    """
+    numbers = range(micro_batches)
+    order = [make_stage("embed", -1, number) for number in numbers]
+    for layer in range(layers.num_hidden_layers):
+        dense = layer < layers.first_k_dense_replace
+        for number in numbers:
+            if layer > layers.first_k_dense_replace:
+                order.append(make_stage("combine", layer - 1, number))
+            order.append(make_stage("attention", layer, number))
+            kinds: tuple[StageKind, ...] = ("dense",) if dense else ("gate", "dispatch", "shared")
+            order.extend(make_stage(kind, layer, number) for kind in kinds)
+        if not dense:
+            order.extend(make_stage("experts", layer, number) for number in numbers)
+    for number in numbers:
+        if layers.first_k_dense_replace < layers.num_hidden_layers:
+            order.append(make_stage("combine", layers.num_hidden_layers - 1, number))
+        order.append(make_stage("head", -1, number))
+    order.extend(make_stage("sample", -1, number) for number in numbers)
+    return tuple(order)
