@@ -11,6 +11,7 @@ of another engine or epoch, or one that makes no sense, is dropped and counted.
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from ..kernels.protocol import ActivationFormat, Activations
 from .link import LinkError, LinkPlace, Links
 from .wire import WireError, decode_as, encode, message
 
+_LENGTH = struct.Struct("<H")
 _DTYPES = {
     ActivationFormat.FLOAT: torch.float32,
     ActivationFormat.INT8: torch.int8,
@@ -44,10 +46,10 @@ class ExchangePoint:
 @message(version=1)
 @dataclass(frozen=True)
 class ExchangeHeader:
-    """First frame between shards. phase: "dispatch" or "combine"; the frames after it are raw little-endian arrays.
+    """Begins a message between shards; raw little-endian arrays follow it. phase: "dispatch" or "combine".
 
-    dispatch: activation rows [rows, columns] in `format`, their scales [rows] f32 (no bytes for "float"), the pairs'
-    rows [pairs] i32 and the receiver's expert numbers [pairs] i32. combine: outputs [pairs, columns] f32.
+    dispatch: scales [rows] f32 (none for "float"), the pairs' rows [pairs] i32, the receiver's expert numbers [pairs]
+    i32, and the activations [rows, columns] in `format`. combine: outputs [pairs, columns] f32.
     """
 
     engine: str
@@ -66,15 +68,17 @@ class ExchangeHeader:
         """The exchange that the message belongs to."""
         return ExchangePoint(self.step, self.layer, self.micro_batch)
 
-    def frame_bytes(self) -> tuple[int, ...]:
-        """The sizes that the frames after this one must have. ValueError for a phase or format that is unknown."""
+    def payload_bytes(self) -> int:
+        """The size of the arrays. ValueError for a phase or format that is unknown or numbers below 0."""
+        if min(self.rows, self.pairs, self.columns) < 0:
+            raise ValueError("sizes below 0")
         if self.phase == "combine":
-            return (self.pairs * self.columns * 4,)
+            return self.pairs * self.columns * 4
         if self.phase != "dispatch":
             raise ValueError(f"unknown phase {self.phase!r}")
         kind = ActivationFormat(self.format)
         scales = 0 if kind is ActivationFormat.FLOAT else self.rows * 4
-        return self.rows * self.columns * _DTYPES[kind].itemsize, scales, self.pairs * 4, self.pairs * 4
+        return scales + 2 * self.pairs * 4 + self.rows * self.columns * _DTYPES[kind].itemsize
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,7 @@ class ZmqExchange:
         self._first = np.array([held.start for held in experts], dtype=np.int32)
         self._held = np.array([len(held) for held in experts], dtype=np.int32)
         self._peers = [peer for peer in range(len(experts)) if peer != shard]
-        self._mail: dict[tuple[ExchangePoint, str, int], tuple[ExchangeHeader, list[zmq.Frame]]] = {}
+        self._mail: dict[tuple[ExchangePoint, str, int], tuple[ExchangeHeader, memoryview]] = {}
         self._own_dispatch: dict[ExchangePoint, _Dispatched] = {}
         self._own_outputs: dict[ExchangePoint, np.ndarray] = {}
         self._push: dict[int, zmq.Socket] = {}
@@ -224,11 +228,11 @@ class ZmqExchange:
         positions = []
         for shard, first in enumerate(self._first):
             position = np.flatnonzero(owner == shard)
-            rows, pair_row = np.unique(position // slots, return_inverse=True)
+            rows, pair_row = _rows_of(position // slots)
             part = _Dispatched(
                 values[rows],
                 scale[rows] if len(scale) else scale,
-                pair_row.astype(np.int32).reshape(-1),
+                pair_row,
                 chosen[position] - first,
                 activations.format,
             )
@@ -275,11 +279,11 @@ class ZmqExchange:
         slots = np.empty((sent.tokens * sent.slots, self._columns), np.float32)
         slots[sent.positions[self._shard]] = self._own_outputs.pop(point)
         for peer in owing:
-            header, frames = self._mail.pop((point, "combine", peer))
+            header, payload = self._mail.pop((point, "combine", peer))
             asked = len(sent.positions[peer])
             if header.pairs != asked:
                 raise LinkError(f"layer {point.layer}: shard {peer} answered {header.pairs} pairs, {asked} were sent")
-            slots[sent.positions[peer]] = np.frombuffer(frames[0].buffer, np.float32).reshape(-1, self._columns)
+            slots[sent.positions[peer]] = np.frombuffer(payload, np.float32).reshape(-1, self._columns)
         return torch.from_numpy(slots).view(sent.tokens, sent.slots, self._columns)
 
     def _hand_over(self, point: ExchangePoint, shard: int, part: _Dispatched) -> None:
@@ -287,7 +291,7 @@ class ZmqExchange:
             self._own_dispatch[point] = part
             return
         header = self._header(point, "dispatch", len(part.values), len(part.pair_row), part.format)
-        self._send(shard, header, [part.values, part.scale, part.pair_row, part.pair_expert])
+        self._send(shard, header, [part.scale, part.pair_row, part.pair_expert, part.values])
 
     def _header(
         self, point: ExchangePoint, phase: str, rows: int, pairs: int, format: ActivationFormat
@@ -307,9 +311,10 @@ class ZmqExchange:
         )
 
     def _send(self, peer: int, header: ExchangeHeader, arrays: list[np.ndarray]) -> None:
-        frames = [encode(header), *(np.ascontiguousarray(array).data for array in arrays)]
+        begin = encode(header)
+        message = b"".join((_LENGTH.pack(len(begin)), begin, *map(np.ndarray.tobytes, arrays)))
         try:
-            self._push[peer].send_multipart(frames)
+            self._push[peer].send(message)
         except zmq.Again:
             raise LinkError(
                 f"layer {header.layer}: shard {peer} took no {header.phase} message within {self._timeout_s:g} s"
@@ -331,30 +336,30 @@ class ZmqExchange:
             missing = [peer for peer in missing if (point, phase, peer) not in self._mail]
 
     def _read_message(self) -> None:
-        first, *frames = self._pull.recv_multipart(copy=False)
+        message = memoryview(self._pull.recv())
         try:
-            header = decode_as(first.bytes, ExchangeHeader)
-            expected = header.frame_bytes()
-        except (WireError, ValueError):
+            (length,) = _LENGTH.unpack_from(message)
+            header = decode_as(bytes(message[_LENGTH.size : _LENGTH.size + length]), ExchangeHeader)
+            size = header.payload_bytes()
+        except (WireError, ValueError, struct.error):
             self.dropped += 1
             return
+        payload = message[_LENGTH.size + length :]
         known = header.engine == self._engine and header.epoch == self._epoch and header.sender in self._peers
-        if not known or header.columns != self._columns or tuple(len(frame) for frame in frames) != expected:
+        if not known or header.columns != self._columns or len(payload) != size:
             self.dropped += 1
             return
-        self._mail[header.point(), header.phase, header.sender] = header, frames
+        self._mail[header.point(), header.phase, header.sender] = header, payload
 
     def _open_dispatch(self, point: ExchangePoint, sender: int) -> _Dispatched:
-        header, frames = self._mail.pop((point, "dispatch", sender))
-        values, scale, pair_row, pair_expert = (frame.buffer for frame in frames)
+        header, payload = self._mail.pop((point, "dispatch", sender))
         kind = ActivationFormat(header.format)
-        part = _Dispatched(
-            np.frombuffer(values, _numpy_dtype(kind)).reshape(-1, self._columns),
-            np.frombuffer(scale, np.float32),
-            np.frombuffer(pair_row, np.int32),
-            np.frombuffer(pair_expert, np.int32),
-            kind,
-        )
+        scales = 0 if kind is ActivationFormat.FLOAT else header.rows
+        pairs_at = 4 * scales
+        values_at = pairs_at + 8 * header.pairs
+        pair_row, pair_expert = np.frombuffer(payload[pairs_at:values_at], np.int32).reshape(2, -1)
+        values = np.frombuffer(payload[values_at:], _numpy_dtype(kind)).reshape(-1, self._columns)
+        part = _Dispatched(values, np.frombuffer(payload[:pairs_at], np.float32), pair_row, pair_expert, kind)
         # The kernels index with these numbers, in C++: a wrong one must not reach them.
         if header.pairs and not (
             part.pair_row.min() >= 0
@@ -364,6 +369,13 @@ class ZmqExchange:
         ):
             raise LinkError(f"shard {sender} sent pairs of layer {point.layer} that name no row or expert here")
         return part
+
+
+def _rows_of(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending tokens [P] -> the different ones [R], and for each of P which of them it is, int32."""
+    first = np.ones(len(tokens), np.bool_)
+    np.not_equal(tokens[1:], tokens[:-1], out=first[1:])
+    return tokens[first], np.cumsum(first, dtype=np.int32) - np.int32(1)
 
 
 def _numpy(values: Tensor) -> np.ndarray:

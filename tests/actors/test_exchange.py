@@ -173,18 +173,25 @@ def test_messages_of_another_epoch_or_engine_or_none_are_dropped_and_counted() -
             replace(good, phase="gossip"),
             replace(good, format="int3"),
             replace(good, rows=1),
+            replace(good, rows=-1, pairs=-1),
         ]
         for header in strange:
-            peer.send_multipart([encode(header), b"", b"", b"", b""])
-        peer.send_multipart([b"\xc1 not msgpack", b""])
-        peer.send_multipart([encode(good), b""])
+            peer.send(as_message(header))
+        broken = [b"", b"\x01", b"\xff\xff\xc1 not msgpack", as_message(good, b"too much")]
+        for message in broken:
+            peer.send(message)
         exchange.dispatch(ExchangePoint(0, 0, 0), *_none())
         with pytest.raises(LinkError, match=r"layer 0: no dispatch message from shard 1 within 0.2 s"):
             exchange.receive_dispatch(ExchangePoint(0, 0, 0))
-        assert exchange.dropped == len(strange) + 2
+        assert exchange.dropped == len(strange) + len(broken)
     finally:
         links.close()
         remove_folder(folder)
+
+
+def as_message(header: ExchangeHeader, payload: bytes = b"") -> bytes:
+    begin = encode(header)
+    return len(begin).to_bytes(2, "little") + begin + payload
 
 
 def _none() -> tuple[Activations, Tensor]:
@@ -202,7 +209,7 @@ def test_pairs_that_name_no_expert_of_this_shard_are_refused() -> None:
         peer = links.connect(zmq.PUSH, address)
         header = ExchangeHeader("engine", 7, 0, 0, 0, "dispatch", 1, 1, 1, HIDDEN, "int8")
         numbers = np.array([0], np.int32), np.array([EXPERTS // 2], np.int32)
-        peer.send_multipart([encode(header), bytes(HIDDEN), bytes(4), *(each.tobytes() for each in numbers)])
+        peer.send(as_message(header, bytes(4) + b"".join(each.tobytes() for each in numbers) + bytes(HIDDEN)))
         exchange.dispatch(ExchangePoint(0, 0, 0), *_none())
         with pytest.raises(LinkError, match="shard 1 sent pairs of layer 0 that name no row or expert here"):
             exchange.receive_dispatch(ExchangePoint(0, 0, 0))
