@@ -1,0 +1,263 @@
+"""Runs every operation of a backend once on a small random input and compares it with the reference.
+
+A shard does this before it says ready: a wrong build, driver or compiler is then an error with numbers in it, not
+wrong text. Inner dimensions are the model's own; the others are cut so that the whole check stays well under a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .protocol import (
+    ActivationFormat,
+    Activations,
+    Bf16Matrix,
+    ExpertMatrix,
+    ExpertWeights,
+    Fp8Matrix,
+    GateConfig,
+    Int4Matrix,
+    Int8Matrix,
+    Kernels,
+    PagedBatch,
+    SamplingRow,
+    activation_format,
+)
+from .reference import ReferenceKernels
+
+_TOKENS = 5
+_COLUMNS = 64
+_RELATIVE_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+# Another order of sums may round one hidden value to the next FP8 number, which is 1/16 away.
+_FP8_RELATIVE_ERROR = 3e-2
+_TOLD_APART = 1e-4
+
+
+@dataclass(frozen=True)
+class CheckShapes:
+    """The dimensions of one model that its kernels run with. experts: routed experts the gate chooses from;
+    intermediate: of one routed expert."""
+
+    hidden: int
+    heads: int
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+    qk_nope_head_dim: int
+    v_head_dim: int
+    experts: int
+    intermediate: int
+    page_size: int
+    gate: GateConfig
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One comparison. Errors are the largest absolute difference; allowed 0 means equal to the bit."""
+
+    operation: str
+    max_error: float
+    allowed: float
+
+
+class KernelMismatch(RuntimeError):
+    """A backend's result differs from the reference by more than is allowed."""
+
+
+def self_check(kernels: Kernels, shapes: CheckShapes, matrices: Sequence[type[ExpertMatrix]]) -> list[CheckResult]:
+    """Compares all operations, `experts` for each kind in `matrices`; raises `KernelMismatch` at the first failure."""
+    check = _Check(kernels, shapes)
+    for run in (check.rows, check.products, check.attention, check.gate, check.quantize, check.sample):
+        run()
+    for kind in matrices:
+        check.experts(kind)
+    return check.results
+
+
+def random_matrix(
+    kind: type[ExpertMatrix], experts: int, rows: int, inner: int, generator: torch.Generator
+) -> ExpertMatrix:
+    """A matrix of that kind, [experts, rows, inner], with values of about 1 / sqrt(inner)."""
+    shape = (experts, rows, inner)
+    size = inner**-0.5
+    scale = (torch.rand(experts, rows, generator=generator) + 0.5) * size
+    if issubclass(kind, Bf16Matrix):
+        return Bf16Matrix((torch.randn(shape, generator=generator) * size).to(torch.bfloat16))
+    if issubclass(kind, Fp8Matrix):
+        return Fp8Matrix(torch.randn(shape, generator=generator).to(torch.float8_e4m3fn), scale)
+    if issubclass(kind, Int8Matrix):
+        values = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+        return Int8Matrix(values, scale / 64)
+    if inner % 32:
+        raise ValueError(f"an INT4 matrix needs K in whole groups of 32, not {inner}")
+    nibbles = torch.randint(0, 256, (experts, rows, inner // 2), generator=generator, dtype=torch.uint8)
+    multipliers = torch.randint(1, 16, (experts, rows, inner // 32), generator=generator, dtype=torch.uint8)
+    return Int4Matrix(nibbles, multipliers, scale / 48)
+
+
+class _Check:
+    """The inputs, drawn from one seeded generator, and the results so far."""
+
+    def __init__(self, kernels: Kernels, shapes: CheckShapes) -> None:
+        if kernels.activation_dtype not in _RELATIVE_ERROR:
+            raise ValueError(f"no error bound is known for activations of {kernels.activation_dtype}")
+        self.results: list[CheckResult] = []
+        self._kernels, self._shapes = kernels, shapes
+        self._reference = ReferenceKernels()
+        self._generator = torch.Generator().manual_seed(20_260)
+
+    def rows(self) -> None:
+        shapes = self._shapes
+        x, weight = self._floats(_TOKENS, shapes.hidden), self._floats(shapes.hidden)
+        self._both("rms_norm", lambda k, t: k.rms_norm(t(x), t(weight), 1e-5))
+        gate_up = self._floats(_TOKENS, 2 * shapes.intermediate)
+        self._both("silu_mul", lambda k, t: k.silu_mul(t(gate_up)))
+        heads = self._floats(_TOKENS, shapes.heads, shapes.qk_rope_head_dim)
+        positions = torch.randint(0, 64, (_TOKENS,), generator=self._generator)
+        angles = torch.rand(64, shapes.qk_rope_head_dim // 2, generator=self._generator)
+        cos, sin = torch.cos(angles), torch.sin(angles)
+        self._both("rope", lambda k, t: k.rope(t(heads), t(positions), t(cos, exact=True), t(sin, exact=True)))
+        slots = torch.randn(_TOKENS, shapes.gate.top_k, shapes.hidden, generator=self._generator)
+        weights = torch.rand(_TOKENS, shapes.gate.top_k, generator=self._generator)
+        self._both("combine", lambda k, t: k.combine(t(slots, exact=True), t(weights, exact=True)))
+
+    def products(self) -> None:
+        shapes = self._shapes
+        x = self._floats(_TOKENS, shapes.hidden)
+        for dtype in (torch.bfloat16, torch.float32):
+            weight = self._floats(_COLUMNS, shapes.hidden).to(dtype)
+            self._both("linear", lambda k, t, w=weight: k.linear(t(x), t(w, exact=True)))
+        queries = self._floats(_TOKENS, shapes.heads, shapes.qk_nope_head_dim)
+        up_key = self._floats(shapes.heads, shapes.kv_lora_rank, shapes.qk_nope_head_dim)
+        self._both("head_linear", lambda k, t: k.head_linear(t(queries), t(up_key)))
+        latents = self._floats(_TOKENS, shapes.heads, shapes.kv_lora_rank)
+        up_value = self._floats(shapes.heads, shapes.v_head_dim, shapes.kv_lora_rank)
+        self._both("head_linear", lambda k, t: k.head_linear(t(latents), t(up_value)))
+
+    def attention(self) -> None:
+        """A prefill chunk of 4 after 67 tokens and one decoding query after 21, their pages in no order."""
+        shapes = self._shapes
+        width, context, new = shapes.kv_lora_rank + shapes.qk_rope_head_dim, (71, 22), (4, 1)
+        used = [-(-length // shapes.page_size) for length in context]
+        numbers = torch.randperm(sum(used), generator=self._generator).to(torch.int32)
+        table = torch.full((2, max(used)), -1, dtype=torch.int32)
+        table[0, : used[0]], table[1, : used[1]] = numbers[: used[0]], numbers[used[0] :]
+        positions = torch.tensor([67, 68, 69, 70, 21])
+        page = table[torch.tensor([0, 0, 0, 0, 1]), positions // shapes.page_size].to(torch.int64)
+        slots = page * shapes.page_size + positions % shapes.page_size
+        starts = torch.tensor([0, new[0], sum(new)], dtype=torch.int32)
+        batch = PagedBatch(starts, torch.tensor(context, dtype=torch.int32), table, positions, slots)
+        pages = self._floats(sum(used), shapes.page_size, width)
+        latent, k_rope = self._floats(_TOKENS, shapes.kv_lora_rank), self._floats(_TOKENS, shapes.qk_rope_head_dim)
+        q = self._floats(_TOKENS, shapes.heads, width)
+
+        def write(k: Kernels, t: _Mover) -> Tensor:
+            written = t(pages).clone()
+            k.write_kv(written, t(slots), t(latent), t(k_rope))
+            return written
+
+        self._both("write_kv", write, exact=True)
+        self._both(
+            "mla_attention",
+            lambda k, t: k.mla_attention(t(q), write(k, t), t.batch(batch), width**-0.5, shapes.kv_lora_rank),
+        )
+
+    def gate(self) -> None:
+        shapes = self._shapes
+        weight = self._floats(shapes.experts, shapes.hidden) * shapes.hidden**-0.5
+        # Biases in even steps and little noise: choices are never within rounding of each other.
+        bias = torch.randperm(shapes.experts, generator=self._generator).to(torch.float32) * _TOLD_APART * 10
+        x = self._floats(_TOKENS, shapes.hidden) * _TOLD_APART
+        self._both("gate", lambda k, t: k.gate(t(x), t(weight), t(bias, exact=True), shapes.gate)[0], exact=True)
+        spread = self._floats(_TOKENS, shapes.hidden)
+        everything = replace(shapes.gate, n_group=1, topk_group=1, top_k=shapes.experts)
+
+        def weights_by_expert(k: Kernels, t: _Mover) -> Tensor:
+            ids, weights = k.gate(t(spread), t(weight), t(bias, exact=True), everything)
+            return weights.gather(1, ids.to(torch.int64).argsort(dim=1))
+
+        self._both("gate", weights_by_expert)
+
+    def quantize(self) -> None:
+        x = self._floats(_TOKENS, self._shapes.hidden)
+        x[0] = 0.0
+        for format in (ActivationFormat.INT8, ActivationFormat.FP8):
+            self._both("quantize", lambda k, t, f=format: k.quantize(t(x), f).values.to(torch.float32), exact=True)
+            self._both("quantize", lambda k, t, f=format: _scale(k.quantize(t(x), f)), exact=True)
+
+    def sample(self) -> None:
+        logits = self._floats(3, 1000)
+        rows = [SamplingRow(0.0, 1.0, 0, 0, 0), SamplingRow(0.8, 0.9, 0, 7, 3), SamplingRow(1.2, 1.0, 40, 8, 4)]
+        self._both("sample", lambda k, t: k.sample(t(logits), rows), exact=True)
+
+    def experts(self, kind: type[ExpertMatrix]) -> None:
+        """Twice: with the real hidden size and few intermediate columns, and the other way round."""
+        exact = issubclass(kind, Int4Matrix | Int8Matrix)
+        relative = _FP8_RELATIVE_ERROR if issubclass(kind, Fp8Matrix) else 0.0
+        tokens = torch.tensor([0, 1, 2, 3, 4, 0], dtype=torch.int32)
+        local = torch.tensor([0, 0, 1, 0, 0, 1], dtype=torch.int32)
+        for hidden, inner in ((self._shapes.hidden, _COLUMNS), (_COLUMNS, self._shapes.intermediate)):
+            gate_up = random_matrix(kind, 2, 2 * inner, hidden, self._generator)
+            down = random_matrix(kind, 2, hidden, inner, self._generator)
+            weights = ExpertWeights(0, gate_up, down)
+            x = self._reference.quantize(self._floats(_TOKENS, hidden), activation_format(down))
+            self._both(
+                f"experts[{kind.__name__}]",
+                lambda k, t, x=x, w=weights: k.experts(t.activations(x), t(tokens), t(local), t.weights(w)),
+                exact,
+                relative,
+            )
+
+    def _floats(self, *shape: int) -> Tensor:
+        """Normal values that the backend's activation dtype holds exactly."""
+        values = torch.randn(shape, generator=self._generator)
+        return values.to(self._kernels.activation_dtype).to(torch.float32)
+
+    def _both(
+        self, operation: str, run: Callable[[Kernels, _Mover], Tensor], exact: bool = False, relative: float = 0.0
+    ) -> None:
+        """`relative` widens the dtype's own bound, both in parts of the largest expected magnitude."""
+        expected = run(self._reference, _Mover(self._reference))
+        actual = run(self._kernels, _Mover(self._kernels)).to("cpu")
+        name = f"{self._kernels.name}.{operation}"
+        if actual.shape != expected.shape:
+            raise KernelMismatch(f"{name}: shape {list(actual.shape)}, the reference has {list(expected.shape)}")
+        wanted = expected.to(torch.float64)
+        error = float((actual.to(torch.float64) - wanted).abs().max())
+        relative = 0.0 if exact else max(relative, _RELATIVE_ERROR[self._kernels.activation_dtype])
+        allowed = relative * float(wanted.abs().max())
+        if not error <= allowed:  # NaN is an error too
+            raise KernelMismatch(f"{name}: largest error {error:.3g} against the reference, allowed {allowed:.3g}")
+        self.results.append(CheckResult(operation, error, allowed))
+
+
+class _Mover:
+    """Brings inputs to a backend's device, and float32 ones to its activation dtype unless they are `exact`."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._device, self._dtype = kernels.device, kernels.activation_dtype
+
+    def __call__(self, tensor: Tensor, exact: bool = False) -> Tensor:
+        if tensor.dtype is torch.float32 and not exact:
+            return tensor.to(self._device, self._dtype)
+        return tensor.to(self._device)
+
+    def activations(self, x: Activations) -> Activations:
+        return Activations(x.format, self(x.values), None if x.scale is None else self(x.scale, exact=True))
+
+    def batch(self, batch: PagedBatch) -> PagedBatch:
+        return PagedBatch(**{name: self(tensor) for name, tensor in vars(batch).items()})
+
+    def weights(self, weights: ExpertWeights) -> ExpertWeights:
+        return replace(weights, gate_up=self._matrix(weights.gate_up), down=self._matrix(weights.down))
+
+    def _matrix(self, matrix: ExpertMatrix) -> ExpertMatrix:
+        return type(matrix)(**{name: self(tensor, exact=True) for name, tensor in vars(matrix).items()})
+
+
+def _scale(x: Activations) -> Tensor:
+    assert x.scale is not None
+    return x.scale
