@@ -344,6 +344,26 @@ def test_a_small_request_does_not_overtake_a_large_one() -> None:
     assert [admitted[number].request for number in sorted(admitted)] == ["first", "large", "small"]
 
 
+def test_a_batch_request_does_not_overtake_an_interactive_one() -> None:
+    bench = Bench(dataclasses.replace(CONFIG, shards=1))
+    requests = [generate("first", [1] * 16, 2), generate("large", [2] * 28, 4), generate("batch", [3], 1, priority=1)]
+    for request in requests:
+        bench.add(request)
+    bench.drain()
+    admitted = bench.request_of(requests)
+    assert [admitted[number].request for number in sorted(admitted)] == ["first", "large", "batch"]
+
+
+def test_a_shard_takes_no_more_sequences_than_it_can_decode_in_a_step() -> None:
+    bench = Bench(dataclasses.replace(CONFIG, shards=1, max_batch_tokens=2))
+    for name in "abc":
+        bench.add(generate(name, [1], 4))
+    bench.schedule()
+    assert (bench.scheduler.stats.running, bench.scheduler.stats.waiting) == (2, 1)
+    bench.drain()
+    assert all(bench.answers[name] == expected(generate(name, [1], 4)) for name in "abc")
+
+
 def test_sequences_go_to_the_least_loaded_shard() -> None:
     bench = Bench(dataclasses.replace(CONFIG, shards=3, num_pages=16))
     for name, prompt in (("a", 16), ("b", 4), ("c", 8), ("d", 1), ("e", 1)):

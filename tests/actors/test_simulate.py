@@ -70,6 +70,7 @@ def test_all_wait_for_the_slowest_shard() -> None:
 
     timeline = simulate(sequence(LayerPlan(2, 0), "colocated", 1), costs, shards=3)
     assert timeline.duration == 70.0
+    assert compute_of(timeline, 0)["combine.0.0"] == (35.0, 35.0)
     assert timeline.bubble_share(shard=1) == 0.0
     assert timeline.bubble_share(shard=0) == pytest.approx(40 / 70)
     assert timeline.bubble_share("colocated") == pytest.approx(80 / 210)

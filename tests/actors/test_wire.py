@@ -134,6 +134,7 @@ def test_floats_keep_infinity_and_nan() -> None:
         (NewToken(1, 2, 0), "NewToken.logprob: expected float, got int 0"),
         (Slice(1, 0, (1, True), (), True), "Slice.tokens: item 1: expected int, got bool True"),
         (Slice(1, 0, [1], (), True), "Slice.tokens: expected a tuple, got list"),
+        (dataclasses.replace(PLAN, slices=list(PLAN.slices)), "StepPlan.slices: expected a tuple, got list"),
         (Slice(1, 0, (-(2**63) - 1,), (), True), "Slice.tokens: item 0: -9223372036854775809 does not fit"),
         (Generate("a", (1,), 1, None, (), 0, False), "Generate.sampling: expected Sampling, got NoneType"),
         (dataclasses.replace(PLAN, slices=(PLAN,)), "StepPlan.slices: item 0: expected Slice, got StepPlan"),
