@@ -1,0 +1,49 @@
+"""Runs batch lines in this process's own chat service, behind all interactive requests."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Protocol
+
+from ..actors.request import EngineStatus
+from .batch import ServiceLost
+from .batch_line import Answer, BatchLine
+from .chat import ChatService
+from .front.errors import EngineUnavailable, RequestError
+from .front.requests import ChatRequest, CompletionRequest, parse
+
+BATCH_PRIORITY = 1
+
+
+class StatusSource(Protocol):
+    """An engine's client."""
+
+    async def status(self) -> EngineStatus: ...
+
+
+class ServiceRunner:
+    """A `LineRunner` over a `ChatService`; `engine` tells a dead engine from a request that it cannot take."""
+
+    def __init__(self, service: ChatService, engine: StatusSource) -> None:
+        self._service = service
+        self._engine = engine
+
+    async def run(self, line: BatchLine) -> Answer:
+        request_id = f"req_{uuid.uuid4().hex}"
+        try:
+            return Answer(200, request_id, await self._respond(line))
+        except EngineUnavailable as error:
+            await self._raise_if_dead(error)
+            return Answer(error.status, request_id, error.body())
+        except RequestError as error:
+            return Answer(error.status, request_id, error.body())
+
+    async def _respond(self, line: BatchLine) -> dict[str, Any]:
+        if line.url == "/v1/completions":
+            return await self._service.completion_response(parse(line.body, CompletionRequest), BATCH_PRIORITY)
+        return await self._service.chat_response(parse(line.body, ChatRequest), BATCH_PRIORITY)
+
+    async def _raise_if_dead(self, error: EngineUnavailable) -> None:
+        status = await self._engine.status()
+        if not status.ready:
+            raise ServiceLost(f"the engine stopped: {status.error or error.message}") from None

@@ -1,0 +1,52 @@
+"""An engine of one's own for the length of a job: for batches and evaluations, which need no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from ..actors.engine_config import EngineConfig
+from .chat import ChatService, ServiceLimits
+from .engine import Engine, EngineClient
+from .tokenizer import Tokenizer
+
+# A job bounds its requests itself; the service's own bound is against strangers.
+NO_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True)
+class EngineSession:
+    """A running engine, and the ways to use it from this event loop."""
+
+    engine: Engine
+    client: EngineClient
+    service: ChatService
+    tokenizer: Tokenizer
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        return self.service.limits.context_length
+
+
+@asynccontextmanager
+async def engine_session(
+    config: EngineConfig, model_name: str, default_max_tokens: int = 0
+) -> AsyncIterator[EngineSession]:
+    """Starts an engine in the Ray that is initialized, and ends it with the context, cancelled or not.
+
+    Raises what `Engine` and `Engine.start` raise.
+    """
+    tokenizer = Tokenizer(config.model_path)
+    engine = await asyncio.to_thread(Engine, config)
+    starting = asyncio.ensure_future(asyncio.to_thread(engine.start))
+    try:
+        await asyncio.shield(starting)
+        async with EngineClient(engine.address, engine.keys) as client:
+            limits = ServiceLimits(engine.shape.longest_sequence(config), default_max_tokens, NO_LIMIT)
+            yield EngineSession(engine, client, ChatService(client, tokenizer, model_name, limits), tokenizer)
+    finally:
+        await asyncio.wait([starting])  # a thread cannot be cancelled: what it starts must be stopped after it
+        await asyncio.to_thread(engine.stop)
