@@ -166,7 +166,7 @@ class Links:
         return socket
 
     def close(self, linger_ms: int = 0) -> None:
-        """Closes every socket, after at most `linger_ms` for what is unsent, and ends ZeroMQ's threads. May be repeated."""
+        """Closes every socket, after `linger_ms` at most for what is unsent, and ZeroMQ's threads. May be repeated."""
         if self._authenticator is not None:
             self._authenticator.stop()
             self._authenticator = None

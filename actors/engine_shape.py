@@ -1,0 +1,77 @@
+"""What an engine's configuration and its checkpoint's headers decide together, before any actor is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..kernels.select import select_kernels
+from .checkpoint import Checkpoint
+from .engine_config import EngineConfig, expert_ranges
+from .model.config import ModelConfig
+from .model.kv_pages import KvPages
+from .precision import precision_plan
+from .scheduler_config import SchedulerConfig
+from .sequence import COLOCATED, StageProgram, sequence
+
+
+@dataclass(frozen=True)
+class EngineShape:
+    """kv_pages: of each shard. context_length: of prompt and answer together. experts: the range of each shard.
+
+    program: what every shard runs. precision_plan: lines to print.
+    """
+
+    model: ModelConfig
+    kv_pages: int
+    context_length: int
+    experts: tuple[range, ...]
+    program: StageProgram
+    precision_plan: tuple[str, ...]
+
+    @staticmethod
+    def read(config: EngineConfig) -> EngineShape:
+        """Reads headers only. Raises CheckpointError, ConfigError, PrecisionError or ValueError, naming what is wrong:
+        a tensor, a field, a precision, more shards than experts, a cache of no page, too long a context."""
+        checkpoint = Checkpoint(config.model_path)
+        model = ModelConfig.from_dict(checkpoint.config)
+        experts = expert_ranges(model.n_routed_experts, config.shards)
+        kernels = select_kernels(config.backend, config.threads_per_shard)
+        plan = precision_plan(model, checkpoint, config.precision, kernels)
+        context = config.context_length or model.max_position_embeddings
+        if context > model.max_position_embeddings:
+            raise ValueError(
+                f"context_length: {context} is more than the model's max_position_embeddings, "
+                f"{model.max_position_embeddings}"
+            )
+        pages = _pages(config, context, KvPages.page_bytes(model, config.page_size, kernels))
+        program = sequence(model, COLOCATED, 1)
+        return EngineShape(model, pages, context, experts, program, plan.lines())
+
+    def longest_sequence(self, config: EngineConfig) -> int:
+        """Tokens of the longest sequence that can run: of the context, or of all pages of a shard."""
+        return min(self.context_length, self.kv_pages * config.page_size)
+
+    def scheduler_config(self, config: EngineConfig, epoch: int) -> SchedulerConfig:
+        """The scheduler's limits."""
+        return SchedulerConfig(
+            engine=config.name,
+            epoch=epoch,
+            shards=config.shards,
+            num_pages=self.kv_pages,
+            page_size=config.page_size,
+            max_batch_tokens=config.max_batch_tokens,
+            max_sequences=config.max_sequences,
+            context_length=self.context_length,
+            vocab_size=self.model.vocab_size,
+            program=self.program.name,
+        )
+
+
+def _pages(config: EngineConfig, context_length: int, page_bytes: int) -> int:
+    """Pages of a shard: as asked, or what fits the memory, but no more than its sequences can ever fill."""
+    if config.kv_pages:
+        return config.kv_pages
+    fitting = config.kv_memory_bytes // page_bytes
+    if not fitting:
+        raise ValueError(f"kv_memory_bytes: {config.kv_memory_bytes} holds no page, one takes {page_bytes} bytes")
+    return min(fitting, config.max_sequences * -(-context_length // config.page_size))

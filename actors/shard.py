@@ -1,0 +1,266 @@
+"""One shard of an engine: a Ray actor that loads its part of the weights and then runs step plans in a loop.
+
+Ray makes the actor, asks it to start and to stop, and watches it. Steps come from the router over ZeroMQ to a thread
+that never calls Ray. The actor ends with its owner: Ray kills it when the process that made it is gone; until then the
+loop has seen the router's connection close, and has removed the sockets.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+import ray.util
+import torch
+import zmq
+
+from ..kernels.select import select_kernels
+from .checkpoint import Checkpoint
+from .exchange import Exchange, LocalExchange, ZmqExchange
+from .interpreter import Interpreter, StageError
+from .link import LinkError, LinkKeys, LinkPlace, Links, ProcessPlace, remove_folder
+from .model.config import ModelConfig
+from .model.kv_pages import KvPages
+from .model.stages import ModelStages
+from .program_check import check
+from .sequence import StageProgram
+from .shard_check import check_kernels
+from .step_batch import PlanError, SequenceTable
+from .step_plan import StageTime, StepPlan, StepResult
+from .weights import load_shard
+from .wire import WireError, decode_as, encode
+
+_INTERRUPT = "inproc://shard-interrupt"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShardStart:
+    """All that one shard must know. Fields of the same names as in EngineConfig mean the same.
+
+    experts: the range of every shard. plan_address: the router's socket for this shard; place: where to bind its own.
+    """
+
+    engine: str
+    epoch: int
+    shard: int
+    model_path: str
+    precision: str
+    backend: str
+    threads: int
+    experts: tuple[range, ...]
+    kv_pages: int
+    page_size: int
+    program: StageProgram
+    plan_address: str
+    place: LinkPlace
+    keys: LinkKeys | None
+    timeout_s: float
+    silence_s: float
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What a shard says when it is ready. checks: a line for each kernel compared with the reference."""
+
+    shard: int
+    bytes_read: int
+    seconds: float
+    checks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShardStats:
+    """sequences: that live on the shard. dropped: messages of another engine or epoch, or of none."""
+
+    shard: int
+    steps: int
+    sequences: int
+    dropped: int
+    error: str
+
+
+class Shard:
+    """One shard. `open`, then `start`, then steps until `stop` or the router is gone."""
+
+    def __init__(self) -> None:
+        self._progress = (0, 0)
+        self._steps = 0
+        self._dropped = 0
+        self._error = ""
+        self._thread: threading.Thread | None = None
+        self._links: Links | None = None
+        self._stopping = threading.Event()
+
+    def open(self, start: ShardStart) -> str:
+        """Binds the socket for the other shards; returns its address ("" for a shard that is alone)."""
+        self._start = start
+        links = self._links = Links(start.keys, start.silence_s)
+        self._interrupt = links.context.socket(zmq.PULL)
+        self._interrupt.bind(_INTERRUPT)
+        self._table = SequenceTable(start.kv_pages, start.page_size)
+        if len(start.experts) == 1:
+            self._exchange: Exchange = LocalExchange()
+            return ""
+        hidden = ModelConfig.from_dict(Checkpoint(start.model_path).config).hidden_size
+        peers = self._exchange = ZmqExchange(
+            start.engine, start.epoch, start.shard, start.experts, hidden, start.timeout_s
+        )
+        return peers.open(links, start.place)
+
+    def start(self, addresses: Sequence[str]) -> ShardReport:
+        """Loads weights, checks kernels and program, connects to the router and the shards at `addresses`, and begins
+        to run plans. Raises what is wrong with the checkpoint, a kernel or the program."""
+        begin = time.monotonic()
+        start = self._start
+        if self._links is None:
+            raise LinkError(f"shard {start.shard} was stopped while it started")
+        # Twice the same number, for the kernels and for what torch itself computes between them.
+        torch.set_num_threads(start.threads)
+        kernels = select_kernels(start.backend, start.threads)
+        checkpoint = Checkpoint(start.model_path)
+        model = ModelConfig.from_dict(checkpoint.config)
+        check(start.program)
+        weights = load_shard(
+            checkpoint, model, start.precision, start.experts[start.shard], kernels, self._report_progress
+        )
+        checks = check_kernels(kernels, model, weights, start.page_size)
+        kv = KvPages.allocate(model, start.kv_pages, start.page_size, kernels)
+        self._interpreter = Interpreter(
+            ModelStages(model, weights, kernels, kv), kernels, self._exchange, start.program
+        )
+        self._plans = self._links.connect(zmq.DEALER, start.plan_address)
+        self._router_gone = self._plans.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        if isinstance(self._exchange, ZmqExchange):
+            self._exchange.connect(self._links, addresses, (self._interrupt, self._router_gone))
+        self._thread = threading.Thread(target=self._run, name=f"shard-{start.shard}", daemon=True)
+        self._thread.start()
+        return ShardReport(start.shard, checkpoint.bytes_read, time.monotonic() - begin, checks)
+
+    def progress(self) -> tuple[int, int]:
+        """Bytes of weights read, and how many there are; (0, 0) before that is known."""
+        return self._progress
+
+    def stats(self) -> ShardStats:
+        """What the loop did so far."""
+        dropped = self._dropped + (self._exchange.dropped if self._links else 0)
+        return ShardStats(self._start.shard, self._steps, len(self._table), dropped, self._error)
+
+    def stop(self) -> None:
+        """Ends the loop and closes the sockets. May be called at any time, and twice."""
+        self._stopping.set()
+        links, self._links = self._links, None
+        if links is None:
+            return
+        if self._thread is not None:
+            interrupt = links.context.socket(zmq.PUSH)
+            interrupt.connect(_INTERRUPT)
+            interrupt.send(b"")
+            interrupt.close(linger=1000)
+            self._thread.join()
+        links.close()
+
+    def _report_progress(self, done: int, total: int) -> None:
+        self._progress = done, total
+        if self._stopping.is_set():
+            raise LinkError(f"shard {self._start.shard} was stopped while it loaded weights")
+
+    def _run(self) -> None:
+        """The loop: a plan in, a result out, until it is interrupted, the router is gone or a step fails."""
+        poller = zmq.Poller()
+        for socket in (self._interrupt, self._router_gone, self._plans):
+            poller.register(socket, zmq.POLLIN)
+        with torch.inference_mode():
+            while not self._error:
+                ready = dict(poller.poll())
+                if self._interrupt in ready or self._stopping.is_set():
+                    break
+                if self._router_gone in ready:
+                    # Nobody will call `stop` any more; Ray ends this process.
+                    self._error = "the router is gone"
+                    if self._start.place.folder:
+                        remove_folder(self._start.place.folder)
+                    break
+                self._receive_plan()
+        self._plans.disable_monitor()
+
+    def _receive_plan(self) -> None:
+        start = self._start
+        try:
+            plan = decode_as(self._plans.recv(), StepPlan)
+        except WireError:
+            self._dropped += 1
+            return
+        if (plan.engine, plan.epoch) != (start.engine, start.epoch):
+            self._dropped += 1
+            return
+        self._plans.send(encode(self._step(plan)))
+
+    def _step(self, plan: StepPlan) -> StepResult:
+        """Runs one plan. Whatever goes wrong becomes the result's error, and the loop ends."""
+        start = self._start
+        times: list[StageTime] = []
+        try:
+            if plan.program != start.program.name:
+                raise PlanError(f"the plan names program {plan.program!r}, this shard has {start.program.name!r}")
+            batch = self._table.apply(plan)
+            answer = self._interpreter.run(plan.step, batch, times if plan.trace else None)
+            for item in answer.tokens:
+                self._table.sampled(item.sequence, item.token)
+            self._steps += 1
+            return StepResult(
+                start.engine, start.epoch, plan.step, start.shard, answer.tokens, answer.scores, tuple(times), ""
+            )
+        except Exception as error:
+            if not isinstance(error, StageError | PlanError):
+                logger.exception("shard %d, step %d", start.shard, plan.step)
+            self._error = f"step {plan.step}: {error}" if isinstance(error, StageError | PlanError) else repr(error)
+            return StepResult(start.engine, start.epoch, plan.step, start.shard, (), (), (), self._error)
+
+
+def here() -> ProcessPlace:
+    """Where this process runs in the Ray cluster."""
+    return ProcessPlace(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), os.getpid())
+
+
+# Ray's type hints do not know concurrency groups.
+@ray.remote(max_restarts=0, concurrency_groups={"ctl": 1})  # pyright: ignore[reportCallIssue]
+class ShardActor:
+    """`Shard` as an actor. Methods of the group "ctl" answer while another one loads weights."""
+
+    def __init__(self) -> None:
+        self._shard = Shard()
+
+    @ray.method(concurrency_group="ctl")
+    def place(self) -> ProcessPlace:
+        """Where the actor runs."""
+        return here()
+
+    def open(self, start: ShardStart) -> str:
+        """See `Shard.open`."""
+        return self._shard.open(start)
+
+    def start(self, addresses: list[str]) -> ShardReport:
+        """See `Shard.start`."""
+        return self._shard.start(addresses)
+
+    @ray.method(concurrency_group="ctl")
+    def progress(self) -> tuple[int, int]:
+        """See `Shard.progress`."""
+        return self._shard.progress()
+
+    @ray.method(concurrency_group="ctl")
+    def stats(self) -> ShardStats:
+        """See `Shard.stats`."""
+        return self._shard.stats()
+
+    @ray.method(concurrency_group="ctl")
+    def stop(self) -> None:
+        """See `Shard.stop`."""
+        self._shard.stop()

@@ -1,0 +1,39 @@
+"""A shard's check of its kernels against the reference, for the shapes and formats that its model needs."""
+
+from __future__ import annotations
+
+from ..kernels.protocol import ExpertMatrix, Kernels
+from ..kernels.selfcheck import CheckShapes, self_check
+from .model.config import ModelConfig
+from .model.layer_weights import MoeWeights, ShardWeights
+
+
+def check_kernels(kernels: Kernels, model: ModelConfig, weights: ShardWeights, page_size: int) -> tuple[str, ...]:
+    """A line for each comparison, such as "cpu.linear: error 0 of 1e-05". Raises KernelMismatch with the numbers."""
+    results = self_check(kernels, check_shapes(model, page_size), matrix_kinds(weights))
+    return tuple(
+        f"{kernels.name}.{result.operation}: error {result.max_error:.2g} of {result.allowed:.2g}" for result in results
+    )
+
+
+def check_shapes(model: ModelConfig, page_size: int) -> CheckShapes:
+    """The dimensions that the model's kernels run with."""
+    return CheckShapes(
+        hidden=model.hidden_size,
+        heads=model.num_attention_heads,
+        kv_lora_rank=model.kv_lora_rank,
+        qk_rope_head_dim=model.qk_rope_head_dim,
+        qk_nope_head_dim=model.qk_nope_head_dim,
+        v_head_dim=model.v_head_dim,
+        experts=model.n_routed_experts,
+        intermediate=model.moe_intermediate_size,
+        page_size=page_size,
+        gate=model.gate,
+    )
+
+
+def matrix_kinds(weights: ShardWeights) -> tuple[type[ExpertMatrix], ...]:
+    """The kinds of expert matrices that a shard holds, in the order of their names."""
+    experts = [layer.mlp.experts for layer in weights.layers if isinstance(layer.mlp, MoeWeights)]
+    kinds = {type(matrix) for held in experts for matrix in (held.gate_up, held.down)}
+    return tuple(sorted(kinds, key=lambda kind: kind.__name__))
