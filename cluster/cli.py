@@ -39,6 +39,32 @@ def serve(
         server.serve(_configuration(config, demo, port), say=_say, keep_logs=debug)
 
 
+@app.command()
+def chat(
+    url: Annotated[
+        str | None, typer.Argument(help="A server's URL, as http://127.0.0.1:8000.", show_default=False)
+    ] = None,
+    demo: Demo = False,
+    model: Annotated[str | None, typer.Option(help="One of the server's models; by default its first.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    thinking: Annotated[bool, typer.Option(help="Think before answering.")] = True,
+    temperature: Annotated[float | None, typer.Option(help="Randomness; by default the model's.", min=0, max=2)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.", min=1)] = None,
+    debug: Debug = False,
+) -> None:
+    """Talk to a server, or with --demo to the demo model."""
+    with _clear_errors(debug):
+        from .chat_terminal import ChatSettings, converse, converse_demo
+
+        settings = ChatSettings(model, system, thinking, temperature, max_tokens)
+        if demo == (url is not None):
+            raise typer.BadParameter("give either a server's URL or --demo")
+        if url is None:
+            converse_demo(settings, keep_logs=debug)
+        else:
+            converse(url, settings)
+
+
 def main() -> None:
     """The console script."""
     app()

@@ -11,6 +11,7 @@ import contextlib
 import threading
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -18,11 +19,13 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from .config import FlyrayConfig
-from .engine import Engine, shard_bundle
 from .front.engine_link import EngineAddress, EngineLink
 from .front.errors import RequestError
 from .front.http import HttpFront, error_response
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 APPLICATION = "flyray"
 ENGINE = "EngineReplica"
@@ -98,6 +101,9 @@ class EngineReplica:
 
     def _start(self) -> None:
         try:
+            # Imported here, since it brings torch, which the driver and the fronts need not load.
+            from .engine import Engine
+
             engine = self._engine = Engine(self._config.engine_config())
             engine.start(lambda progress: setattr(self, "_progress", (sum(progress.read), sum(progress.total))))
         except Exception as error:  # all of it belongs to whoever asks for the state
@@ -160,12 +166,11 @@ class Front:
 
 def application(config: FlyrayConfig) -> serve.Application:
     """The application of one engine."""
-    engine_config = config.engine_config()
     engine = serve.deployment(
         name=ENGINE,
         max_ongoing_requests=_MAX_ONGOING,
         # The replica's own bundle holds the router's process; every shard has a bundle after it.
-        placement_group_bundles=[{"CPU": 1.0}] + [shard_bundle(engine_config)] * engine_config.shards,
+        placement_group_bundles=[{"CPU": 1.0}] + [_shard_bundle(config)] * config.engine.shards,
         placement_group_strategy="PACK",
         health_check_period_s=1.0,
         health_check_timeout_s=10.0,
@@ -181,3 +186,11 @@ def application(config: FlyrayConfig) -> serve.Application:
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )(Front)
     return front.bind(config, engine.bind(config))
+
+
+def _shard_bundle(config: FlyrayConfig) -> dict[str, float]:
+    """What Ray reserves for one shard; the engine checks it against what it needs."""
+    bundle = {"CPU": float(config.engine.threads_per_shard)}
+    if config.engine.gpus_per_shard:
+        bundle["GPU"] = config.engine.gpus_per_shard
+    return bundle

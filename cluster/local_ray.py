@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -92,10 +93,11 @@ class LocalRay:
         values = {
             "TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
-            # A token of this cluster alone, instead of one that Ray would keep in the home folder.
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
+        if "ray" not in sys.modules:
+            # A token of this process's clusters alone, instead of one that Ray would keep in the home folder. Where a
+            # token is set Ray turns its authentication on by itself. Once imported it knows its token.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         return values | (self._haproxy_environment() if self._http else {})
 
     def _haproxy_environment(self) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.02
+_KILL_TIMEOUT_S = 5.0
 
 
 def adopt_orphans() -> None:
@@ -25,18 +26,17 @@ def adopt_orphans() -> None:
 
 
 def descendants() -> set[int]:
-    """Ids of all living processes below this one."""
+    """Ids of all processes below this one, also of those that ended and still wait for their parent to notice."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             # The command's name stands in parentheses and may hold any character; the state and parent follow it.
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if state != "Z":
-            children.setdefault(int(parent), []).append(int(entry.name))
+        children.setdefault(parent, []).append(int(entry.name))
     found: set[int] = set()
     front = [os.getpid()]
     while front:
@@ -47,24 +47,22 @@ def descendants() -> set[int]:
 
 
 def end_descendants(spare: Iterable[int] = (), grace_s: float = 2.0) -> int:
-    """Ends all descendants but `spare`: SIGTERM, and SIGKILL after `grace_s` seconds. Returns how many there were."""
+    """Ends all descendants but `spare`: SIGTERM, and SIGKILL after `grace_s` seconds. Returns how many there were.
+
+    Gives up on what is still there some seconds after SIGKILL: only the kernel can hold a process that long.
+    """
     spared = set(spare)
-    targets = descendants() - spared
-    ended = set(targets)
-    deadline = time.monotonic() + grace_s
-    _signal(targets, signal.SIGTERM)
-    while targets and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-        _reap(ended)
-        targets = descendants() - spared
+    ended: set[int] = set()
+    begin = time.monotonic()
+    number = signal.SIGTERM
+    while (targets := descendants() - spared) and time.monotonic() < begin + grace_s + _KILL_TIMEOUT_S:
+        if number == signal.SIGTERM and time.monotonic() > begin + grace_s:
+            number = signal.SIGKILL
+        new = targets if number == signal.SIGKILL else targets - ended
         ended |= targets
-    while targets:
-        _signal(targets, signal.SIGKILL)
+        _signal(new, number)
         time.sleep(_POLL_S)
-        _reap(ended)
-        targets = descendants() - spared
-        ended |= targets
-    _reap(ended)
+        _reap(targets)
     return len(ended)
 
 

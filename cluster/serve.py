@@ -126,6 +126,8 @@ class Server:
         address = self.config.ray.address
         if address == "local":
             self._local = LocalRay(self.config.cpus, http=True, keep_logs=self._keep_logs)
+            if self._keep_logs:
+                self._say(f"Ray's logs will stay in {self._local.folder}")
             self._local.start()
             return
         import ray

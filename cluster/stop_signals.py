@@ -41,9 +41,14 @@ class StopSignals:
         for number in _NUMBERS:
             signal.signal(number, self._handle)
 
+    def disarm(self) -> None:
+        """SIGINT is a KeyboardInterrupt again, for what runs in the foreground; SIGTERM still asks to end."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def closing(self) -> None:
         """What runs now is the end already; a signal must not break it off halfway."""
         self._asked = True
+        self.arm()
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self._asked:
