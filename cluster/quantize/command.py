@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import ray
 from rich.console import Console
 
-from ...actors.checkpoint import INDEX, Checkpoint
+from ...actors.checkpoint import Checkpoint
 from ..figures import write_figures
+from ..local_ray import LocalRay
 from .matrix import QuantizeError
 from .plan import QuantizePlan, check_space, check_target, plan_quantization
 from .quark_quantizer import SCHEMES, require_quark
 from .report import QuantizeReport, tables
-from .task_pool import run_plans
 
 
 def run(
@@ -75,9 +74,8 @@ def quantize_all(
     if any(plan.format in SCHEMES for plan in plans):
         require_quark()
     with _ray(workers) as cpus:
-        for plan in plans:
-            plan.target.mkdir(parents=True, exist_ok=True)
-            _remove_old_checkpoint(plan)
+        from .task_pool import run_plans
+
         reports = run_plans(plans, min(workers or cpus, cpus), progress)
     return {report.format: report for report in reports}
 
@@ -102,32 +100,17 @@ def _device(path: Path) -> int:
     return next(folder for folder in (path, *path.resolve().parents) if folder.exists()).stat().st_dev
 
 
-def _remove_old_checkpoint(plan: QuantizePlan) -> None:
-    """With --overwrite, what a checkpoint in the target folder consists of; config.json first, so that what remains
-    after an interruption does not open. Other files stay."""
-    for name in ("config.json", INDEX):
-        (plan.target / name).unlink(missing_ok=True)
-    for file in plan.target.glob("*.safetensors"):
-        file.unlink()
-
-
 @contextlib.contextmanager
 def _ray(workers: int | None) -> Iterator[int]:
     """The caller's Ray, or a local one of our own; yields its number of CPUs."""
-    own = not ray.is_initialized()
-    if own:
-        ray.init(
-            address="local",
-            num_cpus=workers or os.cpu_count() or 1,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    try:
+    with contextlib.ExitStack() as stack:
+        # LocalRay must be entered before ray is imported, so ray is imported inside functions here.
+        loaded = sys.modules.get("ray")
+        if loaded is None or not loaded.is_initialized():
+            stack.enter_context(LocalRay(workers or os.cpu_count() or 1))
+        import ray
+
         cpus = int(ray.cluster_resources().get("CPU", 0))
         if cpus < 1:
             raise QuantizeError("the Ray cluster has no CPU to run a task on")
         yield cpus
-    finally:
-        if own:
-            ray.shutdown()

@@ -71,6 +71,9 @@ def _staged_tensors(prefix: str, matrices: Sequence[MatrixPlan]) -> dict[str, Te
     staged: dict[str, Tensor] = {}
     for matrix in matrices:
         parts = matrix.read()
+        for part, tensor in parts.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise QuantizeError(f"{matrix.name}.{part} holds values that are not finite")
         if "weight_packed" in parts:  # compressed-tensors needs the shape to decompress
             parts.setdefault("weight_shape", torch.tensor([matrix.rows, matrix.columns], dtype=torch.int32))
         staged |= {f"{prefix}{matrix.name}.{part}": tensor for part, tensor in parts.items()}

@@ -71,13 +71,15 @@ def run_plans(plans: list[QuantizePlan], workers: int, progress: bool) -> list[Q
 
     On any error, Ctrl-C included, tasks are cancelled and what unfinished plans wrote is deleted."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<14}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not progress) as bars:
-        runs = [_Run(plan, bars.add_task(plan.format, total=plan.source_bytes), len(plan.files)) for plan in plans]
+        runs = [_Run(plan, _bar(bars, plan), len(plan.files)) for plan in plans]
         by_target = {file.target: run for run in runs for file in run.plan.files}
         work = deque(_batches(plans))
         flying: dict[Any, list[FilePlan]] = {}
         try:
+            for plan in plans:
+                _prepare(plan)
             while work or flying:
                 while work and len(flying) < workers:
                     files = work.popleft()
@@ -85,7 +87,7 @@ def run_plans(plans: list[QuantizePlan], workers: int, progress: bool) -> list[Q
                 if (done := _receive(flying)) is not None:
                     run = by_target[done.target]
                     run.take(done)
-                    bars.advance(run.bar, done.source_bytes)
+                    bars.update(run.bar, advance=done.source_bytes, description=run.plan.format)
         except BaseException:
             _stop(flying)
             for run in runs:
@@ -93,6 +95,22 @@ def run_plans(plans: list[QuantizePlan], workers: int, progress: bool) -> list[Q
                     _discard(run.plan)
             raise
     return [run.report for run in runs if run.report is not None]
+
+
+def _bar(bars: Progress, plan: QuantizePlan) -> TaskID:
+    # Importing Quark takes up to a minute on a busy machine; the first message replaces this.
+    waiting = " (loading AMD Quark)" if plan.format in SCHEMES else ""
+    return bars.add_task(plan.format + waiting, total=plan.source_bytes)
+
+
+def _prepare(plan: QuantizePlan) -> None:
+    """Makes the target folder, and removes from it what an old checkpoint consists of: config.json first, so that what
+    remains after an interruption does not open. Other files stay."""
+    plan.target.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", INDEX):
+        (plan.target / name).unlink(missing_ok=True)
+    for file in plan.target.glob("*.safetensors"):
+        file.unlink()
 
 
 def _batches(plans: list[QuantizePlan]) -> Iterator[list[FilePlan]]:

@@ -335,3 +335,17 @@ def test_another_group_size_is_refused(tmp_path: Path) -> None:
     config["text_config"]["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = 128
     with pytest.raises(CheckpointError, match="group_size is 128; only 32 can be read"):
         expert_checkpoint(tmp_path / "m", expert_tensors("w4a16"), config).expert_format()
+
+
+def test_columns_that_do_not_fit_the_groups_are_refused(tmp_path: Path) -> None:
+    def tensors(width: int, groups: int) -> dict[str, torch.Tensor]:
+        return {
+            "weight_packed": torch.zeros(8, width, dtype=torch.int32),
+            "weight_scale": torch.ones(8, groups, dtype=torch.bfloat16),
+        }
+
+    with pytest.raises(CheckpointError, match=rf"{EXPERT} has 40 columns; w4a16 needs a multiple of 32"):
+        expert_checkpoint(tmp_path / "a", tensors(5, 2), NATIVE_CONFIG).expert_format()
+    folded = tensors(12, 3) | {"weight_multiplier": torch.ones(8, 2, dtype=torch.uint8), "weight_scale": torch.ones(8)}
+    with pytest.raises(CheckpointError, match=rf"{EXPERT} has 96 columns; w4a8 needs a multiple of 64"):
+        expert_checkpoint(tmp_path / "b", folded, CONFIGS["w4a8"]).expert_format()
