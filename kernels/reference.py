@@ -44,7 +44,9 @@ class ReferenceKernels:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         size = self._check.rms_norm(x, weight)[1]
         mean = ordered_sum(x * x) / torch.tensor(size, dtype=torch.float32)
-        inverse = torch.ones_like(mean) / torch.sqrt(mean + eps)
+        # torch's float32 square root is not always the nearest number; through float64 it is.
+        root = torch.sqrt((mean + eps).to(torch.float64)).to(torch.float32)
+        inverse = torch.ones_like(mean) / root
         return x * inverse[:, None] * weight.to(torch.float32)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
