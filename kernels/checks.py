@@ -250,8 +250,9 @@ def check_paged_batch(batch: PagedBatch, num_pages: int, page_size: int, queries
 
 def check_indices(op: str, name: str, indices: Tensor, limit: int) -> None:
     """Refuses indices outside 0 to limit - 1. Copies to the host."""
-    if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= limit):
-        raise ValueError(f"{op}: {name} has values {int(indices.min())} to {int(indices.max())}, limit is {limit}")
+    for index, value in enumerate(indices.tolist()):
+        if not 0 <= value < limit:
+            raise ValueError(f"{op}: {name}[{index}] is {value}, expected 0 to {limit - 1}")
 
 
 def _describe(tensor: Tensor) -> str:

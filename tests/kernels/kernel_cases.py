@@ -1,0 +1,60 @@
+"""Inputs for the kernel tests, all from seeds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flyray.kernels.protocol import (
+    Bf16Matrix,
+    ExpertMatrix,
+    ExpertWeights,
+    Fp8Matrix,
+    Int4Matrix,
+    Int8Matrix,
+    PagedBatch,
+)
+from flyray.kernels.selfcheck import random_matrix
+
+MATRIX_KINDS: tuple[type[ExpertMatrix], ...] = (Int4Matrix, Int8Matrix, Fp8Matrix, Bf16Matrix)
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def expert_weights(kind: type[ExpertMatrix], experts: int, hidden: int, inner: int, seed: int = 0) -> ExpertWeights:
+    generator = torch.Generator().manual_seed(seed)
+    gate_up = random_matrix(kind, experts, 2 * inner, hidden, generator)
+    return ExpertWeights(0, gate_up, random_matrix(kind, experts, hidden, inner, generator))
+
+
+def pairs(tokens: int, experts: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    token = torch.randint(0, tokens, (count,), generator=generator, dtype=torch.int32)
+    return token, torch.randint(0, experts, (count,), generator=generator, dtype=torch.int32)
+
+
+def paged(queries: list[int], contexts: list[int], page_size: int, spare: int, seed: int) -> tuple[PagedBatch, int]:
+    """A batch whose sequences own pages in random order, and the number of pages, `spare` of them nobody's."""
+    used = [-(-length // page_size) for length in contexts]
+    total = sum(used) + spare
+    numbers = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).to(torch.int32)
+    table = torch.full((len(contexts), max(used, default=0) + 1), -1, dtype=torch.int32)
+    taken = 0
+    for row, count in enumerate(used):
+        table[row, :count] = numbers[taken : taken + count]
+        taken += count
+    spans = [torch.arange(length - new, length) for new, length in zip(queries, contexts, strict=True)]
+    positions = torch.cat([torch.zeros(0, dtype=torch.int64), *spans])
+    owner = torch.repeat_interleave(torch.arange(len(queries)), torch.tensor(queries, dtype=torch.int64))
+    slots = table[owner, positions // page_size].to(torch.int64) * page_size + positions % page_size
+    starts = torch.tensor([0, *queries]).cumsum(0).to(torch.int32)
+    return PagedBatch(starts, torch.tensor(contexts, dtype=torch.int32), table, positions, slots), total
+
+
+def gathered(pages: Tensor, batch: PagedBatch, sequence: int) -> Tensor:
+    """One sequence's cache entries in order, [context, width]."""
+    length = int(batch.context_len[sequence])
+    used = -(-length // pages.shape[1])
+    return pages[batch.page_table[sequence, :used].long()].flatten(0, 1)[:length]

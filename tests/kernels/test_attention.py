@@ -1,0 +1,102 @@
+"""Paged latent attention against a float64 softmax, and its independence of pages, chunks and neighbours."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import gathered, normal, paged
+from torch import Tensor
+
+from flyray.kernels.protocol import Kernels, PagedBatch
+
+FEW = settings(max_examples=25, deadline=None)
+
+
+def softmax_oracle(q: Tensor, keys: Tensor, scale: float, rank: int) -> Tensor:
+    count = q.shape[0]
+    scores = torch.einsum("qhw,kw->qhk", q.double(), keys.double()) * scale
+    hidden = torch.arange(keys.shape[0])[None] > torch.arange(keys.shape[0] - count, keys.shape[0])[:, None]
+    return scores.masked_fill(hidden[:, None], -torch.inf).softmax(-1) @ keys.double()[:, :rank]
+
+
+@FEW
+@given(
+    st.lists(st.tuples(st.integers(0, 6), st.integers(0, 150)), min_size=0, max_size=4),
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.integers(1, 70),
+    st.sampled_from([0.1, 3.0]),
+    st.integers(0, 99),
+)
+def test_matches_a_plain_softmax(
+    kernels: Kernels,
+    sizes: list[tuple[int, int]],
+    heads: int,
+    rank: int,
+    rope: int,
+    page_size: int,
+    scale: float,
+    seed: int,
+) -> None:
+    queries = [new for new, _ in sizes]
+    batch, total = paged(queries, [new + past for new, past in sizes], page_size, 2, seed)
+    pages = normal(seed, total, page_size, rank + rope)
+    q = normal(seed + 1, sum(queries), heads, rank + rope)
+    result = kernels.mla_attention(q, pages, batch, scale, rank)
+    assert result.shape == (sum(queries), heads, rank)
+    for sequence, (begin, end) in enumerate(zip(batch.query_start[:-1], batch.query_start[1:], strict=True)):
+        expected = softmax_oracle(q[begin:end], gathered(pages, batch, sequence), scale, rank)
+        assert torch.allclose(result[begin:end].double(), expected, rtol=0, atol=1e-5)
+
+
+def run_in_chunks(kernels: Kernels, q: Tensor, cache: Tensor, cuts: list[int], page_size: int, seed: int) -> Tensor:
+    """Attention of a whole prompt, its queries given chunk by chunk, on pages of one size in one random order."""
+    results = []
+    for begin, end in zip([0, *cuts], [*cuts, q.shape[0]], strict=True):
+        batch, total = paged([end - begin], [end], page_size, 3, seed)
+        # What stands beyond the context, here NaN, must not be read.
+        pages = torch.full((total, page_size, cache.shape[1]), torch.nan)
+        owned = batch.page_table[0, : -(-end // page_size)].long()
+        slots = (owned[:, None] * page_size + torch.arange(page_size)).flatten()[:end]
+        pages.view(-1, cache.shape[1])[slots] = cache[:end]
+        results.append(kernels.mla_attention(q[begin:end].contiguous(), pages, batch, 0.2, cache.shape[1] - 8))
+    return torch.cat(results)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.sets(st.integers(1, 149), max_size=3), st.sampled_from([1, 7, 16, 64]), st.integers(0, 99))
+def test_chunks_and_pages_do_not_change_a_bit(kernels: Kernels, cuts: set[int], page_size: int, seed: int) -> None:
+    q, cache = normal(1, 150, 3, 40), normal(2, 150, 40)
+    whole = run_in_chunks(kernels, q, cache, [], 16, 0)
+    assert torch.equal(run_in_chunks(kernels, q, cache, sorted(cuts), page_size, seed), whole)
+
+
+def test_token_by_token_equals_prefill_to_the_bit(kernels: Kernels) -> None:
+    q, cache = normal(3, 70, 5, 40), normal(4, 70, 40)
+    whole = run_in_chunks(kernels, q, cache, [], 16, 0)
+    assert torch.equal(run_in_chunks(kernels, q, cache, list(range(1, 70)), 16, 1), whole)
+
+
+def test_a_sequence_alone_equals_itself_in_a_batch(kernels: Kernels) -> None:
+    queries, contexts = [3, 1, 80, 1], [90, 65, 80, 1]
+    batch, total = paged(queries, contexts, 16, 0, 5)
+    pages, q = normal(6, total, 16, 48), normal(7, sum(queries), 4, 48)
+    together = kernels.mla_attention(q, pages, batch, 0.3, 40)
+    for sequence, (begin, end) in enumerate(zip(batch.query_start[:-1], batch.query_start[1:], strict=True)):
+        one = PagedBatch(
+            torch.tensor([0, int(end - begin)], dtype=torch.int32),
+            batch.context_len[sequence : sequence + 1],
+            batch.page_table[sequence : sequence + 1].contiguous(),
+            batch.positions[begin:end],
+            batch.slots[begin:end],
+        )
+        assert torch.equal(kernels.mla_attention(q[begin:end], pages, one, 0.3, 40), together[begin:end])
+
+
+def test_huge_scores_stay_finite(kernels: Kernels) -> None:
+    batch, total = paged([4], [100], 16, 0, 8)
+    pages, q = normal(9, total, 16, 32) * 100, normal(10, 4, 2, 32) * 100
+    result = kernels.mla_attention(q, pages, batch, 1.0, 24)
+    assert torch.allclose(result.double(), softmax_oracle(q, gathered(pages, batch, 0), 1.0, 24), atol=1e-3)

@@ -1,0 +1,105 @@
+"""The CPU backend gives the reference's bits, in every instruction-set variant and at odd sizes.
+
+For INT8 experts that is the protocol's promise; for the rest it holds because both keep the same order of sums, and
+it is what makes greedy text the same on every CPU.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import MATRIX_KINDS, expert_weights, normal, paged, pairs
+
+from flyray.kernels.cpu.backend import CpuKernels
+from flyray.kernels.protocol import ActivationFormat, ExpertMatrix, GateConfig, Int4Matrix, activation_format
+from flyray.kernels.reference import ReferenceKernels
+
+SOME = settings(max_examples=40, deadline=None)
+
+
+@SOME
+@given(st.integers(0, 80), st.integers(1, 140), st.integers(1, 80), st.booleans(), st.integers(0, 99))
+def test_linear(
+    cpu: CpuKernels, reference: ReferenceKernels, tokens: int, inner: int, outputs: int, bfloat: bool, seed: int
+) -> None:
+    x, weight = normal(seed, tokens, inner), normal(seed + 1, outputs, inner)
+    weight = weight.bfloat16() if bfloat else weight
+    assert torch.equal(cpu.linear(x, weight), reference.linear(x, weight))
+
+
+@SOME
+@given(st.integers(1, 9), st.integers(1, 140), st.integers(0, 99))
+def test_rows(cpu: CpuKernels, reference: ReferenceKernels, tokens: int, size: int, seed: int) -> None:
+    x, weight = normal(seed, tokens, size), normal(seed + 1, size)
+    assert torch.equal(cpu.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6))
+    both = normal(seed, tokens, 2 * size) * 30
+    assert torch.equal(cpu.silu_mul(both), reference.silu_mul(both))
+    slots, weights = normal(seed, tokens, 5, size), normal(seed, tokens, 5)
+    assert torch.equal(cpu.combine(slots, weights), reference.combine(slots, weights))
+    heads, table = normal(seed, tokens, 3, 2 * size), normal(seed, 40, size)
+    positions = torch.randint(0, 40, (tokens,), generator=torch.Generator().manual_seed(seed))
+    expected = reference.rope(heads, positions, table.cos(), table.sin())
+    assert torch.equal(cpu.rope(heads, positions, table.cos(), table.sin()), expected)
+
+
+@SOME
+@given(
+    st.integers(1, 9), st.integers(1, 6), st.integers(1, 140), st.integers(1, 30), st.integers(1, 80), st.integers(0, 9)
+)
+def test_attention(
+    cpu: CpuKernels, reference: ReferenceKernels, new: int, heads: int, past: int, rank: int, page_size: int, seed: int
+) -> None:
+    batch, total = paged([new, 1], [new + past, past], page_size, 1, seed)
+    pages, q = normal(seed, total, page_size, rank + 6), normal(seed + 1, new + 1, heads, rank + 6) * 3
+    expected = reference.mla_attention(q, pages, batch, 0.4, rank)
+    assert torch.equal(cpu.mla_attention(q, pages, batch, 0.4, rank), expected)
+
+
+@SOME
+@given(st.integers(1, 20), st.sampled_from([(1, 1), (2, 1), (4, 2), (8, 8)]), st.booleans(), st.integers(0, 99))
+def test_gate(
+    cpu: CpuKernels, reference: ReferenceKernels, tokens: int, groups: tuple[int, int], norm: bool, seed: int
+) -> None:
+    x, weight, bias = normal(seed, tokens, 45), normal(seed + 1, 40, 45), normal(seed + 2, 40)
+    config = GateConfig(5, *groups, norm, 2.5)
+    for actual, expected in zip(
+        cpu.gate(x, weight, bias, config), reference.gate(x, weight, bias, config), strict=True
+    ):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("kind", MATRIX_KINDS)
+@SOME
+@given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 200), st.integers(1, 130), st.integers(0, 99))
+def test_experts(
+    cpu: CpuKernels,
+    reference: ReferenceKernels,
+    kind: type[ExpertMatrix],
+    count: int,
+    experts: int,
+    hidden: int,
+    inner: int,
+    seed: int,
+) -> None:
+    if kind is Int4Matrix:
+        hidden, inner = -(-hidden // 32) * 32, -(-inner // 32) * 32
+    weights = expert_weights(kind, experts, hidden, inner, seed)
+    token, expert = pairs(7, experts, count, seed)
+    x = reference.quantize(normal(seed, 7, hidden), activation_format(weights.down))
+    expected = reference.experts(x, token, expert, weights)
+    assert torch.equal(cpu.experts(x, token, expert, weights), expected)
+
+
+@pytest.mark.parametrize("format", [ActivationFormat.INT8, ActivationFormat.FP8])
+def test_quantize_every_magnitude(cpu: CpuKernels, reference: ReferenceKernels, format: ActivationFormat) -> None:
+    bits = torch.randint(-(2**31), 2**31 - 1, (500, 37), generator=torch.Generator().manual_seed(1))
+    rows = bits.to(torch.int32).view(torch.float32)
+    spread = normal(2, 500, 37) * torch.logspace(-45, 30, 500)[:, None]
+    for x in (rows, spread):
+        actual, expected = cpu.quantize(x, format), reference.quantize(x, format)
+        assert actual.scale is not None
+        assert expected.scale is not None
+        assert torch.equal(actual.values.view(torch.uint8), expected.values.view(torch.uint8))
+        assert torch.equal(actual.scale.nan_to_num(-1.0), expected.scale.nan_to_num(-1.0))

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import gc
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_cases import expert_weights, normal, pairs
+
+from flyray.kernels.cpu.backend import CpuKernels
+from flyray.kernels.cpu.library import LibraryError, library_path
+from flyray.kernels.protocol import ActivationFormat, Int4Matrix
+from flyray.kernels.reference import ReferenceKernels
+from flyray.kernels.select import kernel_name, select_kernels
+
+
+def threads_of_this_process() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_a_missing_library_says_how_to_build_it(tmp_path: Path) -> None:
+    with pytest.raises(LibraryError, match=r"pip install -e \."):
+        library_path(tmp_path)
+
+
+def test_selects_by_name() -> None:
+    kernels = select_kernels("cpu", 2)
+    assert isinstance(kernels, CpuKernels)
+    assert kernels.threads == 2
+    assert kernel_name(kernels, "experts") == "cpu.experts"
+    kernels.close()
+
+
+def test_the_reference_runs_on_that_many_torch_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        assert select_kernels("reference", 1).name == "reference"
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_refuses_an_unknown_backend_variant_or_operation() -> None:
+    with pytest.raises(ValueError, match="known: cpu, reference"):
+        select_kernels("cuda", 1)
+    with pytest.raises(ValueError, match="threads is 0"):
+        select_kernels("cpu", 0)
+    with pytest.raises(LibraryError, match='"sse9"'):
+        CpuKernels(1, "sse9")
+    with pytest.raises(ValueError, match="matmul"):
+        kernel_name(ReferenceKernels(), "matmul")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+def test_closing_joins_the_threads_and_refuses_later_calls() -> None:
+    before = threads_of_this_process()
+    kernels = CpuKernels(4)
+    assert threads_of_this_process() == before + 3
+    kernels.close()
+    kernels.close()
+    assert threads_of_this_process() == before
+    with pytest.raises(LibraryError, match="closed"):
+        kernels.linear(torch.zeros(1, 4), torch.zeros(2, 4))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+def test_dropping_the_object_joins_the_threads() -> None:
+    before = threads_of_this_process()
+    kernels = CpuKernels(3)
+    assert threads_of_this_process() == before + 2
+    del kernels
+    gc.collect()
+    assert threads_of_this_process() == before
+
+
+def test_several_python_threads_share_one_pool() -> None:
+    kernels = CpuKernels(3)
+    weights = expert_weights(Int4Matrix, 4, 128, 96)
+    token, expert = pairs(20, 4, 60)
+    inputs = [kernels.quantize(normal(seed, 20, 128), ActivationFormat.INT8) for seed in range(8)]
+    expected = [kernels.experts(x, token, expert, weights) for x in inputs]
+    with ThreadPoolExecutor(4) as executor:
+        for _ in range(5):
+            results = executor.map(lambda x: kernels.experts(x, token, expert, weights), inputs)
+            for actual, wanted in zip(results, expected, strict=True):
+                assert torch.equal(actual, wanted)
+    kernels.close()
+
+
+def test_does_not_follow_torchs_default_dtype() -> None:
+    kernels = CpuKernels(1)
+    x, weight = normal(1, 2, 8), normal(2, 3, 8)
+    expected = kernels.linear(x, weight)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(kernels.linear(x, weight), expected)
+        assert torch.equal(ReferenceKernels().linear(x, weight), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        kernels.close()

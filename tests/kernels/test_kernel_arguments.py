@@ -1,0 +1,116 @@
+"""Every backend refuses what it cannot run, naming the operation and the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from kernel_cases import expert_weights, normal, paged, pairs
+from torch import Tensor
+
+from flyray.kernels.protocol import (
+    ActivationFormat,
+    Activations,
+    Bf16Matrix,
+    ExpertWeights,
+    GateConfig,
+    Int4Matrix,
+    Int8Matrix,
+    Kernels,
+    PagedBatch,
+)
+
+X, W = normal(1, 3, 8), normal(2, 5, 8)
+HEADS = normal(3, 3, 2, 8)
+TABLE = normal(4, 10, 4)
+POSITIONS = torch.tensor([0, 9, 3])
+PAGES = normal(5, 4, 2, 8)
+CONFIG = GateConfig(2, 1, 1, True, 1.0)
+BIAS = torch.zeros(5)
+BATCH, _ = paged([2, 1], [3, 4], 2, 0, 1)
+ONE_PAGE = BATCH.page_table[:, :1].contiguous()
+LATENT, KEYS = X[:, :6].contiguous(), X[:, 6:].contiguous()
+Q = normal(6, 3, 2, 8)
+EXPERTS = expert_weights(Int8Matrix, 2, 32, 32)
+TOKEN, EXPERT = pairs(3, 2, 4)
+QUANTIZED = Activations(ActivationFormat.INT8, torch.ones(3, 32, dtype=torch.int8), torch.ones(3))
+
+
+def attend(k: Kernels, batch: PagedBatch, rank: int = 6) -> Tensor:
+    return k.mla_attention(Q, PAGES, batch, 1.0, rank)
+
+
+def run(k: Kernels, weights: ExpertWeights = EXPERTS, x: Activations = QUANTIZED, token: Tensor = TOKEN) -> Tensor:
+    return k.experts(x, token, EXPERT, weights)
+
+
+def with_nibbles(columns: int) -> ExpertWeights:
+    good = expert_weights(Int4Matrix, 2, 32, 32)
+    assert isinstance(good.gate_up, Int4Matrix)
+    return replace(good, gate_up=replace(good.gate_up, nibbles=good.gate_up.nibbles[..., :columns].contiguous()))
+
+
+BAD_CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
+    "norm dtype": ("rms_norm: x is float64", lambda k: k.rms_norm(X.double(), X[0], 1e-6)),
+    "norm weight": ("rms_norm: weight is float32 \\[5\\]", lambda k: k.rms_norm(X, X[0, :5].contiguous(), 1e-6)),
+    "norm rank": ("rms_norm: x is .*2 dimensions", lambda k: k.rms_norm(X[0], X[0], 1e-6)),
+    "linear width": ("linear: weight is float32 \\[5, 7\\]", lambda k: k.linear(X, W[:, :7].contiguous())),
+    "linear dtype": ("linear: weight is float16", lambda k: k.linear(X, W.half())),
+    "linear stride": ("linear: x .*not contiguous", lambda k: k.linear(normal(1, 8, 3).T, W)),
+    "heads": ("head_linear: weight is", lambda k: k.head_linear(HEADS, normal(1, 3, 4, 8))),
+    "rope odd": ("rope: x has 7", lambda k: k.rope(HEADS[..., :7].contiguous(), POSITIONS, TABLE, TABLE)),
+    "rope positions": ("rope: positions is int32", lambda k: k.rope(HEADS, POSITIONS.int(), TABLE, TABLE)),
+    "rope table": ("rope: sin is", lambda k: k.rope(HEADS, POSITIONS, TABLE, TABLE[:5])),
+    "rope range": ("rope: positions\\[1\\] is 10, expected 0 to 9", lambda k: k.rope(HEADS, POSITIONS + 1, TABLE, TABLE)),
+    "kv slots": ("write_kv: slots\\[0\\] is -1, expected 0 to 7", lambda k: k.write_kv(PAGES, POSITIONS - 1, LATENT, KEYS)),
+    "kv width": ("write_kv: pages is", lambda k: k.write_kv(PAGES, POSITIONS, X, X)),
+    "rank": ("mla_attention: kv_lora_rank is 9", lambda k: attend(k, BATCH, 9)),
+    "queries": ("query_start", lambda k: attend(k, replace(BATCH, query_start=torch.tensor([0, 1, 2]).int()))),
+    "backwards": ("sequence", lambda k: attend(k, replace(BATCH, query_start=torch.tensor([0, 4, 3]).int()))),
+    "context": ("context_len 1", lambda k: attend(k, replace(BATCH, context_len=torch.tensor([1, 4]).int()))),
+    "positions": ("positions\\[0\\] is 5", lambda k: attend(k, replace(BATCH, positions=torch.tensor([5, 2, 3])))),
+    "no page": ("page_table\\[0\\]", lambda k: attend(k, replace(BATCH, page_table=BATCH.page_table * 0 - 1))),
+    "page range": ("page_table\\[0\\]", lambda k: attend(k, replace(BATCH, page_table=BATCH.page_table + 4))),
+    "few pages": ("page_table\\[0\\]", lambda k: attend(k, replace(BATCH, page_table=ONE_PAGE))),
+    "table dtype": ("page_table is int64", lambda k: attend(k, replace(BATCH, page_table=BATCH.page_table.long()))),
+    "gate groups": ("n_group = 2", lambda k: k.gate(X, W, BIAS, replace(CONFIG, n_group=2))),
+    "gate top_k": ("top_k is 6", lambda k: k.gate(X, W, BIAS, replace(CONFIG, top_k=6))),
+    "gate topk_group": ("topk_group is 2", lambda k: k.gate(X, W, BIAS, replace(CONFIG, topk_group=2))),
+    "gate bias": ("gate: bias is bfloat16", lambda k: k.gate(X, W, BIAS.bfloat16(), CONFIG)),
+    "silu odd": ("silu_mul: gate_up has 7", lambda k: k.silu_mul(X[:, :7].contiguous())),
+    "quantize": ("quantize: x is bfloat16", lambda k: k.quantize(X.bfloat16(), ActivationFormat.INT8)),
+    "combine": ("combine: weights is", lambda k: k.combine(normal(1, 3, 2, 4), normal(1, 3, 3))),
+    "format": ("x.format is int8", lambda k: run(k, expert_weights(Bf16Matrix, 2, 32, 32))),
+    "mixed": ("one kind", lambda k: run(k, replace(EXPERTS, down=expert_weights(Bf16Matrix, 2, 32, 32).down))),
+    "sizes": ("weights.down", lambda k: run(k, replace(EXPERTS, down=expert_weights(Int8Matrix, 2, 32, 64).down))),
+    "hidden": ("x.values is", lambda k: run(k, expert_weights(Int8Matrix, 2, 64, 32))),
+    "group": ("K = 24, not a multiple of 32", lambda k: run(k, with_nibbles(12))),
+    "no scale": ("x.scale is None", lambda k: run(k, x=replace(QUANTIZED, scale=None))),
+    "token range": ("pair_token\\[\\d\\] is \\d, expected 0 to 2", lambda k: run(k, token=TOKEN + 3)),
+    "token dtype": ("pair_token is int64", lambda k: run(k, token=TOKEN.long())),
+    "expert range": ("pair_expert\\[0\\] is \\d, expected 0 to 1", lambda k: k.experts(QUANTIZED, TOKEN, EXPERT + 2, EXPERTS)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_refuses_with_the_argument_named(kernels: Kernels, name: str) -> None:
+    message, call = BAD_CALLS[name]
+    with pytest.raises(ValueError, match=message):
+        call(kernels)
+
+
+def test_no_rows_are_fine(kernels: Kernels) -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    assert kernels.linear(X[:0], W).shape == (0, 5)
+    assert kernels.rms_norm(X[:0], X[0], 1e-6).shape == (0, 8)
+    assert kernels.rope(HEADS[:0], none, TABLE, TABLE).shape == (0, 2, 8)
+    assert kernels.silu_mul(X[:0]).shape == (0, 4)
+    assert kernels.quantize(X[:0], ActivationFormat.INT8).values.shape == (0, 8)
+    assert kernels.gate(X[:0], W, BIAS, CONFIG)[0].shape == (0, 2)
+    kernels.write_kv(PAGES, none, X[:0, :6], X[:0, 6:].contiguous())
+    empty, _ = paged([], [], 2, 0, 0)
+    assert kernels.mla_attention(Q[:0], PAGES, empty, 1.0, 6).shape == (0, 2, 6)
+    pair = TOKEN[:0]
+    assert kernels.experts(QUANTIZED, pair, pair, EXPERTS).shape == (0, 32)

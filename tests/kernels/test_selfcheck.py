@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from kernel_cases import MATRIX_KINDS, paged
+from torch import Tensor
+
+from flyray.kernels.cpu.backend import CpuKernels
+from flyray.kernels.protocol import Activations, ExpertWeights, GateConfig, Int4Matrix, Int8Matrix, Kernels, PagedBatch
+from flyray.kernels.reference import ReferenceKernels
+from flyray.kernels.selfcheck import CheckShapes, KernelMismatch, self_check
+
+NANO = CheckShapes(256, 4, 128, 32, 64, 64, 24, 256, 16, GateConfig(4, 1, 1, True, 2.5))
+KIMI = CheckShapes(7168, 64, 512, 64, 128, 128, 384, 2048, 64, GateConfig(8, 1, 1, True, 2.827))
+GROUPED = CheckShapes(96, 3, 40, 8, 16, 24, 32, 64, 7, GateConfig(4, 8, 3, True, 1.0))
+
+
+@pytest.mark.parametrize("shapes", [NANO, GROUPED])
+def test_backends_pass(kernels: Kernels, shapes: CheckShapes) -> None:
+    results = self_check(kernels, shapes, MATRIX_KINDS)
+    checked = {result.operation.partition("[")[0] for result in results}
+    operations = {name for name in vars(Kernels) if not name.startswith("_")}
+    assert checked == operations
+    for result in results:
+        assert result.max_error <= result.allowed
+        if "Int" in result.operation:
+            assert result.allowed == 0.0
+
+
+def test_full_size_stays_cheap() -> None:
+    kernels = CpuKernels(1)
+    begin = time.process_time()
+    self_check(kernels, KIMI, (Int4Matrix,))
+    assert time.process_time() - begin < 3.0
+    kernels.close()
+
+
+class OffByOneUnit(ReferenceKernels):
+    """Breaks one value of the INT8 experts by the smallest step there is."""
+
+    def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: ExpertWeights) -> Tensor:
+        result = super().experts(x, pair_token, pair_expert, weights)
+        result[-1, -1] = torch.nextafter(result[-1, -1], torch.tensor(torch.inf))
+        return result
+
+
+class LastKeyMissed(ReferenceKernels):
+    """Sees one key too few."""
+
+    def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
+        lengths = (batch.context_len - 1).tolist()
+        counts = batch.query_start.diff().tolist()
+        shorter, _ = paged(counts, lengths, pages.shape[1], 0, 0)
+        table = batch.page_table[:, : shorter.page_table.shape[1]].contiguous()
+        cut = PagedBatch(batch.query_start, shorter.context_len, table, batch.positions - 1, batch.slots)
+        return super().mla_attention(q, pages, cut, scale, kv_lora_rank)
+
+
+class NotANumber(ReferenceKernels):
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        return super().silu_mul(gate_up) * torch.nan
+
+
+@pytest.mark.parametrize(
+    ("broken", "operation"),
+    [(OffByOneUnit, "experts\\[Int8Matrix\\]"), (LastKeyMissed, "mla_attention"), (NotANumber, "silu_mul")],
+)
+def test_a_broken_backend_is_caught_with_numbers(broken: type[ReferenceKernels], operation: str) -> None:
+    with pytest.raises(KernelMismatch, match=f"{operation}: largest error .* allowed"):
+        self_check(broken(), NANO, (Int8Matrix,))
