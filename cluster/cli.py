@@ -18,10 +18,21 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 USAGE_ERROR = 2
 RUN_ERROR = 1
 # Errors that lie in what the user gave, by name: their modules are not imported for this.
-_USAGE_ERRORS = ("BatchFileError", "CheckpointError", "ConfigError", "PrecisionError", "TokenizerError")
+_USAGE_ERRORS = (
+    "BatchFileError",
+    "CheckpointError",
+    "ConfigError",
+    "EvalError",
+    "PrecisionError",
+    "TaskError",
+    "TextError",
+    "TokenizerError",
+)
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and keep Ray's logs.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Take the packaged demo model, on this machine's CPU.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.", show_default=False)]
+WorkDir = Annotated[Path | None, typer.Option(help="Keeps quantized checkpoints; by default ~/.cache/flyray.")]
 Config = Annotated[Path | None, typer.Argument(help="A configuration file (YAML).", show_default=False)]
 
 
@@ -63,6 +74,96 @@ def chat(
             converse_demo(settings, keep_logs=debug)
         else:
             converse(url, settings)
+
+
+@app.command()
+def batch(
+    input: Annotated[Path, typer.Argument(help="Requests, a line each, in OpenAI's batch form.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Results; what stands there already is not run again.")],
+    url: Annotated[str | None, typer.Option(help="A running server.", show_default=False)] = None,
+    config: Annotated[Path | None, typer.Option(help="Start the engine of this configuration.")] = None,
+    demo: Demo = False,
+    concurrency: Annotated[int, typer.Option(help="Requests that run at once.", min=1)] = 32,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Run lines again that had errors.")] = False,
+    json: JsonFile = None,
+    debug: Debug = False,
+) -> None:
+    """Run a file of requests at low priority; stop it at any time and go on with the same command."""
+    with _clear_errors(debug):
+        from . import batch_command
+
+        if url is not None and (demo or config is not None):
+            raise typer.BadParameter("give one of --url, --config and --demo")
+        raise typer.Exit(
+            batch_command.run(
+                input,
+                output,
+                url=url,
+                config=None if url is not None else _configuration(config, demo, None),
+                concurrency=concurrency,
+                retry_errors=retry_errors,
+                json_path=json,
+                keep_logs=debug,
+            )
+        )
+
+
+@app.command("eval")
+def evaluate(
+    checkpoints: Annotated[list[Path] | None, typer.Argument(help="Checkpoint folders.", show_default=False)] = None,
+    demo: Demo = False,
+    format: Annotated[str, typer.Option(help="Formats to compare, separated by commas, or all.")] = "all",
+    tasks: Annotated[int, typer.Option(help="Tasks of each family; 0 for none.", min=0)] = 20,
+    text_bytes: Annotated[int, typer.Option(help="Bytes of text; 0 for none.", min=0)] = 200_000,
+    text: Annotated[Path | None, typer.Option(help="Text of your own: .txt or .jsonl, also .xz, .gz.")] = None,
+    tasks_file: Annotated[Path | None, typer.Option(help="Tasks of your own: .jsonl, also .xz, .gz.")] = None,
+    window: Annotated[int, typer.Option(help="Tokens of text scored at once.", min=2)] = 1024,
+    shards: Annotated[int, typer.Option(help="Shards of each engine.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of each shard.", min=1)] = 1,
+    lanes: Annotated[int, typer.Option(help="Engines that run at once.", min=1)] = 2,
+    work_dir: WorkDir = None,
+    json: JsonFile = None,
+    debug: Debug = False,
+) -> None:
+    """Measure perplexity and task scores of checkpoints, in several formats side by side."""
+    with _clear_errors(debug):
+        from . import eval_command
+        from .demo.files import DEMO_MODEL, DEMO_TASKS, DEMO_TEXT
+
+        if demo == bool(checkpoints):
+            raise typer.BadParameter("give either checkpoints or --demo")
+        settings = eval_command.EvalSettings(
+            tasks=tasks, text_bytes=text_bytes, window=window, shards=shards, threads=threads, lanes=lanes
+        )
+        raise typer.Exit(
+            eval_command.run(
+                checkpoints or [DEMO_MODEL],
+                text_file=text or DEMO_TEXT,
+                tasks_file=tasks_file or DEMO_TASKS,
+                formats=format.split(","),
+                settings=settings,
+                work_dir=work_dir or eval_command.WORK_DIR,
+                json_path=json,
+                keep_logs=debug,
+            )
+        )
+
+
+@app.command("demo")
+def show_demo(
+    once: Annotated[bool, typer.Option("--once", help="End after the batch instead of serving on.")] = False,
+    port: Annotated[int, typer.Option(help="Where to serve.", min=1, max=65535)] = 8000,
+    work_dir: WorkDir = None,
+    json: JsonFile = None,
+    debug: Debug = False,
+) -> None:
+    """Quantize the demo model into every format, measure it, serve it, and run a batch."""
+    with _clear_errors(debug):
+        from .demo import demo as show
+
+        raise typer.Exit(
+            show.run(once=once, port=port, work_dir=work_dir or show.WORK_DIR, json_path=json, keep_logs=debug)
+        )
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ Serve places, health-checks and restarts both. Tokens never pass through Serve: 
 router's address once, over a handle, and talks to the router itself.
 """
 
-from __future__ import annotations
+# Annotations stay objects here: Serve rebuilds the routes' signatures, and FastAPI could not resolve names in them.
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from .config import FlyrayConfig
 from .front.engine_link import EngineAddress, EngineLink
-from .front.errors import RequestError
+from .front.errors import EngineUnavailable, RequestError
 from .front.http import HttpFront, error_response
 from .tokenizer import Tokenizer
 
@@ -33,15 +33,18 @@ FRONT = "Front"
 
 # Requests are limited by `serve.max_queue`, which answers with a 429; Serve's own limit must not come first.
 _MAX_ONGOING = 100_000
-_WAIT_S = 1.0
 
 
 @dataclass(frozen=True)
 class EngineState:
-    """stage: "starting", "ready" or "failed". read and total: bytes of weights, of all shards. seconds: since begin."""
+    """How an engine is. stage: "starting", "ready", or "failed" with an `error`, also after it was ready.
+
+    address: when it is ready. read and total: bytes of weights, of all shards. seconds: of the start, so far.
+    """
 
     stage: str
     error: str
+    address: EngineAddress | None
     precision_plan: tuple[str, ...]
     golden: str
     read: int
@@ -64,27 +67,22 @@ class EngineReplica:
         threading.Thread(target=self._start, name="engine-start", daemon=True).start()
 
     async def state(self) -> EngineState:
-        """How far the start is."""
-        ready = self._started.is_set() and not self._error
-        engine = self._engine
+        """How it is now."""
+        engine = self._engine if self._started.is_set() and not self._error else None
+        error = engine.error if engine else self._error
+        address = None
+        if engine and not error:
+            address = EngineAddress(engine.address, engine.keys, engine.shape.longest_sequence(engine.config))
         return EngineState(
-            stage="failed" if self._error else ("ready" if ready else "starting"),
-            error=self._error,
+            stage="failed" if error else ("ready" if engine else "starting"),
+            error=error,
+            address=address,
             precision_plan=engine.precision_plan if engine else (),
-            golden=engine.router.golden if engine and ready else "",
+            golden=engine.router.golden if engine else "",
             read=self._progress[0],
             total=self._progress[1],
             seconds=self._seconds or time.monotonic() - self._begin,
         )
-
-    async def address(self) -> EngineAddress:
-        """Where the router is, once the engine is ready. Raises RuntimeError with the reason if it failed."""
-        while not await asyncio.to_thread(self._started.wait, _WAIT_S):
-            pass
-        if self._error or self._engine is None:
-            raise RuntimeError(self._error)
-        engine = self._engine
-        return EngineAddress(engine.address, engine.keys, engine.shape.longest_sequence(engine.config))
 
     async def stop(self) -> None:
         """Ends the engine and its shards."""
@@ -128,8 +126,9 @@ class Front:
 
     def __init__(self, config: FlyrayConfig, engine: DeploymentHandle) -> None:
         section = config.serve
+        self._engine = engine
         self._link = EngineLink(
-            engine.address.remote,
+            self._find_engine,
             Tokenizer(config.model.path),
             config.model_name,
             section.default_max_tokens,
@@ -157,6 +156,12 @@ class Front:
     @_routes.get("/health")
     async def health(self) -> Response:
         return await self._http.health()
+
+    async def _find_engine(self) -> EngineAddress:
+        state: EngineState = await self._engine.state.remote()
+        if state.address is None:
+            raise EngineUnavailable(state.error or "the engine is starting")
+        return state.address
 
     async def __del__(self) -> None:
         self._running.cancel()

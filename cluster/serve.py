@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .config import FlyrayConfig
 from .local_ray import LocalRay
 from .stop_signals import Stopped, StopSignals
+from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .deployment import EngineState
@@ -83,11 +84,13 @@ class Server:
     def start(self, ray_started: Callable[[], None] = lambda: None) -> None:
         """Returns when requests are answered. ray_started is called when Ray has set its signal handlers.
 
-        Raises ServeError; call `stop` then as well.
+        Raises ServeError or TokenizerError; call `stop` then as well.
         """
         begin = time.monotonic()
         check_haproxy()
         check_port(self.config.serve.host, self.config.serve.port)
+        # Read here only to say early what is wrong with it: a front that cannot start is started again and again.
+        Tokenizer(self.config.model.path)
         self._connect()
         ray_started()
         self._deploy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -13,8 +14,10 @@ from ..engine_client import EngineClient, EngineUnreachable
 from ..tokenizer import Tokenizer
 from .errors import EngineUnavailable
 
+logger = logging.getLogger(__name__)
+
 _WATCH_PERIOD_S = 1.0
-_RETRY_PERIOD_S = 0.5
+_RETRY_PERIOD_S = 0.2
 _STATUS_TIMEOUT_S = 2.0
 
 
@@ -55,11 +58,14 @@ class EngineLink:
 
     async def status(self) -> EngineStatus:
         """The engine's own word. Raises EngineUnavailable."""
-        if self._client is None:
+        client = self._client
+        if client is None:
             raise EngineUnavailable(self._reason)
         try:
-            return await self._client.status(timeout_s=_STATUS_TIMEOUT_S)
+            return await client.status(timeout_s=_STATUS_TIMEOUT_S)
         except EngineUnreachable as error:
+            if client is not self._client:
+                raise EngineUnavailable(self._reason) from None
             raise EngineUnavailable(f"the engine does not answer: {error}") from None
 
     async def run(self) -> None:
@@ -67,17 +73,23 @@ class EngineLink:
         while True:
             try:
                 found = await self._find()
-            except Exception as error:  # whatever it is, requests are told and the search goes on
-                self._reason = f"there is no engine: {error}"
+            except EngineUnavailable as error:
+                self._reason = error.message
+                await asyncio.sleep(_RETRY_PERIOD_S)
+                continue
+            except Exception as error:  # the replica is gone: requests are told, and the search goes on
+                self._reason = f"there is no engine: {type(error).__name__}"
+                logger.warning("no engine was found", exc_info=True)
                 await asyncio.sleep(_RETRY_PERIOD_S)
                 continue
             await self._serve(found)
 
     async def _serve(self, found: EngineAddress) -> None:
         """Lets requests through to one engine until it is no longer ready."""
-        async with EngineClient(found.address, found.keys) as self._client:
+        async with EngineClient(found.address, found.keys) as client:
+            self._client = client
             limits = ServiceLimits(found.longest_sequence, self._default_max_tokens, self._max_waiting)
-            service = ChatService(self._client, self._tokenizer, self._model_name, limits)
+            service = ChatService(client, self._tokenizer, self._model_name, limits)
             try:
                 while True:
                     status = await self.status()
@@ -89,4 +101,3 @@ class EngineLink:
                 self._reason = error.message
             finally:
                 self._service = self._client = None
-        await asyncio.sleep(_RETRY_PERIOD_S)
