@@ -23,6 +23,7 @@ import zmq
 
 from ..kernels.select import select_kernels
 from .engine_config import EngineConfig
+from .engine_error import EngineError
 from .link import Links
 from .model.config import ModelConfig
 from .model.single import SingleProcessModel
@@ -40,7 +41,7 @@ WORST_BOUND = 0.5
 GREEDY = Sampling(0.0, 1.0, 0, 0)
 
 
-class GoldenPromptError(Exception):
+class GoldenPromptError(EngineError):
     """The engine computes something else than it should; the numbers are in the message."""
 
 

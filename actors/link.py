@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
+from .engine_error import EngineError
+
 # sockaddr_un holds 108 bytes with the closing zero; names inside the folder take at most 20.
 LONGEST_FOLDER = 87
 
@@ -26,7 +28,7 @@ PEER_QUEUE = 64
 CLIENT_QUEUE = 10_000
 
 
-class LinkError(Exception):
+class LinkError(EngineError):
     """A socket could not be opened, or a peer did not answer in time."""
 
 

@@ -15,6 +15,7 @@ import ray.exceptions
 
 from .client_port import ClientPort
 from .engine_config import EngineConfig
+from .engine_error import EngineError
 from .engine_links import EngineLinks
 from .engine_shape import EngineShape
 from .golden import GoldenClient, compare_scores, reference_scores, run_golden
@@ -26,10 +27,6 @@ from .shard_group import ShardGroup
 
 STOP_TIMEOUT_S = 5.0
 _PROGRESS_PERIOD_S = 0.2
-
-
-class EngineError(Exception):
-    """An engine that cannot start; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class Router:
     def start(self, on_progress: Callable[[StartProgress], None] | None = None) -> None:
         """Starts the shards and checks the golden prompt; `on_progress` is called while weights are read.
 
-        Raises EngineError, LinkError or GoldenPromptError, after closing all that was opened.
+        Raises EngineError, after closing all that was opened.
         """
         deadline = time.monotonic() + self.config.start_timeout_s
         try:
@@ -126,6 +123,7 @@ class Router:
         starts = [(self._shard_start(shard, chosen, place, group),) for shard, place in enumerate(places)]
         addresses = self._ask("open", starts, deadline)
         self.reports = tuple(self._ask("start", [(addresses,)] * config.shards, deadline, on_progress))
+        group.await_shards(max(deadline - time.monotonic(), 1.0))
         self._run(group, clients, shard_links)
 
     def _shard_start(self, shard: int, chosen: EngineLinks, place: ProcessPlace, group: ShardGroup) -> ShardStart:

@@ -30,6 +30,7 @@ from .model.stages import ModelStages
 from .program_check import check
 from .sequence import StageProgram
 from .shard_check import check_kernels
+from .shard_group import HELLO
 from .step_batch import PlanError, SequenceTable
 from .step_plan import StageTime, StepPlan, StepResult
 from .weights import load_shard
@@ -139,6 +140,7 @@ class Shard:
         self._router_gone = self._plans.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         if isinstance(self._exchange, ZmqExchange):
             self._exchange.connect(self._links, addresses, (self._interrupt, self._router_gone))
+        self._plans.send(encode(StepResult(start.engine, start.epoch, HELLO, start.shard, (), (), (), "")))
         self._thread = threading.Thread(target=self._run, name=f"shard-{start.shard}", daemon=True)
         self._thread.start()
         return ShardReport(start.shard, checkpoint.bytes_read, time.monotonic() - begin, checks)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 import zmq
 
+from .engine_error import EngineError
 from .link import LinkPlace, Links
 from .step_plan import StepPlan, StepResult
 from .wire import WireError, decode_as, encode
 
+# A shard that has connected says so in a result of this step.
+HELLO = -1
 
-class ShardLost(Exception):
+
+class ShardLost(EngineError):
     """A shard's process or node is gone, or does not take plans any more."""
 
 
@@ -32,6 +38,14 @@ class ShardGroup:
             self._sockets.append(socket)
             self._monitors.append(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED))
             self.addresses.append(address)
+
+    def await_shards(self, timeout_s: float) -> None:
+        """Waits until every shard is connected: its first message is a result of step -1. Raises ShardLost."""
+        deadline = time.monotonic() + timeout_s
+        for shard, socket in enumerate(self._sockets):
+            while not any(result.step == HELLO for result in self._read(socket, shard)):
+                if not socket.poll(max(0, round((deadline - time.monotonic()) * 1000))):
+                    raise ShardLost(f"shard {shard} did not connect to the router within {timeout_s:g} s")
 
     def register(self, poller: zmq.Poller) -> None:
         """Adds the sockets to a poller that wakes up the loop."""

@@ -20,9 +20,10 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..actors.engine_config import EngineConfig
+from ..actors.engine_error import EngineError
 from ..actors.engine_shape import EngineShape
 from ..actors.link import LinkKeys
-from ..actors.router import EngineError, Router, StartProgress
+from ..actors.router import Router, StartProgress
 from ..actors.shard import ShardActor
 from .engine_client import EngineClient, EngineUnreachable
 
@@ -113,8 +114,8 @@ class Engine:
     def start(self, on_progress: Callable[[StartProgress], None] | None = None) -> Engine:
         """Places and starts the shards; returns when requests are taken. Blocks: on an event loop, run it in a thread.
 
-        on_progress is called while weights are read. Raises EngineError (PlacementError if there is no room), LinkError
-        or GoldenPromptError; nothing is left running then.
+        on_progress is called while weights are read. Raises EngineError (PlacementError if there is no room); nothing
+        is left running then.
         """
         if not ray.is_initialized():
             raise EngineError("Ray is not initialized; call ray.init first")

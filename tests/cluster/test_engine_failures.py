@@ -1,0 +1,233 @@
+"""What an engine does when something is wrong or dies: an error that names it, nothing hangs, nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from tiny_checkpoint import write_tiny
+from tiny_engine import Answer, answer, answers, greedy, process_is_gone, run, tiny_config
+
+from flyray.actors.checkpoint import CheckpointError
+from flyray.actors.link import LinkKeys
+from flyray.cluster.engine import (
+    Engine,
+    EngineClient,
+    EngineError,
+    EngineUnreachable,
+    PlacementError,
+    check_room,
+    shard_bundle,
+)
+from flyray.cluster.processes import descendants
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test ends without the shards and socket folders that it made."""
+    with tempfile.TemporaryDirectory(prefix="fr-") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
+        assert os.listdir(folder) == []
+        assert shard_processes() == set()
+
+
+def shard_processes() -> set[int]:
+    """Processes under this one that run as shards."""
+    found = set()
+    for pid in descendants():
+        try:
+            if b"ShardActor" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
+        except OSError:
+            continue  # it ended while we looked
+    return {pid for pid in found if not process_is_gone(pid)}
+
+
+async def break_while_running(engine: Engine, sent: signal.Signals) -> tuple[float, dict[str, Answer], Answer]:
+    """Sends shard 1 a signal while requests run; returns how long they took to end, what they gave, and what a request
+    after that gives."""
+    async with EngineClient(engine.address, engine.keys) as client:
+        waiting = asyncio.create_task(answers(client, [greedy(f"request {n}", 10 + n, 400) for n in range(4)]))
+        first = client.generate(greedy("first", 3, 400))
+        await anext(first)
+        os.kill(engine.router.local_pids[1], sent)
+        begin = time.monotonic()
+        found = await waiting
+        took = time.monotonic() - begin
+        async for _ in first:
+            pass
+        later = await answer(client, greedy("later", 3))
+        status = await client.status()
+        assert (status.ready, status.error) == (False, engine.error)
+        assert (status.running, status.waiting) == (0, 0)
+        return took, found, later
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_a_killed_shard_ends_all_requests_at_once(checkpoint: Path, transport: str) -> None:
+    with Engine(tiny_config(checkpoint, shards=2, transport=transport)) as engine:
+        took, found, later = run(break_while_running(engine, signal.SIGKILL))
+        assert took < 3
+        for each in (*found.values(), later):
+            assert (each.finish, each.error) == ("error", "shard 1 is gone: its connection closed")
+
+
+def test_a_shard_that_stands_still_misses_the_deadline(checkpoint: Path) -> None:
+    with Engine(tiny_config(checkpoint, shards=2, step_timeout_s=0.5)) as engine:
+        pid = engine.router.local_pids[1]
+        took, found, later = run(break_while_running(engine, signal.SIGSTOP))
+        os.kill(pid, signal.SIGCONT)
+        assert took < 3
+        for each in (*found.values(), later):
+            assert each.finish == "error"
+            assert "shard 1" in each.error
+            assert "within 0.5 s" in each.error
+
+
+def test_a_silent_shard_is_noticed_over_tcp_before_the_deadline(checkpoint: Path) -> None:
+    with Engine(tiny_config(checkpoint, shards=2, transport="tcp", step_timeout_s=30.0)) as engine:
+        pid = engine.router.local_pids[1]
+        took, found, _ = run(break_while_running(engine, signal.SIGSTOP))
+        os.kill(pid, signal.SIGCONT)
+        assert took < 3
+        assert {each.error for each in found.values()} == {"shard 1 is gone: its connection closed"}
+
+
+@ray.remote(num_cpus=0)
+class Owner:
+    """A process that owns an engine, as a Serve replica does."""
+
+    def start(self, config: Any) -> tuple[str, tuple[int, ...], int]:
+        self._engine = Engine(config).start()
+        return self._engine.address, self._engine.router.local_pids, os.getpid()
+
+
+def test_when_the_owner_dies_shards_and_sockets_go_and_clients_hear_it(checkpoint: Path) -> None:
+    owner: Any = Owner.remote()  # pyright: ignore[reportAttributeAccessIssue]
+    address, shards, pid = ray.get(owner.start.remote(tiny_config(checkpoint, shards=2)))
+
+    async def ask() -> Answer:
+        async with EngineClient(address, silence_s=1.0) as client:
+            news = client.generate(greedy("orphan", 3, 400))
+            await anext(news)
+            os.kill(pid, signal.SIGKILL)
+            found = Answer()
+            async for progress in news:
+                found = Answer(finish=progress.finish, error=progress.error)
+            with pytest.raises(EngineUnreachable, match="does not answer"):
+                await client.status()
+            return found
+
+    orphan = run(ask())
+    assert (orphan.finish, orphan.error) == ("error", f"the engine at {address} does not answer")
+    deadline = time.monotonic() + 20
+    while not all(map(process_is_gone, shards)):
+        assert time.monotonic() < deadline, "shards outlive their owner"
+        time.sleep(0.02)
+    assert not os.path.exists(os.path.dirname(address.removeprefix("ipc://")))
+
+
+def test_a_client_with_foreign_keys_is_not_heard(checkpoint: Path) -> None:
+    with Engine(tiny_config(checkpoint, transport="tcp")) as engine:
+
+        async def ask(keys: LinkKeys | None) -> Answer:
+            async with EngineClient(engine.address, keys, silence_s=0.5) as client:
+                return await answer(client, greedy("mine", 3))
+
+        assert "does not answer" in run(ask(LinkKeys.create().for_client())).error
+        assert "does not answer" in run(ask(None)).error
+        assert run(ask(engine.keys)).finish == "length"
+
+
+@pytest.mark.parametrize("missing", ["self_attn.o_proj.weight", "mlp.experts.5.up_proj.weight_scale"])
+def test_a_missing_tensor_is_named_before_anything_starts(tmp_path: Path, missing: str) -> None:
+    broken = write_tiny(tmp_path / "broken", without=f"model.layers.2.{missing}")
+    with pytest.raises(CheckpointError, match=f"model.layers.2.{missing.rsplit('.', 1)[0]}"):
+        Engine(tiny_config(broken, shards=2))
+
+
+def test_a_file_that_goes_while_the_engine_starts_is_named(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "going")
+    engine = Engine(tiny_config(path, shards=2))
+    os.rename(path / "model.safetensors", path / "gone")
+    with pytest.raises((EngineError, CheckpointError), match="safetensors"):
+        engine.start()
+    with pytest.raises(EngineError, match="not been started"):
+        _ = Engine(tiny_config(write_tiny(tmp_path / "whole"))).address
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"shards": 9}, "9 shards cannot share 8 experts"),
+        ({"context_length": 513}, "context_length: 513 is more than the model's max_position_embeddings, 512"),
+        ({"kv_pages": 0, "kv_memory_bytes": 100}, "kv_memory_bytes: 100 holds no page"),
+        ({"precision": "w8a8-fp8"}, "precision 'w8a8-fp8' cannot be loaded from a w4a16 checkpoint"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(
+    checkpoint: Path, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        Engine(tiny_config(checkpoint, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"shards": 0}, "shards: 0 is less than 1"),
+        ({"backend": "cuda"}, "backend: 'cuda' is none of"),
+        ({"transport": "smoke"}, "transport: 'smoke' is none of"),
+        ({"step_timeout_s": 0.0}, "step_timeout_s"),
+        ({"kv_pages": 0, "kv_memory_bytes": 0}, "kv_pages and kv_memory_bytes"),
+        ({"model_path": ""}, "model_path: empty"),
+    ],
+)
+def test_a_wrong_field_is_named(checkpoint: Path, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        tiny_config(checkpoint, **changes)
+
+
+def test_a_cluster_without_room_is_an_error_with_numbers(checkpoint: Path) -> None:
+    with pytest.raises(PlacementError, match="5 shards of 1 CPU each do not fit the cluster, which has room for 4"):
+        Engine(tiny_config(checkpoint, shards=5)).start()
+    with pytest.raises(PlacementError, match="2 shards of 1 CPU, 1 GPU each do not fit"):
+        Engine(tiny_config(checkpoint, shards=2, gpus_per_shard=1.0)).start()
+
+
+def test_a_busy_cluster_is_an_error_after_a_while(checkpoint: Path) -> None:
+    late = Engine(tiny_config(checkpoint, shards=3, placement_timeout_s=0.3))
+    with (
+        Engine(tiny_config(checkpoint, shards=2)),
+        pytest.raises(PlacementError, match=r"no free room within 0.3 s; the cluster has \d CPU free"),
+    ):
+        late.start()
+
+
+def test_room_is_counted_node_by_node(checkpoint: Path) -> None:
+    bundle = shard_bundle(tiny_config(checkpoint, threads_per_shard=3))
+    assert bundle == {"CPU": 3.0}
+    check_room(bundle, 2, [{"CPU": 4.0}, {"CPU": 5.0}])
+    with pytest.raises(PlacementError, match="room for 2"):
+        check_room(bundle, 3, [{"CPU": 4.0}, {"CPU": 5.0}])  # 9 CPUs, but no node has 3 left
