@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,11 @@ from .figures import write_figures
 from .job import job_ray, run_stoppable
 from .perplexity import cut_windows
 from .quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint, QuantizedCache
+from .stop_signals import Stopped
 from .tokenizer import Tokenizer
 
 NATIVE = "w4a16"
+STOPPED = 130
 FORMATS = ("bf16", "w4a16", *QUANTIZED_FORMATS)
 WORK_DIR = Path.home() / ".cache" / "flyray"
 
@@ -69,31 +71,60 @@ def run(
     json_path: str | Path | None = None,
     console: Console | None = None,
     keep_logs: bool = False,
-) -> list[ColumnScore]:
+) -> int:
     """The command: quantizes what is missing into work_dir, measures, prints the table, writes figures to json_path.
 
     formats: some of `FORMATS` or "all"; none: all that a checkpoint can be had in. Raises EvalError, TextError,
-    TaskError, CheckpointError, QuantizeError, what starting an engine raises, and Stopped after a signal.
+    TaskError, CheckpointError, QuantizeError, and what starting an engine raises. Returns the exit code: 0, or 130
+    after a signal.
     """
     settings = settings or EvalSettings()
     console = console or Console()
     if not checkpoints:
         raise EvalError("name a checkpoint to evaluate")
     material = read_material(Path(text_file), Path(tasks_file), settings)
-    with job_ray(settings.cpus, keep_logs=keep_logs) as end_now:
-        columns: list[Column] = []
-        for path in map(Path, checkpoints):
-            label = f"{path.name}:" if len(checkpoints) > 1 else ""
-            columns += columns_of(path, formats, Path(work_dir), label)[0]
-        check_labels(columns)
-        with EvalProgress(console, columns, material) as progress:
-            template = settings.engine(columns[0].path)
-            main = partial(evaluate, columns, material, template, lanes=settings.lanes, report=progress.report)
-            scores = run_stoppable(main, end_now)
+    try:
+        scores = measure(list(map(Path, checkpoints)), formats, material, settings, Path(work_dir), console, keep_logs)
+    except Stopped:
+        console.print("stopped")
+        return STOPPED
     console.print(quality_table(scores))
     if json_path is not None:
         write_figures(json_path, figures(scores))
-    return scores
+    return 0
+
+
+def measure(
+    checkpoints: Sequence[Path],
+    formats: Sequence[str],
+    material: Material,
+    settings: EvalSettings,
+    work_dir: Path,
+    console: Console,
+    keep_logs: bool,
+) -> list[ColumnScore]:
+    """Quantizes what is missing and evaluates everything, in a local Ray of its own."""
+    with job_ray(settings.cpus, keep_logs=keep_logs) as end_now:
+        columns: list[Column] = []
+        for path in checkpoints:
+            label = f"{path.name}:" if len(checkpoints) > 1 else ""
+            columns += columns_of(path, formats, work_dir, label)[0]
+        check_labels(columns)
+        return measure_columns(columns, material, settings, console, end_now)
+
+
+def measure_columns(
+    columns: Sequence[Column],
+    material: Material,
+    settings: EvalSettings,
+    console: Console,
+    end_now: Callable[[], None],
+) -> list[ColumnScore]:
+    """Evaluates columns in the Ray that is initialized, with a progress bar each."""
+    with EvalProgress(console, columns, material) as progress:
+        template = settings.engine(columns[0].path)
+        main = partial(evaluate, columns, material, template, lanes=settings.lanes, report=progress.report)
+        return run_stoppable(main, end_now)
 
 
 def read_material(text_file: Path, tasks_file: Path, settings: EvalSettings) -> Material:
@@ -118,9 +149,7 @@ def columns_of(
         if format not in FORMATS:
             raise EvalError(f"unknown format {format!r}; known are {', '.join(FORMATS)} and all")
         if format not in possible:
-            raise EvalError(
-                f"{path} is in {own} and cannot be had as {format}; take the one it came from"
-            )
+            raise EvalError(f"{path} is in {own} and cannot be had as {format}; take the one it came from")
     quantized = [format for format in asked if format in QUANTIZED_FORMATS and format != own]
     kept = QuantizedCache(work_dir, path).ensure(quantized) if quantized else {}
     columns = []

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
-from .evaluate import ColumnScore, TaskScore
+from .evaluate import SPLIT, ColumnScore
 from .figures import Figure
 from .intervals import wilson
 
 REFERENCE = "bf16"
+Row = tuple[str, Sequence[str]]
 
 
 def reference_of(scores: Sequence[ColumnScore]) -> ColumnScore | None:
@@ -18,24 +20,30 @@ def reference_of(scores: Sequence[ColumnScore]) -> ColumnScore | None:
     return next((score for score in scores if score.label == REFERENCE and score.text), None)
 
 
-def quality_table(scores: Sequence[ColumnScore]) -> Table:
-    """A column each, rows for perplexity, its ratio to bf16, bits a byte and the tasks; intervals are 95 %."""
-    table = Table(title="Quality through the engine", caption=_caption(scores), caption_justify="left")
-    table.add_column("")
+def quality_table(scores: Sequence[ColumnScore], extra: Sequence[Row] = ()) -> Table:
+    """A column a checkpoint: rows for perplexity, its ratio to bf16 and tasks, after `extra` rows. 80 characters wide
+    with six columns."""
+    table = Table(title="Quality, measured through the engine", caption=_caption(scores), box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
     for score in scores:
         table.add_column(score.label, justify="right", no_wrap=True)
-    reference = reference_of(scores)
-    if any(score.text for score in scores):
-        table.add_row("perplexity", *(f"{score.text.perplexity.value:.4f}" if score.text else "" for score in scores))
-        if reference:
-            table.add_row("… of bf16's", *(_ratio(score, reference) for score in scores))
-            table.add_row("… ±", *(_ratio_half(score, reference) for score in scores))
-        bits = [f"{score.text.bits_per_byte.value:.4f}" if score.text else "" for score in scores]
-        table.add_row("bits a byte", *bits, end_section=True)
+    for name, cells in extra:
+        table.add_row(name, *cells, end_section=name == extra[-1][0])
+    texts = [score.text for score in scores if score.text]
+    if texts and len(texts) == len(scores):
+        table.add_row("perplexity", *(f"{text.perplexity.value:.4f}" for text in texts))
+        reference = reference_of(scores)
+        if reference and reference.text:
+            ratios = [text.ratio_to(reference.text) for text in texts]
+            table.add_row("of bf16's", *(f"{ratio.value:.2%}" for ratio in ratios))
+            table.add_row("  95 % ±", *(f"{(ratio.high - ratio.low) / 2:.2%}" for ratio in ratios))
+        table.add_row("bits a byte", *(f"{text.bits_per_byte.value:.4f}" for text in texts), end_section=True)
     for row in zip(*(score.tasks for score in scores), strict=True):
-        table.add_row(row[0].name, *(f"{task.right}/{task.total}" for task in row))
+        table.add_row(row[0].name.removeprefix(SPLIT), *(f"{task.right}/{task.total}" for task in row))
     for row in zip(*(score.tasks[-1:] for score in scores), strict=True):
-        table.add_row("… of all, %", *(_share(task) for task in row))
+        shares = [wilson(task.right, task.total) for task in row]
+        table.add_row("all, %", *(f"{100 * share.value:.1f}" for share in shares))
+        table.add_row("  95 %", *(f"{100 * share.low:.0f}–{100 * share.high:.0f}" for share in shares))
     return table
 
 
@@ -66,24 +74,6 @@ def figures(scores: Sequence[ColumnScore]) -> list[Figure]:
     return found
 
 
-def _ratio(score: ColumnScore, reference: ColumnScore) -> str:
-    if not score.text or not reference.text:
-        return ""
-    return f"{score.text.ratio_to(reference.text).value:.3%}"
-
-
-def _ratio_half(score: ColumnScore, reference: ColumnScore) -> str:
-    if not score.text or not reference.text or score is reference:
-        return ""
-    interval = score.text.ratio_to(reference.text)
-    return f"{(interval.high - interval.low) / 2:.3%}"
-
-
-def _share(task: TaskScore) -> str:
-    interval = wilson(task.right, task.total)
-    return f"{interval.value:.0%} ({100 * interval.low:.0f}–{100 * interval.high:.0f})"
-
-
 def _caption(scores: Sequence[ColumnScore]) -> str:
     parts = []
     if scores and (text := scores[0].text):
@@ -91,4 +81,4 @@ def _caption(scores: Sequence[ColumnScore]) -> str:
         parts.append(f"{sum(text.tokens):,} tokens ({sum(text.sizes):,} bytes) of {documents}")
     if scores and scores[0].tasks:
         parts.append(f"{scores[0].tasks[-1].total} tasks, greedy, exact match")
-    return "; ".join(parts) + "; 95 % intervals"
+    return "; ".join(parts)
