@@ -1,0 +1,167 @@
+"""One shard in this process, with the test as its router."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import zmq
+from tiny_checkpoint import TINY, write_tiny
+
+from flyray.actors.link import LinkError, LinkPlace, Links, create_folder, remove_folder
+from flyray.actors.model.config import ModelConfig
+from flyray.actors.model.single import SingleProcessModel
+from flyray.actors.sequence import COLOCATED, sequence
+from flyray.actors.shard import Shard, ShardStart
+from flyray.actors.shard_group import HELLO
+from flyray.actors.step_plan import Sampling, SequenceStart, Slice, StepPlan, StepResult
+from flyray.actors.wire import decode_as, encode
+from flyray.kernels.select import select_kernels
+
+WAIT_MS = 20_000
+PROMPT = (3, 14, 15, 92, 65)
+GREEDY = Sampling(0.0, 1.0, 0, 0)
+FIRST = StepPlan(
+    "engine",
+    4,
+    0,
+    "colocated-1",
+    (),
+    (SequenceStart(1, GREEDY, True),),
+    (Slice(1, 0, PROMPT, (5,), True),),
+    False,
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+class Bench:
+    """A running shard, and the router's end of its link."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.folder = create_folder()
+        place = LinkPlace(folder=self.folder)
+        self.links = Links(None)
+        self.router, address = self.links.bind(zmq.DEALER, place, "plan-0")
+        self.shard = Shard()
+        program = sequence(ModelConfig.from_dict(TINY), COLOCATED, 1)
+        self.start = ShardStart(
+            engine="engine",
+            epoch=4,
+            shard=0,
+            model_path=str(checkpoint),
+            precision="w4a8",
+            backend="cpu",
+            threads=1,
+            experts=(range(8),),
+            kv_pages=16,
+            page_size=8,
+            program=program,
+            plan_address=address,
+            place=place,
+            keys=None,
+            timeout_s=10.0,
+            silence_s=0.9,
+        )
+
+    def run(self) -> Bench:
+        self.shard.open(self.start)
+        self.report = self.shard.start([""])
+        assert self.receive().step == HELLO
+        return self
+
+    def receive(self) -> StepResult:
+        assert self.router.poll(WAIT_MS), "the shard does not answer"
+        return decode_as(self.router.recv(), StepResult)
+
+    def ask(self, plan: StepPlan) -> StepResult:
+        self.router.send(encode(plan))
+        return self.receive()
+
+    def close(self) -> None:
+        self.shard.stop()
+        self.links.close()
+        remove_folder(self.folder)
+
+
+@pytest.fixture
+def bench(checkpoint: Path) -> Iterator[Bench]:
+    bench = Bench(checkpoint)
+    yield bench.run()
+    bench.close()
+
+
+def test_it_says_what_it_loaded_and_checked(bench: Bench) -> None:
+    done, total = bench.shard.progress()
+    assert done == total == bench.report.bytes_read > 100_000
+    assert any(line.startswith("cpu.experts[Int4Matrix]: error 0 of 0") for line in bench.report.checks)
+
+
+def test_it_continues_a_prompt_as_one_process_does(bench: Bench, checkpoint: Path) -> None:
+    model = SingleProcessModel.load(checkpoint, "w4a8", select_kernels("cpu", 1), 32)
+    logprobs = model.prefill(PROMPT).log_softmax(dim=-1)
+    result = bench.ask(FIRST)
+    tokens = [result.tokens[0].token]
+    assert result.error == ""
+    assert result.scores[0].logprobs == tuple(float(logprobs[row, token]) for row, token in enumerate(PROMPT[1:]))
+    assert result.tokens[0].logprob == float(logprobs[-1].max())
+    for step in range(1, 4):
+        part = Slice(1, len(PROMPT) + step - 1, (), (6,) if step == 3 else (), True)
+        result = bench.ask(replace(FIRST, step=step, starts=(), slices=(part,)))
+        tokens.append(result.tokens[0].token)
+        assert result.stages == ()
+    assert tokens == model.generate(PROMPT, 4)
+    stats = bench.shard.stats()
+    assert (stats.steps, stats.sequences, stats.dropped, stats.error) == (4, 1, 0, "")
+
+
+def test_a_traced_step_has_the_programs_stages_in_order(bench: Bench) -> None:
+    result = bench.ask(replace(FIRST, trace=True))
+    assert [stage.name for stage in result.stages] == [stage.name for stage in bench.start.program.stages[COLOCATED]]
+
+
+def test_plans_of_another_engine_or_epoch_are_dropped_and_counted(bench: Bench) -> None:
+    for strange in (encode(replace(FIRST, epoch=3)), encode(replace(FIRST, engine="other")), b"\xc1", b""):
+        bench.router.send(strange)
+    assert bench.ask(FIRST).step == 0
+    assert bench.shard.stats().dropped == 4
+
+
+@pytest.mark.parametrize(
+    ("plan", "named"),
+    [
+        (replace(FIRST, program="other-1"), "step 0: the plan names program 'other-1', this shard has 'colocated-1'"),
+        (replace(FIRST, starts=()), "step 0: the plan runs sequence 1, which is not here"),
+        (replace(FIRST, slices=(Slice(1, 0, (256,), (5,), True),)), "step 0: stage embed.0: IndexError"),
+    ],
+)
+def test_what_goes_wrong_in_a_step_is_its_result(bench: Bench, plan: StepPlan, named: str) -> None:
+    result = bench.ask(plan)
+    assert result.error.startswith(named)
+    assert result.tokens == ()
+    assert bench.shard.stats().error == result.error
+
+
+def test_when_the_router_goes_the_sockets_go(bench: Bench) -> None:
+    bench.ask(FIRST)
+    bench.links.close()
+    thread = bench.shard._thread
+    assert thread is not None
+    thread.join(WAIT_MS / 1000)
+    assert bench.shard.stats().error == "the router is gone"
+    assert not os.path.exists(bench.folder)
+
+
+def test_it_may_be_stopped_at_any_time(checkpoint: Path) -> None:
+    bench = Bench(checkpoint)
+    bench.shard.open(bench.start)
+    bench.shard.stop()
+    with pytest.raises(LinkError, match="shard 0 was stopped while it started"):
+        bench.shard.start([""])
+    bench.close()
