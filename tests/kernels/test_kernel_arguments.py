@@ -42,8 +42,14 @@ def attend(k: Kernels, batch: PagedBatch, rank: int = 6) -> Tensor:
     return k.mla_attention(Q, PAGES, batch, 1.0, rank)
 
 
-def run(k: Kernels, weights: ExpertWeights = EXPERTS, x: Activations = QUANTIZED, token: Tensor = TOKEN) -> Tensor:
-    return k.experts(x, token, EXPERT, weights)
+def run(
+    k: Kernels,
+    weights: ExpertWeights = EXPERTS,
+    x: Activations = QUANTIZED,
+    token: Tensor = TOKEN,
+    expert: Tensor = EXPERT,
+) -> Tensor:
+    return k.experts(x, token, expert, weights)
 
 
 def with_nibbles(columns: int) -> ExpertWeights:
@@ -63,8 +69,8 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
     "rope odd": ("rope: x has 7", lambda k: k.rope(HEADS[..., :7].contiguous(), POSITIONS, TABLE, TABLE)),
     "rope positions": ("rope: positions is int32", lambda k: k.rope(HEADS, POSITIONS.int(), TABLE, TABLE)),
     "rope table": ("rope: sin is", lambda k: k.rope(HEADS, POSITIONS, TABLE, TABLE[:5])),
-    "rope range": ("rope: positions\\[1\\] is 10, expected 0 to 9", lambda k: k.rope(HEADS, POSITIONS + 1, TABLE, TABLE)),
-    "kv slots": ("write_kv: slots\\[0\\] is -1, expected 0 to 7", lambda k: k.write_kv(PAGES, POSITIONS - 1, LATENT, KEYS)),
+    "rope range": ("positions\\[1\\] is 10, expected 0 to 9", lambda k: k.rope(HEADS, POSITIONS + 1, TABLE, TABLE)),
+    "kv slots": ("slots\\[0\\] is -1, expected 0 to 7", lambda k: k.write_kv(PAGES, POSITIONS - 1, LATENT, KEYS)),
     "kv width": ("write_kv: pages is", lambda k: k.write_kv(PAGES, POSITIONS, X, X)),
     "rank": ("mla_attention: kv_lora_rank is 9", lambda k: attend(k, BATCH, 9)),
     "queries": ("query_start", lambda k: attend(k, replace(BATCH, query_start=torch.tensor([0, 1, 2]).int()))),
@@ -90,7 +96,7 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
     "no scale": ("x.scale is None", lambda k: run(k, x=replace(QUANTIZED, scale=None))),
     "token range": ("pair_token\\[\\d\\] is \\d, expected 0 to 2", lambda k: run(k, token=TOKEN + 3)),
     "token dtype": ("pair_token is int64", lambda k: run(k, token=TOKEN.long())),
-    "expert range": ("pair_expert\\[0\\] is \\d, expected 0 to 1", lambda k: k.experts(QUANTIZED, TOKEN, EXPERT + 2, EXPERTS)),
+    "expert range": ("pair_expert\\[0\\] is \\d, expected 0 to 1", lambda k: run(k, expert=EXPERT + 2)),
 }  # fmt: skip
 
 
