@@ -166,6 +166,40 @@ def show_demo(
         )
 
 
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(help="A checkpoint's folder: native, or unquantized.")],
+    target: Annotated[Path, typer.Argument(help="The folder to write.")],
+    format: Annotated[str, typer.Option("--format", help="w4a8, w8a8, w8a8-fp8 or w4a8-channel.")],
+    workers: Annotated[int | None, typer.Option(help="Files quantized at once; by default one a CPU.", min=1)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it exists.")] = False,
+    json: JsonFile = None,
+    debug: Debug = False,
+) -> None:
+    """Quantize a checkpoint, file by file."""
+    with _clear_errors(debug):
+        from .quantize import command
+
+        command.run(source, target, format, workers=workers, json_path=json, overwrite=overwrite)
+
+
+@app.command()
+def trace(
+    output: Annotated[Path, typer.Argument(help="The file to write (JSON, for Perfetto).")],
+    config: Annotated[Path | None, typer.Option(help="The engine's configuration.")] = None,
+    demo: Demo = False,
+    steps: Annotated[int, typer.Option(help="Steps to record.", min=1, max=1000)] = 16,
+    sequences: Annotated[int, typer.Option(help="Sequences that run in them.", min=1)] = 8,
+    debug: Debug = False,
+) -> None:
+    """Record an engine's steps and draw them beside the planned ones."""
+    with _clear_errors(debug):
+        from . import trace_command
+
+        settings = trace_command.TraceSettings(steps, sequences)
+        raise typer.Exit(trace_command.run(_configuration(config, demo, None), output, settings, keep_logs=debug))
+
+
 def main() -> None:
     """The console script."""
     app()
@@ -176,7 +210,7 @@ def _configuration(path: Path | None, demo: bool, port: int | None) -> FlyrayCon
     from .config import ConfigError, demo_config, load_config
 
     if demo == (path is not None):
-        raise ConfigError("give either a configuration file or --demo")
+        raise ConfigError("give either a configuration (a YAML file) or --demo")
     config = demo_config() if path is None else load_config(path)
     if port is not None:
         config = config.model_copy(update={"serve": config.serve.model_copy(update={"port": port})})

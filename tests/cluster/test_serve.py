@@ -314,7 +314,7 @@ def test_a_model_without_tokenizer_is_refused_before_anything_starts(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["serve"], "give either a configuration file or --demo"),
+        (["serve"], "give either a configuration (a YAML file) or --demo"),
         (["serve", "absent.yaml"], "absent.yaml: cannot read the configuration"),
         (["serve", "--demo", "--port", "99999"], "99999 is not in the range"),
     ],

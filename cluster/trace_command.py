@@ -1,0 +1,151 @@
+"""`flyray trace`: decode steps of an engine as a timeline file, as they were measured and as they were planned."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from ..actors.request import TracedStep
+from .chat import ChatService
+from .front.requests import CompletionRequest
+from .job import run_on_ray
+from .stop_signals import Stopped
+
+if TYPE_CHECKING:
+    from ..actors.stage_program import Stage
+    from .config import FlyrayConfig
+
+STOPPED = 130
+
+# How long a message between shards travels, for the plan: 112 KB over a Unix socket with ZeroMQ take 62 µs. Measured
+# stages cannot tell, since the receiving ones also wait for the slowest sender.
+LINK_US = 62.0
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """steps: recorded decode steps. sequences: that run in them. prompt_tokens: of each before its first token."""
+
+    steps: int = 16
+    sequences: int = 8
+    prompt_tokens: int = 64
+
+
+class TraceError(Exception):
+    """The steps could not be recorded."""
+
+
+def run(config: FlyrayConfig, output: str | Path, settings: TraceSettings, *, keep_logs: bool = False) -> int:
+    """Starts the configuration's engine, records, and writes Chrome's trace format, which Perfetto opens.
+
+    The planned timeline is the stage program simulated with the median measured cost of each kind of stage. Returns the
+    exit code: 0, or 130 after a signal. Raises TraceError, OSError, and what starting an engine raises.
+    """
+    target = Path(output)
+    if not target.absolute().parent.is_dir():
+        raise TraceError(f"{target}: there is no such folder to write to")
+    try:
+        cpus = config.engine.shards * config.engine.threads_per_shard
+        main = partial(_record, config, target, settings)
+        print(run_on_ray(main, cpus=cpus, address=config.ray.address, keep_logs=keep_logs))
+    except Stopped:
+        print("stopped")
+        return STOPPED
+    return 0
+
+
+async def _record(config: FlyrayConfig, output: Path, settings: TraceSettings) -> str:
+    # Imported here, when Ray's environment is set.
+    from ..actors.simulate import simulate
+    from ..actors.trace import write_trace
+    from .engine_session import engine_session
+
+    async with engine_session(config.engine_config(), config.model_name) as session:
+        requests = [_request(session.service, number, settings) for number in range(settings.sequences)]
+        events = [asyncio.Event() for _ in requests]
+        streams = [
+            asyncio.ensure_future(_run(session.service, request, event))
+            for request, event in zip(requests, events, strict=True)
+        ]
+        try:
+            await _all_decode(events, streams)
+            status = await session.client.status(trace_steps=settings.steps)
+        finally:
+            for stream in streams:
+                stream.cancel()
+            await asyncio.gather(*streams, return_exceptions=True)
+        program = session.engine.shape.program
+        planned = simulate(program, StageCosts(status.trace), shards=config.engine.shards)
+        write_trace(output, planned, status.trace)
+    measured = median(_durations(status.trace))
+    return (
+        f"{output}: {settings.steps} steps of {settings.sequences} sequences on {config.engine.shards} shards; a step "
+        f"takes {measured / 1000:.1f} ms measured, {planned.duration / 1000:.1f} ms planned "
+        f"({planned.bubble_share():.0%} idle). Open it at https://ui.perfetto.dev"
+    )
+
+
+class StageCosts:
+    """Microseconds of each kind of stage, for `simulate`: the median of what was measured.
+
+    A stage that receives also waits; its cost is what the shard that waited least took.
+    """
+
+    def __init__(self, steps: Sequence[TracedStep]) -> None:
+        """Raises TraceError if nothing was recorded."""
+        times: dict[tuple[int, str], list[float]] = defaultdict(list)
+        for step in steps:
+            for stage in step.stages:
+                times[step.step, stage.name].append((stage.end - stage.begin) / 1000)
+        if not times:
+            raise TraceError("the engine recorded no stages")
+        waiting = ("experts", "combine")
+        kinds: dict[str, list[float]] = defaultdict(list)
+        for (_, name), microseconds in times.items():
+            kind = name.partition(".")[0]
+            kinds[kind] += [min(microseconds)] if kind in waiting else microseconds
+        self._costs = {kind: median(microseconds) for kind, microseconds in kinds.items()}
+
+    def __call__(self, kind: str, stage: Stage, shard: int) -> float:
+        return LINK_US if kind.startswith("link.") else self._costs[kind]
+
+
+def _request(service: ChatService, number: int, settings: TraceSettings) -> CompletionRequest:
+    # Ids of ordinary text, another text for each sequence.
+    prompt = [(31 * number + 7 * position) % 1000 + 100 for position in range(settings.prompt_tokens)]
+    return CompletionRequest(model=service.model_name, prompt=prompt, ignore_eos=True)
+
+
+async def _run(service: ChatService, request: CompletionRequest, decoding: asyncio.Event) -> None:
+    """Decodes until it is cancelled or the context is full."""
+    async with aclosing(service.completion(request)) as deltas:
+        async for _ in deltas:
+            decoding.set()
+
+
+async def _all_decode(events: Sequence[asyncio.Event], streams: Sequence[asyncio.Future[None]]) -> None:
+    """Waits until every sequence has given a token. Raises what a stream raises, TraceError if one ends before."""
+    everyone = asyncio.ensure_future(asyncio.wait([asyncio.ensure_future(event.wait()) for event in events]))
+    await asyncio.wait([everyone, *streams], return_when=asyncio.FIRST_COMPLETED)
+    if not everyone.done():
+        for stream in streams:
+            if stream.done():
+                stream.result()
+        raise TraceError("a sequence ended before all were running")
+
+
+def _durations(steps: Sequence[TracedStep]) -> list[float]:
+    """Microseconds of each recorded step, from the first stage's begin to the last one's end on one shard."""
+    spans: dict[int, float] = {}
+    for step in steps:
+        if step.stages:
+            span = (max(stage.end for stage in step.stages) - min(stage.begin for stage in step.stages)) / 1000
+            spans[step.step] = max(span, spans.get(step.step, 0.0))
+    return list(spans.values())
