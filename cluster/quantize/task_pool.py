@@ -144,7 +144,8 @@ def _receive(flying: dict[Any, list[FilePlan]]) -> ChunkDone | None:
         del flying[stream]
         return None
     except RayError as error:
-        raise _cause(error, flying[stream]) from error
+        # It has ended by itself: cancelling it now would kill the worker, with the Quark that it has imported.
+        raise _cause(error, flying.pop(stream)) from error
 
 
 def _cause(error: RayError, files: list[FilePlan]) -> Exception:
