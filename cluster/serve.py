@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -147,10 +148,17 @@ class Server:
         from .deployment import APPLICATION, ENGINE, application
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        section = self.config.serve
-        ray_serve.start(http_options={"host": section.host, "port": section.port})
-        self._deployed = True
-        ray_serve.run(application(self.config), name=APPLICATION, route_prefix="/")
+        options = {"host": self.config.serve.host, "port": self.config.serve.port}
+        with ThreadPoolExecutor(1) as pool:
+            # `start` returns when the proxies are up; the replicas start beside them as soon as there is a controller.
+            proxies = pool.submit(ray_serve.start, http_options=options)
+            while not (proxies.done() or _controller_is_named()):
+                time.sleep(_POLL_S)
+            if proxies.done():
+                proxies.result()
+            self._deployed = True
+            ray_serve.run(application(self.config), name=APPLICATION, route_prefix="/")
+            proxies.result()
         self._engine = ray_serve.get_deployment_handle(ENGINE, APPLICATION)
 
     def _await_engine(self) -> EngineState:
@@ -164,7 +172,7 @@ class Server:
                 return state
             if state.total and state.seconds - told > 5:
                 told = state.seconds
-                self._say(f"weights: {state.read / 2**30:.1f} of {state.total / 2**30:.1f} GiB")
+                self._say(f"weights: {state.read / 1e6:,.0f} of {state.total / 1e6:,.0f} MB")
             time.sleep(_POLL_S)
 
     def _await_front(self) -> None:
@@ -187,6 +195,17 @@ class Server:
             self._engine.stop.remote().result(timeout_s=_STOP_TIMEOUT_S)
         except Exception as error:  # it may be dead or hang; with the cluster its processes end anyway
             self._say(f"the engine did not stop by itself: {error}")
+
+
+def _controller_is_named() -> bool:
+    """Whether Serve's controller is known to Ray by its name."""
+    import ray
+
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return False
+    return True
 
 
 def check_port(host: str, port: int) -> None:
