@@ -73,6 +73,7 @@ class Engine:
         self._pids: list[int] = []
         self._group: PlacementGroup | None = None
         self._router: Router | None = None
+        self._stopped = False
 
     def __enter__(self) -> Engine:
         return self.start()
@@ -119,8 +120,11 @@ class Engine:
         """
         if not ray.is_initialized():
             raise EngineError("Ray is not initialized; call ray.init first")
+        self._stopped = False
         try:
             self._actors = self._place()
+            if self._stopped:
+                raise EngineError("the engine was stopped while it started")
             self._router = Router(self.config, self.shape, self._actors)
             self._router.start(on_progress)
         except BaseException:
@@ -130,7 +134,8 @@ class Engine:
 
     def stop(self) -> None:
         """Ends router, shards and placement group; returns when the shards' processes here have exited. May be called
-        twice and after a failure."""
+        twice, after a failure, and from another thread while `start` runs, which then fails."""
+        self._stopped = True
         if self._router is not None:
             self._router.stop()
             self._pids = list(self._router.local_pids)

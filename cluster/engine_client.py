@@ -66,16 +66,19 @@ class EngineClient:
             while not finished:
                 progress = await news.get()
                 finished = bool(progress.finish)
-                if finished:
+                if finished and self._requests.get(request.request) is news:
                     del self._requests[request.request]
                 yield progress
         finally:
-            if not finished:
+            if not finished and self._requests.get(request.request) is news:
                 self.cancel(request.request)
 
     def cancel(self, request: str) -> None:
-        """Tells the router that nobody wants a request any more. Whoever iterates over it gets nothing further."""
-        if self._requests.pop(request, None) is not None:
+        """Ends a request that nobody wants any more; whoever iterates over it gets a last Progress with finish "error".
+        One that is finished or unknown is left alone."""
+        news = self._requests.pop(request, None)
+        if news is not None:
+            news.put_nowait(Progress(request, (), (), (), "error", "the request was cancelled"))
             self._send(Cancel(request))
 
     async def status(self, trace_steps: int = 0, timeout_s: float | None = None) -> EngineStatus:

@@ -18,6 +18,7 @@ from tiny_engine import Answer, answer, answers, greedy, prompt, run, tiny_confi
 from flyray.actors.link import Links
 from flyray.actors.model.single import SingleProcessModel
 from flyray.actors.request import Cancel, Generate, ProgressBatch
+from flyray.actors.router import StartProgress
 from flyray.actors.step_plan import Sampling, StepPlan
 from flyray.actors.wire import decode, encode
 from flyray.cluster.engine import Engine, EngineClient
@@ -111,10 +112,25 @@ def test_greedy_texts_are_those_of_one_process(checkpoint: Path, transcripts: Tr
 
 
 @pytest.fixture(scope="module")
-def engine(checkpoint: Path) -> Iterator[Engine]:
-    """Two shards with few pages."""
-    with Engine(tiny_config(checkpoint, shards=2, kv_pages=64)) as engine:
-        yield engine
+def loaded() -> list[StartProgress]:
+    """What the engine reported while it started."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path, loaded: list[StartProgress]) -> Iterator[Engine]:
+    """Two shards."""
+    engine = Engine(tiny_config(checkpoint, shards=2, kv_pages=64))
+    engine.start(loaded.append)
+    yield engine
+    engine.stop()
+
+
+@pytest.mark.usefixtures("engine")
+def test_loading_is_reported(loaded: list[StartProgress]) -> None:
+    assert loaded[-1].read == loaded[-1].total
+    assert len(loaded[-1].read) == 2
+    assert all(total > 100_000 for total in loaded[-1].total)
 
 
 def test_it_says_what_it_is(engine: Engine) -> None:
@@ -148,6 +164,20 @@ def test_stop_tokens_end_a_text_and_are_not_in_it(engine: Engine) -> None:
     end = whole.tokens.index(whole.tokens[5])
     assert stopped.finish == "stop"
     assert stopped.tokens == whole.tokens[:end]
+
+
+def test_a_request_may_be_cancelled_by_another_task(engine: Engine) -> None:
+    async def ask() -> Answer:
+        async with EngineClient(engine.address, engine.keys) as client:
+            waiting = asyncio.create_task(answer(client, greedy("unwanted", 10, 500)))
+            await client.status()
+            client.cancel("unwanted")
+            client.cancel("unwanted")
+            cancelled = await waiting
+            assert (await answer(client, greedy("unwanted", 10))).finish == "length"  # the name is free again
+            return cancelled
+
+    assert run(ask()).error == "the request was cancelled"
 
 
 def test_cancelling_frees_pages_and_leaves_others_alone(engine: Engine) -> None:

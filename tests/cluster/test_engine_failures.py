@@ -8,11 +8,14 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tiny_checkpoint import write_tiny
 from tiny_engine import Answer, answer, answers, greedy, process_is_gone, run, tiny_config
 
@@ -114,17 +117,41 @@ def test_a_silent_shard_is_noticed_over_tcp_before_the_deadline(checkpoint: Path
         assert {each.error for each in found.values()} == {"shard 1 is gone: its connection closed"}
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=1)
 class Owner:
-    """A process that owns an engine, as a Serve replica does."""
+    """A process that owns an engine, as a Serve replica does: in the first bundle of a placement group."""
 
     def start(self, config: Any) -> tuple[str, tuple[int, ...], int]:
         self._engine = Engine(config).start()
         return self._engine.address, self._engine.router.local_pids, os.getpid()
 
 
+@contextmanager
+def owner_in_group(bundles: int) -> Iterator[Any]:
+    """An Owner in a placement group of so many bundles of a CPU."""
+    group = placement_group([{"CPU": 1.0}] * bundles)
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+    actor: Any = Owner
+    owner = actor.options(scheduling_strategy=strategy).remote()
+    yield owner
+    ray.kill(owner)
+    remove_placement_group(group)
+
+
+def test_a_group_without_a_bundle_for_each_shard_is_refused(checkpoint: Path) -> None:
+    with (
+        owner_in_group(2) as owner,
+        pytest.raises(PlacementError, match="placement_group_bundles: 2 bundles of 1 CPU are needed after"),
+    ):
+        ray.get(owner.start.remote(tiny_config(checkpoint, shards=2)))
+
+
 def test_when_the_owner_dies_shards_and_sockets_go_and_clients_hear_it(checkpoint: Path) -> None:
-    owner: Any = Owner.remote()  # pyright: ignore[reportAttributeAccessIssue]
+    with owner_in_group(3) as owner:
+        kill_owner_while_running(owner, checkpoint)
+
+
+def kill_owner_while_running(owner: Any, checkpoint: Path) -> None:
     address, shards, pid = ray.get(owner.start.remote(tiny_config(checkpoint, shards=2)))
 
     async def ask() -> Answer:
