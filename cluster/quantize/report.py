@@ -62,27 +62,27 @@ def worst(errors: Sequence[MatrixError]) -> tuple[MatrixError, ...]:
 
 
 def tables(reports: Sequence[QuantizeReport]) -> list[Table]:
-    """The summary of all reports, and each one's worst matrices."""
+    """The summary of all reports, their weight errors by projection, and each one's worst matrices."""
     kinds = sorted({kind for report in reports for kind in report.per_kind})
     importing = max(report.import_seconds for report in reports)
     caption = f"before that, {importing:.1f} s importing AMD Quark" if importing else None
-    summary = Table(title="Quantized checkpoints", caption=caption)
-    for column in ("format", "from", "MB before", "MB after", "weight error", *kinds, "seconds"):
-        summary.add_column(column, justify="left" if column in ("format", "from") else "right")
+    summary = _table("Quantized checkpoints", ("format", "from"), ("MB before", "MB after", "seconds"), caption)
+    errors = _table("Weight error (relative Frobenius norm)", ("format",), ("all", *kinds))
+    matrices = _table("Worst matrices", ("format", "matrix"), ("weight error",))
     for report in reports:
-        summary.add_row(
-            report.format,
-            report.source_format,
-            f"{report.bytes_before / 1e6:,.1f}",
-            f"{report.bytes_after / 1e6:,.1f}",
-            f"{report.weight_error:.3%}",
-            *(f"{report.per_kind[kind]:.3%}" for kind in kinds),
-            f"{report.seconds:.1f}",
-        )
-    worst_table = Table(title="Worst matrices")
-    for column in ("format", "matrix", "weight error"):
-        worst_table.add_column(column, justify="right" if column == "weight error" else "left")
-    for report in reports:
+        sizes = (f"{size / 1e6:,.1f}" for size in (report.bytes_before, report.bytes_after))
+        summary.add_row(report.format, report.source_format, *sizes, f"{report.seconds:.1f}")
+        per_kind = (f"{report.per_kind[kind]:.3%}" for kind in kinds)
+        errors.add_row(report.format, f"{report.weight_error:.3%}", *per_kind)
         for error in report.worst:
-            worst_table.add_row(report.format, error.name, f"{error.relative:.3%}")
-    return [summary, worst_table]
+            matrices.add_row(report.format, error.name, f"{error.relative:.3%}")
+    return [summary, errors, matrices]
+
+
+def _table(title: str, words: Iterable[str], numbers: Iterable[str], caption: str | None = None) -> Table:
+    table = Table(title=title, caption=caption)
+    for column in words:
+        table.add_column(column)
+    for column in numbers:
+        table.add_column(column, justify="right")
+    return table
