@@ -63,6 +63,7 @@ const Operations* choose(const char* variant) {
   int count = 1;
 #if defined(FLYRAY_X86_VARIANTS)
   __builtin_cpu_init();
+  // Every CPU with AVX2 has F16C too; older compilers cannot ask for it.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   if (avx2) known[count++] = &kAvx2Operations;
   if (avx2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&

@@ -5,7 +5,7 @@
 
 #if defined(FLYRAY_X86_VARIANTS)
 #define FLYRAY_AVX2 1  // GCC 12 sets no macros for this pragma in C++
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt")
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2")
 namespace flyray {
 namespace variant_avx2 {
 #include "kernels.inc"

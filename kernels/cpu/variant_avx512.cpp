@@ -5,7 +5,7 @@
 
 #if defined(FLYRAY_X86_VARIANTS)
 #define FLYRAY_AVX512 1  // GCC 12 sets no macros for this pragma in C++
-#pragma GCC target("avx2,fma,f16c,bmi,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni")
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni")
 namespace flyray {
 namespace variant_avx512 {
 #include "kernels.inc"
