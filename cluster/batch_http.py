@@ -13,6 +13,7 @@ from .batch import ServiceLost
 from .batch_line import Answer, BatchLine
 
 BUSY = (429, 503)
+PRIORITY = {"X-Flyray-Priority": "1"}  # behind interactive requests; other servers do not know it
 PATIENCE_S = 120.0  # how long a server may be away or too busy before the job stops
 ANSWER_TIMEOUT_S = 1800.0  # a long answer at low priority on a busy server
 
@@ -66,7 +67,7 @@ class HttpRunner:
     async def _try(self, line: BatchLine) -> tuple[str, Answer | None, float]:
         """What is wrong with the server ("" if nothing), its answer, and the seconds it asks to wait."""
         try:
-            response = await self._client.post(self._url + line.url, json=line.body)
+            response = await self._client.post(self._url + line.url, json=line.body, headers=PRIORITY)
         except httpx.ConnectError as error:
             return f"cannot be reached ({error or 'no connection'})", None, 0.0
         except httpx.HTTPError as error:

@@ -24,6 +24,7 @@ def quality_table(scores: Sequence[ColumnScore], extra: Sequence[Row] = ()) -> T
     """A column a checkpoint: rows for perplexity, its ratio to bf16 and tasks, after `extra` rows. 80 characters wide
     with six columns."""
     table = Table(title="Quality, measured through the engine", caption=_caption(scores), box=box.SIMPLE_HEAD)
+    table.padding = (0, 0, 0, 1)
     table.add_column("", no_wrap=True)
     for score in scores:
         table.add_column(score.label, justify="right", no_wrap=True)

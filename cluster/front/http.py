@@ -83,23 +83,34 @@ class HttpFront:
 
     async def _chat(self, request: Request) -> Response:
         chat = parse(await _json(request), ChatRequest)
+        priority = _priority(request)
         service = self._engine.service()
         if not chat.stream:
-            return JSONResponse(await service.chat_response(chat))
-        return await _event_stream(_chat_events(service, chat))
+            return JSONResponse(await service.chat_response(chat, priority))
+        return await _event_stream(_chat_events(service, chat, priority))
 
     async def _completions(self, request: Request) -> Response:
         completion = parse(await _json(request), CompletionRequest)
+        priority = _priority(request)
         service = self._engine.service()
         if not completion.stream:
-            return JSONResponse(await service.completion_response(completion))
-        return await _event_stream(_completion_events(service, completion))
+            return JSONResponse(await service.completion_response(completion, priority))
+        return await _event_stream(_completion_events(service, completion, priority))
 
 
 def error_response(error: RequestError) -> Response:
     """OpenAI's error object with its status."""
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+
+def _priority(request: Request) -> int:
+    """The header X-Flyray-Priority: 0, interactive, which is the default, or 1, behind all that is interactive."""
+    value = request.headers.get("x-flyray-priority", "0")
+    if value not in ("0", "1"):
+        message = f"header 'X-Flyray-Priority': must be 0 or 1, not {value[:20]!r}"
+        raise RequestError(message, param="X-Flyray-Priority", code="invalid_request")
+    return int(value)
 
 
 async def _json(request: Request) -> Any:
@@ -149,11 +160,11 @@ async def _event_stream(events: AsyncGenerator[bytes, None]) -> Response:
     return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
 
 
-async def _chat_events(service: ChatService, request: ChatRequest) -> AsyncGenerator[bytes, None]:
+async def _chat_events(service: ChatService, request: ChatRequest, priority: int) -> AsyncGenerator[bytes, None]:
     head = AnswerHead.new("chatcmpl", service.model_name)
     first: dict[str, Any] = {"role": "assistant", "content": ""}
     usage: Usage | None = None
-    async with aclosing(service.chat(request)) as deltas:
+    async with aclosing(service.chat(request, priority)) as deltas:
         async for delta in deltas:
             if first:
                 yield _event(chat_chunk(head, first, "", None))
@@ -177,10 +188,12 @@ def _chat_chunks(head: AnswerHead, delta: ChatDelta, logprobs: bool) -> list[dic
     return chunks
 
 
-async def _completion_events(service: ChatService, request: CompletionRequest) -> AsyncGenerator[bytes, None]:
+async def _completion_events(
+    service: ChatService, request: CompletionRequest, priority: int
+) -> AsyncGenerator[bytes, None]:
     head = AnswerHead.new("cmpl", service.model_name)
     usages: list[Usage] = []
-    async with aclosing(service.completion(request)) as deltas:
+    async with aclosing(service.completion(request, priority)) as deltas:
         async for delta in deltas:
             yield _event(_text_chunk(head, delta, request.logprobs is not None))
             if delta.usage:
