@@ -13,6 +13,7 @@ import fcntl
 import importlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -103,7 +104,7 @@ def import_quark() -> Any:
     # Quark reads its log level from the environment, once, while it is imported.
     os.environ.setdefault("QUARK_LOG_LEVEL", "error")
     try:
-        with _extension_lock():
+        with ExtensionLock(_extension_folder()):
             importlib.import_module("quark.torch.kernel")
         return importlib.import_module("quark.torch")
     except (ImportError, OSError, RuntimeError) as error:
@@ -113,21 +114,30 @@ def import_quark() -> Any:
         ) from error
 
 
-class _extension_lock:
-    """Holds flyray's own build folder for Quark's extension.
+def _extension_folder() -> Path:
+    """Where this Python and this torch keep Quark's compiled extension."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}-torch{torch.__version__}"
+    return Path.home() / ".cache" / "flyray" / "torch_extensions" / version
+
+
+class ExtensionLock:
+    """Holds a build folder that only flyray uses for Quark's extension; the lock dies with the process.
 
     torch guards a build with a plain file, and waits for ever if a killed process left it behind. In a folder that
     only processes under this lock use, such a file is known to be stale, and is removed.
     """
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
     def __enter__(self) -> None:
-        folder = Path.home() / ".cache" / "flyray" / "torch_extensions"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(folder / "flyray.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self.folder / "flyray.lock", os.O_RDWR | os.O_CREAT, 0o644)
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        for stale in folder.glob("*/*/lock"):
+        for stale in self.folder.glob("*/lock"):
             stale.unlink()
-        os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+        # torch reads the folder from the environment, each time that it looks for an extension.
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(self.folder)
 
     def __exit__(self, *error: object) -> None:
         os.close(self._file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -30,7 +31,7 @@ from flyray.cluster.quantize.command import quantize, quantize_all
 from flyray.cluster.quantize.file_task import quantize_files
 from flyray.cluster.quantize.matrix import QuantizeError, TensorSpec
 from flyray.cluster.quantize.plan import check_space, plan_quantization
-from flyray.cluster.quantize.quark_quantizer import require_quark
+from flyray.cluster.quantize.quark_quantizer import ExtensionLock, require_quark
 from flyray.cluster.quantize.safetensors_writer import SafetensorsWriter, temporary_path
 
 EXPERT = "model.layers.1.mlp.experts.2.down_proj"
@@ -118,6 +119,21 @@ def test_missing_quark_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "path", [path for path in sys.path if "site-packages" not in path])
     with pytest.raises(QuantizeError, match=r"amd-quark is not installed: pip install 'flyray\[quantize\]'"):
         require_quark()
+
+
+def test_a_build_that_was_killed_does_not_block_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch waits for ever on the file that a killed build leaves; two builds at once must still not meet."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "")
+    stale = tmp_path / "quark_hw_emulation" / "lock"
+    stale.parent.mkdir()
+    stale.touch()
+    with ExtensionLock(tmp_path):
+        assert not stale.exists()
+        assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path)
+        with (tmp_path / "flyray.lock").open() as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (tmp_path / "flyray.lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def damaged(source: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
