@@ -21,7 +21,7 @@ import zmq
 
 from ..kernels.select import select_kernels
 from .checkpoint import Checkpoint
-from .exchange import Exchange, LocalExchange, ZmqExchange
+from .exchange import Exchange, LocalExchange
 from .interpreter import Interpreter, StageError
 from .link import LinkError, LinkKeys, LinkPlace, Links, ProcessPlace, remove_folder
 from .model.config import ModelConfig
@@ -35,6 +35,7 @@ from .step_batch import PlanError, SequenceTable
 from .step_plan import StageTime, StepPlan, StepResult
 from .weights import load_shard
 from .wire import WireError, decode_as, encode
+from .zmq_exchange import ZmqExchange
 
 _INTERRUPT = "inproc://shard-interrupt"
 

@@ -14,9 +14,10 @@ import zmq
 from torch import Tensor
 
 from flyray.actors.engine_config import expert_ranges
-from flyray.actors.exchange import ExchangeHeader, ExchangePoint, LocalExchange, Received, ZmqExchange
+from flyray.actors.exchange import ExchangePoint, LocalExchange, Received
 from flyray.actors.link import LinkError, LinkKeys, LinkPlace, Links, create_folder, remove_folder
 from flyray.actors.wire import encode
+from flyray.actors.zmq_exchange import ExchangeHeader, ZmqExchange
 from flyray.kernels.protocol import (
     ActivationFormat,
     Activations,
