@@ -117,6 +117,22 @@ def test_a_silent_shard_is_noticed_over_tcp_before_the_deadline(checkpoint: Path
         assert {each.error for each in found.values()} == {"shard 1 is gone: its connection closed"}
 
 
+def test_stopping_ends_what_runs_and_may_be_repeated(checkpoint: Path) -> None:
+    engine = Engine(tiny_config(checkpoint, shards=2)).start()
+
+    async def ask() -> Answer:
+        async with EngineClient(engine.address, engine.keys) as client:
+            waiting = asyncio.create_task(answer(client, greedy("endless", 3, 500)))
+            await client.status()
+            await asyncio.to_thread(engine.stop)
+            return await waiting
+
+    stopped = run(ask())
+    assert (stopped.finish, stopped.error) == ("error", "the engine was stopped")
+    engine.stop()
+    assert engine.error == "the engine was stopped"
+
+
 @ray.remote(num_cpus=1)
 class Owner:
     """A process that owns an engine, as a Serve replica does: in the first bundle of a placement group."""
