@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -60,7 +60,7 @@ class Router:
         self.golden = ""
         self.local_pids: tuple[int, ...] = ()
         self._shards = list(shards)
-        self._golden_identity = os.urandom(16)
+        self._golden_identity = secrets.token_hex(16).encode()
         self._loop: RouterLoop | None = None
         self._thread: threading.Thread | None = None
         self._engine_links: EngineLinks | None = None

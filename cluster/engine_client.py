@@ -115,7 +115,7 @@ class EngineClient:
     def _connected(self) -> zmq.asyncio.Socket:
         if self._socket is None:
             self._links = Links(self._keys)
-            identity = uuid.uuid4().bytes
+            identity = uuid.uuid4().hex.encode()  # text, for ZeroMQ keeps names that begin with a zero byte to itself
             plain = self._links.connect(zmq.DEALER, self._address, CLIENT_QUEUE, identity)
             self._socket = zmq.asyncio.Socket.from_socket(plain)
             loop = asyncio.get_running_loop()

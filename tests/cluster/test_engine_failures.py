@@ -194,13 +194,13 @@ def kill_owner_while_running(owner: Any, checkpoint: Path) -> None:
 def test_a_client_with_foreign_keys_is_not_heard(checkpoint: Path) -> None:
     with Engine(tiny_config(checkpoint, transport="tcp")) as engine:
 
-        async def ask(keys: LinkKeys | None) -> Answer:
-            async with EngineClient(engine.address, keys, silence_s=0.5) as client:
+        async def ask(keys: LinkKeys | None, silence_s: float) -> Answer:
+            async with EngineClient(engine.address, keys, silence_s) as client:
                 return await answer(client, greedy("mine", 3))
 
-        assert "does not answer" in run(ask(LinkKeys.create().for_client())).error
-        assert "does not answer" in run(ask(None)).error
-        assert run(ask(engine.keys)).finish == "length"
+        assert "does not answer" in run(ask(LinkKeys.create().for_client(), 0.5)).error
+        assert "does not answer" in run(ask(None, 0.5)).error
+        assert run(ask(engine.keys, 20.0)).finish == "length"
 
 
 @pytest.mark.parametrize("missing", ["self_attn.o_proj.weight", "mlp.experts.5.up_proj.weight_scale"])
