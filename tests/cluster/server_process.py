@@ -118,7 +118,7 @@ def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
     deadline.start()
     try:
         while not condition():
-            assert not asked.is_set(), f"not within {timeout_s} s: {what}"
+            assert not asked.wait(0.02), f"not within {timeout_s} s: {what}"
     finally:
         deadline.cancel()
 

@@ -105,7 +105,7 @@ def test_killed_shard_ends_the_job_and_another_engine_goes_on(tmp_path: Path, ch
 
 def test_ctrl_c_leaves_a_file_that_goes_on_and_no_process(tmp_path: Path, checkpoint: Path) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    write(source, [line(number) for number in range(LINES)])
+    write(source, [line(number, max_tokens=400) for number in range(LINES)])
     (tmp_path / "config.yaml").write_text(
         f"model: {{path: {checkpoint}, precision: w4a8}}\nengine: {{shards: 2, kv_memory: 8 MiB}}\n"
     )
