@@ -1,0 +1,49 @@
+"""Kept checkpoints: made once, made again when source or code change, never taken half-made."""
+
+import json
+from pathlib import Path
+
+import pytest
+from byte_model import write_byte_model
+
+from flyray.actors.checkpoint import Checkpoint
+from flyray.cluster.code_version import code_version, digest
+from flyray.cluster.quantized_cache import REPORT, QuantizedCache
+
+
+def test_made_once_for_a_content(tmp_path: Path) -> None:
+    write_byte_model(tmp_path / "model")
+    cache = QuantizedCache(tmp_path / "work", tmp_path / "model")
+    assert cache.kept("w4a8") is None
+    [made] = cache.ensure(["w4a8"]).values()
+    assert Checkpoint(made.path).expert_format() == "w4a8"
+    names = [figure.name for figure in made.figures()]
+    assert names == ["weight_error.w4a8", "bytes.w4a8", "seconds.quantize.w4a8"]
+    written = (made.path / "config.json").stat().st_mtime_ns
+
+    again = QuantizedCache(tmp_path / "work", tmp_path / "model")
+    assert again.ensure(["w4a8"])["w4a8"] == made
+    assert (made.path / "config.json").stat().st_mtime_ns == written
+
+    (made.path / REPORT).unlink()  # as after a crash between the last tensor and the report
+    assert again.kept("w4a8") is None
+
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"bos_token_id": 3}))
+    other = QuantizedCache(tmp_path / "work", tmp_path / "model")
+    assert other.folder != cache.folder
+
+
+def test_digest_sees_names_and_contents(tmp_path: Path) -> None:
+    for name, content in [("a", "1"), ("b", "2"), ("c", "1")]:
+        (tmp_path / name).write_text(content)
+    a, b, c = (tmp_path / name for name in "abc")
+    assert digest([a, b]) == digest([b, a])
+    assert len({digest([a]), digest([b]), digest([c]), digest([a, b]), digest([])}) == 5
+
+
+def test_code_version_covers_a_package_and_names_what_is_missing() -> None:
+    assert code_version("kernels", "cluster.demo") == code_version("cluster.demo", "kernels")
+    assert code_version("kernels") != code_version("kernels.formats")
+    with pytest.raises(ValueError, match=r"no module kernels\.nothing"):
+        code_version("kernels.nothing")
