@@ -1,0 +1,82 @@
+"""The demo's parts that need no server: what is asked in its batch, what is served, what it reports."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flyray.cluster.batch_line import RawLine, parse_line
+from flyray.cluster.config import DEMO_MODEL
+from flyray.cluster.demo import demo
+from flyray.cluster.demo.quality import DemoQuality, size_rows, tensor_bytes
+from flyray.cluster.evaluate import ColumnScore, TaskScore
+from flyray.cluster.figures import check_figures
+from flyray.cluster.front.requests import ChatRequest, parse
+from flyray.cluster.kept_quality import KeptQuality
+from flyray.cluster.perplexity import TextScore
+from flyray.cluster.quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint
+from flyray.cluster.score import read_tasks
+
+
+def quality() -> DemoQuality:
+    text = TextScore((10.0, 21.0), (10, 20), (30, 60))
+    tasks = (TaskScore("add", 9, 10), TaskScore("all", 9, 10))
+    scores = tuple(ColumnScore(label, text, tasks, 7) for label in ("bf16", "w4a16", *QUANTIZED_FORMATS))
+    kept = {
+        format: KeptCheckpoint(format, Path("/kept") / format, 30_000_000, 0.01, 1.5) for format in QUANTIZED_FORMATS
+    }
+    return DemoQuality(kept, KeptQuality("key", "2026-01-01 10:00", 60.0, scores), fresh=False)
+
+
+def test_served_is_the_quantized_checkpoint_under_the_models_name() -> None:
+    config = demo.served_config(quality(), 8123)
+    assert (config.model.path, config.model.precision) == ("/kept/w4a8", "auto")
+    assert config.model_name == DEMO_MODEL.name
+    assert (config.serve.port, config.engine.shards) == (8123, 2)
+
+
+def test_figures_are_those_asked_for() -> None:
+    names = {figure.name for figure in check_figures(quality().figures())}
+    for format in QUANTIZED_FORMATS:
+        assert {
+            f"weight_error.{format}",
+            f"bytes.{format}",
+            f"perplexity.{format}",
+            f"task_score.add.{format}",
+        } <= names
+        assert f"perplexity_ratio.{format}" in names
+    assert {"perplexity.bf16", "perplexity.w4a16", "bytes.w4a16", "seconds.evaluate"} <= names
+
+
+def test_size_rows_follow_the_columns() -> None:
+    [sizes, errors] = size_rows(["bf16", "w4a16", "w8a8"], quality().kept)
+    assert sizes == ("MB on disk", ["", f"{tensor_bytes(DEMO_MODEL) / 1e6:.1f}", "30.0"])
+    assert errors == ("weight error", ["", "0", "1.00%"])
+
+
+def write_tasks(path: Path, families: int, each: int) -> None:
+    message = {"role": "user", "content": "What is 1 + 1?"}
+    tasks = [
+        {"family": f"family{family}", "split": "operands", "messages": [message], "tools": [], "answer": "2"}
+        for family in range(families)
+        for _ in range(each)
+    ]
+    path.write_text("\n".join(map(json.dumps, tasks)))
+
+
+def test_batch_has_its_lines_from_all_families_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tasks(tmp_path / "tasks.jsonl", families=5, each=40)
+    monkeypatch.setattr(demo, "DEMO_TASKS", tmp_path / "tasks.jsonl")
+    tasks = demo.batch_tasks()
+    assert len(tasks) == demo.BATCH_LINES == 32
+    assert [task.family for task in tasks.values()] == [f"family{number % 5}" for number in range(32)]
+    for name, task in tasks.items():
+        data = json.dumps(demo.batch_line(name, task)).encode()
+        line = parse_line(RawLine(1, data, len(data)))
+        assert (line.custom_id, parse(line.body, ChatRequest).model) == (name, DEMO_MODEL.name)
+
+
+def test_batch_with_few_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tasks(tmp_path / "tasks.jsonl", families=2, each=3)
+    monkeypatch.setattr(demo, "DEMO_TASKS", tmp_path / "tasks.jsonl")
+    assert len(demo.batch_tasks()) == len(list(read_tasks(tmp_path / "tasks.jsonl"))) == 6
