@@ -9,6 +9,7 @@ from ..actors.request import EngineStatus
 from .batch import ServiceLost
 from .batch_line import Answer, BatchLine
 from .chat import ChatService
+from .engine_client import EngineUnreachable
 from .front.errors import EngineUnavailable, RequestError
 from .front.requests import ChatRequest, CompletionRequest, parse
 
@@ -44,6 +45,9 @@ class ServiceRunner:
         return await self._service.chat_response(parse(line.body, ChatRequest), BATCH_PRIORITY)
 
     async def _raise_if_dead(self, error: EngineUnavailable) -> None:
-        status = await self._engine.status()
+        try:
+            status = await self._engine.status()
+        except EngineUnreachable as silence:
+            raise ServiceLost(f"the engine stopped: {silence}") from None
         if not status.ready:
             raise ServiceLost(f"the engine stopped: {status.error or error.message}") from None
