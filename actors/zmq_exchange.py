@@ -19,9 +19,11 @@ from torch import Tensor
 from ..kernels.protocol import ActivationFormat, Activations
 from .exchange import ExchangePoint, Received, Sent
 from .link import LinkError, LinkPlace, Links
+from .pair_split import split_pairs
 from .wire import WireError, decode_as, encode, message
 
 _LENGTH = struct.Struct("<H")
+_NO_SCALES = np.zeros(0, np.float32)
 _DTYPES = {
     ActivationFormat.FLOAT: torch.float32,
     ActivationFormat.INT8: torch.int8,
@@ -129,24 +131,14 @@ class ZmqExchange:
 
     def dispatch(self, point: ExchangePoint, activations: Activations, ids: Tensor) -> Sent:
         tokens, slots = ids.shape
-        chosen = ids.numpy().reshape(-1)
-        owner = np.searchsorted(self._first, chosen, side="right") - 1
         values = _numpy(activations.values)
-        scale = np.zeros(0, np.float32) if activations.scale is None else activations.scale.numpy()
-        positions = []
-        for shard, first in enumerate(self._first):
-            position = np.flatnonzero(owner == shard)
-            rows, pair_row = _rows_of(position // slots)
-            part = _Dispatched(
-                values[rows],
-                scale[rows] if len(scale) else scale,
-                pair_row,
-                chosen[position] - first,
-                activations.format,
-            )
+        scale = None if activations.scale is None else activations.scale.numpy()
+        parts = split_pairs(ids.numpy(), self._first)
+        for shard, pairs in enumerate(parts):
+            scales = _NO_SCALES if scale is None else scale[pairs.tokens]
+            part = _Dispatched(values[pairs.tokens], scales, pairs.pair_row, pairs.pair_expert, activations.format)
             self._hand_over(point, shard, part)
-            positions.append(position)
-        return Sent(tokens, slots, tuple(positions))
+        return Sent(tokens, slots, tuple(pairs.positions for pairs in parts))
 
     def receive_dispatch(self, point: ExchangePoint) -> Received:
         self._await(point, "dispatch", self._peers)
@@ -154,19 +146,21 @@ class ZmqExchange:
             self._own_dispatch.pop(point) if shard == self._shard else self._open_dispatch(point, shard)
             for shard in range(len(self._first))
         ]
-        # An idle shard's empty dispatch may bear any format; those with rows all bear the layer's.
-        kind = next((part.format for part in parts if len(part.values)), parts[0].format)
-        with_rows = [part for part in parts if len(part.values)] or parts[:1]
-        if any(part.format is not kind for part in with_rows):
+        # A shard without pairs here may bear any format; those with pairs all bear the layer's.
+        busy = [part for part in parts if len(part.pair_row)] or parts[:1]
+        kind = busy[0].format
+        if any(part.format is not kind for part in busy):
             raise LinkError(f"layer {point.layer}: shards dispatched different activation formats")
-        first_row = np.cumsum([0] + [len(part.values) for part in parts[:-1]])
-        pair_row = [part.pair_row + base for part, base in zip(parts, first_row, strict=True)]
-        values = torch.from_numpy(np.concatenate([part.values for part in with_rows])).view(_DTYPES[kind])
-        scale = torch.from_numpy(np.concatenate([part.scale for part in parts]))
+        pair_rows, rows = [], 0
+        for part in busy:
+            pair_rows.append(part.pair_row + np.int32(rows))
+            rows += len(part.values)
+        values = torch.from_numpy(np.concatenate([part.values for part in busy])).view(_DTYPES[kind])
+        scale = torch.from_numpy(np.concatenate([part.scale for part in busy]))
         return Received(
             Activations(kind, values, None if kind is ActivationFormat.FLOAT else scale),
-            torch.from_numpy(np.concatenate(pair_row).astype(np.int32)),
-            torch.from_numpy(np.concatenate([part.pair_expert for part in parts])),
+            torch.from_numpy(np.concatenate(pair_rows)),
+            torch.from_numpy(np.concatenate([part.pair_expert for part in busy])),
             tuple(len(part.pair_row) for part in parts),
         )
 
@@ -277,13 +271,6 @@ class ZmqExchange:
         ):
             raise LinkError(f"shard {sender} sent pairs of layer {point.layer} that name no row or expert here")
         return part
-
-
-def _rows_of(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending tokens [P] -> the different ones [R], and for each of P which of them it is, int32."""
-    first = np.ones(len(tokens), np.bool_)
-    np.not_equal(tokens[1:], tokens[:-1], out=first[1:])
-    return tokens[first], np.cumsum(first, dtype=np.int32) - np.int32(1)
 
 
 def _numpy(values: Tensor) -> np.ndarray:
