@@ -89,6 +89,7 @@ def _ask(console: Console) -> str | None:
 def _answer(console: Console, chat: HttpChat, request: dict[str, Any]) -> dict[str, Any]:
     """Prints an answer as it comes and returns it as a message of the history."""
     content = ""
+    thinking = False
     tokens = 0
     begin = time.monotonic()
     first = 0.0
@@ -97,6 +98,9 @@ def _answer(console: Console, chat: HttpChat, request: dict[str, Any]) -> dict[s
         first = first or time.monotonic()
         tokens = news.completion_tokens or tokens
         finish = news.finish or finish
+        if thinking and (news.content or news.tool_call):
+            console.print()
+        thinking = bool(news.reasoning) or (thinking and not (news.content or news.tool_call))
         for text, style in ((news.reasoning, "dim italic"), (news.content, ""), (news.tool_call, "cyan")):
             if text:
                 console.print(Text(text, style), end="", soft_wrap=True)

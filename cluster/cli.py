@@ -13,7 +13,13 @@ import typer
 if TYPE_CHECKING:
     from .config import FlyrayConfig
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Serves Kimi-K2.5 on a Ray cluster, or a small demo model on this machine.",
+)
 
 USAGE_ERROR = 2
 RUN_ERROR = 1

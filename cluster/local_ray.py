@@ -20,6 +20,8 @@ from .processes import adopt_orphans, descendants, end_descendants
 
 # Ray's least; flyray keeps nothing in the object store.
 _OBJECT_STORE_BYTES = 80 << 20
+# A request this long is buffered whole. HAProxy takes a buffer only while a connection needs one.
+_HAPROXY_BUFFER_BYTES = 128 << 10
 
 
 class LocalRay:
@@ -111,6 +113,11 @@ class LocalRay:
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(self.folder / "server-state"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(self.folder / "metrics.sock"),
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+            # HAProxy 2.8 does not notice that a client left if the request's body came in a packet of its own, unless
+            # it takes in the body, of up to a buffer's size, before it passes the request on. Ray has no setting for
+            # that option, but it writes this one into the same section as it stands, line break included.
+            "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n    option http-buffer-request",
+            "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_HAPROXY_BUFFER_BYTES),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         }

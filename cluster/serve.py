@@ -114,12 +114,14 @@ class Server:
             self._local.stop()
             self._local = None
         elif self._deployed:
+            import ray
             from ray import serve as ray_serve
 
             from .deployment import APPLICATION
 
             ray_serve.delete(APPLICATION)
             self._deployed = False
+            ray.shutdown()
 
     def end_now(self) -> None:
         """Kills all processes of a cluster of its own and removes its files."""
@@ -138,7 +140,7 @@ class Server:
 
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         setting = "RAY_SERVE_ENABLE_HA_PROXY"
-        read = ray.remote(num_cpus=0)(os.environ.get)
+        read = ray.remote(num_cpus=0)(_cluster_setting)
         if ray.get(read.remote(setting)) != "1":
             raise ServeError(f"the Ray cluster at {address} must be started with {setting}=1 in its environment")
 
@@ -195,6 +197,11 @@ class Server:
             self._engine.stop.remote().result(timeout_s=_STOP_TIMEOUT_S)
         except Exception as error:  # it may be dead or hang; with the cluster its processes end anyway
             self._say(f"the engine did not stop by itself: {error}")
+
+
+def _cluster_setting(name: str) -> str | None:
+    """Run as a Ray task: a variable of the cluster's environment."""
+    return os.environ.get(name)
 
 
 def _controller_is_named() -> bool:
