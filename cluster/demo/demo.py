@@ -67,7 +67,9 @@ def run(
                     write_figures(json_path, figures)
                 shown = True
                 if not once:
-                    console.print(f"Serving at {server.url} until Ctrl-C; to talk to it: flyray chat {server.url}")
+                    console.print(
+                        f"Serving at {server.url} until Ctrl-C; to talk to it: flyray chat {server.url}", soft_wrap=True
+                    )
                     while True:
                         signal.pause()
             finally:
