@@ -348,7 +348,7 @@ def test_a_model_without_tokenizer_is_refused_before_anything_starts(tmp_path):
     [
         (["serve"], "give either a configuration (a YAML file) or --demo"),
         (["serve", "absent.yaml"], "absent.yaml: cannot read the configuration"),
-        (["serve", "--demo", "--port", "99999"], "99999"),
+        (["serve", "--demo", "--port", "99999"], "Invalid value for '--port'"),
     ],
 )
 def test_usage_errors_have_exit_code_2(arguments, says):
