@@ -133,18 +133,20 @@ def _pieces(name: str, lines: Iterable[str]) -> Iterator[Document]:
 
 
 def choose(documents: Iterable[Document], size: int) -> list[Document]:
-    """Documents of about `size` bytes in all, sources in turns, so that a part of the text has all kinds in it."""
+    """Documents of about `size` bytes in all, sources in turns, and of each document at most a source's even share,
+    so that a small part of the text has all kinds in it."""
     queues: dict[str, list[Document]] = defaultdict(list)
     for document in documents:
         queues[document.source].append(document)
+    share = -(-size // max(len(queues), 1))
     chosen: list[Document] = []
     left = size
     for turn in range(max(map(len, queues.values()), default=0)):
         for queue in queues.values():
             if left > 0 and turn < len(queue):
-                text = queue[turn].text.encode()[:left].decode(errors="ignore")
-                chosen.append(Document(queue[turn].source, text))
-                left -= len(queue[turn].text.encode())
+                data = queue[turn].text.encode()[: min(left, share)]
+                chosen.append(Document(queue[turn].source, data.decode(errors="ignore")))
+                left -= len(data)
     return chosen
 
 

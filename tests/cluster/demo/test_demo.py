@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 
 from flyray.cluster.batch_line import RawLine, parse_line
+from flyray.cluster.chat import _message as as_message
+from flyray.cluster.chat_template import render
 from flyray.cluster.config import DEMO_MODEL
 from flyray.cluster.demo import demo
-from flyray.cluster.demo.quality import DemoQuality, size_rows, tensor_bytes
+from flyray.cluster.demo.files import DEMO_TASKS, DEMO_TEXT
+from flyray.cluster.demo.quality import SETTINGS, DemoQuality, size_rows, tensor_bytes
 from flyray.cluster.evaluate import ColumnScore, TaskScore
 from flyray.cluster.figures import check_figures
 from flyray.cluster.front.requests import ChatRequest, parse
 from flyray.cluster.kept_quality import KeptQuality
-from flyray.cluster.perplexity import TextScore
+from flyray.cluster.perplexity import TextScore, choose, read_documents
 from flyray.cluster.quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint
 from flyray.cluster.score import read_tasks
 
@@ -80,3 +83,19 @@ def test_batch_with_few_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     write_tasks(tmp_path / "tasks.jsonl", families=2, each=3)
     monkeypatch.setattr(demo, "DEMO_TASKS", tmp_path / "tasks.jsonl")
     assert len(demo.batch_tasks()) == len(list(read_tasks(tmp_path / "tasks.jsonl"))) == 6
+
+
+def test_packaged_tasks_are_asked_as_the_model_learned_them() -> None:
+    prompts = [json.loads(line)["prompt"] for line in DEMO_TASKS.read_text().splitlines()]
+    tasks = list(read_tasks(DEMO_TASKS))
+    assert len(tasks) == len(prompts) > 500
+    for task, prompt in zip(tasks, prompts, strict=True):
+        request = parse(task.request("m", 100), ChatRequest)
+        messages = [as_message(message) for message in request.messages]
+        assert render(messages, request.offered_tools, request.thinks) == prompt
+
+
+def test_packaged_text_has_many_sources() -> None:
+    documents = choose(read_documents(DEMO_TEXT), SETTINGS.text_bytes)
+    assert len({document.source for document in documents}) >= 10
+    assert sum(len(document.text.encode()) for document in documents) > 0.99 * SETTINGS.text_bytes
