@@ -1,8 +1,9 @@
 """A small grammar of phrasings: frames with alternatives, politeness, case and punctuation; some are held out.
 
 A frame is text with slots and alternatives, ``"[What is|What's] {a} [plus|+] {b}?"``; alternatives nest. Drawing one
-alternative everywhere gives a *phrasing*. A phrasing is held out by a hash of its words, or with its whole frame by
-a hash of the frame; the basic frames of a task are never held out. Politeness, case and end punctuation are added afterwards.
+alternative everywhere gives a *phrasing*. A phrasing is held out by a hash of its words, or with its whole frame by a
+hash of the frame; the basic frames of a task are never held out. Politeness, case and end punctuation are added
+afterwards.
 """
 
 import hashlib

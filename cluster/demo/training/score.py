@@ -1,10 +1,15 @@
-"""Scores a model: bits a byte of held-out text, exact match of held-out tasks, the hand-written probes."""
+"""Scores a model: bits a byte of held-out text, exact match of held-out tasks, the hand-written probes.
 
+``python -m flyray.cluster.demo.training.score MODEL corpus.xz OUT.json`` scores a checkpoint, on a GPU if there is one.
+"""
+
+import argparse
 import json
 import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +18,9 @@ import torch
 from . import chat
 from .attention import packed_attention
 from .generate import answers
+from .load import load
 from .model import Model
-from .packing import TEST
+from .packing import TEST, read_corpus
 from .probes import PROBES
 from .sources import GROUPS
 from .tasks import FAMILIES, Example, make_example
@@ -25,6 +31,7 @@ SEED = 2026
 INSTANT_FAMILIES = ("lookup", "json", "tool", "memory", "chat", "fact")
 SLACK = 40  # tokens an answer may be longer than the expected one
 LONGEST_PROMPT = 4096 - 600
+ROWS = (1024, 4096)  # lengths of the rows of held-out text
 
 
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -145,6 +152,35 @@ def table(cells: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
     return rows
 
 
-def write(path: Any, value: object) -> None:
+def write(path: Path, value: object) -> None:
     """Writes JSON."""
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def report(
+    model: Model, vocabulary: Vocabulary, streams: Mapping[str, np.ndarray], counts: tuple[int, int], device: str
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """All scores, and the wrong answers; ``counts`` are the examples of a family and split, and of unseen tools."""
+    text = {f"rows of {n}": score_text(model, vocabulary, streams, n, device) for n in ROWS}
+    tasks = score_tasks(model, vocabulary, scored_examples(*counts), device)
+    probes = score_probes(model, vocabulary, device)
+    return {"text": text, "tasks": table(tasks["cells"]), "probes": probes}, tasks["wrong"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("model", "corpus", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--scored", type=int, default=100, help="examples of each family and split")
+    given = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, vocabulary = load(given.model).to(device), Vocabulary(given.model)
+    scores, wrong = report(model, vocabulary, read_corpus(given.corpus), (given.scored, 2 * given.scored), device)
+    write(given.out, scores | {"wrong": wrong})
+    for name, row in scores["tasks"].items():
+        print(f"{name:28s} {row['right']}/{row['total']}  {row['low']}-{row['high']}")
+    print("probes", scores["probes"]["right"], scores["probes"]["total"], scores["text"])
+
+
+if __name__ == "__main__":
+    main()

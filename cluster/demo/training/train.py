@@ -228,37 +228,24 @@ class Trainer:
 
     def report(self) -> None:
         """Scores the model and writes ``scores.json`` and ``run.json``."""
-        model, plan = self.model, self.plan
-        begin = time.time()
-        texts = {
-            length: score.score_text(model, self.vocabulary, self.streams, length, self.device)
-            for length in (plan.short, plan.long)
-        }
-        self.say("text", texts)
-        probes = score.score_probes(model, self.vocabulary, self.device)
-        self.say("probes", probes["right"], probes["total"], [row for row in probes["rows"] if not row["right"]])
-        tasks = score.score_tasks(
-            model, self.vocabulary, score.scored_examples(plan.scored, plan.scored_tools), self.device
-        )
-        for cell, (right, total) in sorted(tasks["cells"].items()):
-            self.say(f"{cell:28s} {right}/{total}")
-        result = {
+        plan, begin = self.plan, time.time()
+        counts = plan.scored, plan.scored_tools
+        scores, wrong = score.report(self.model, self.vocabulary, self.streams, counts, self.device)
+        for name, row in scores["tasks"].items():
+            self.say(f"{name:28s} {row['right']}/{row['total']}")
+        self.say("text", scores["text"], "probes", scores["probes"]["right"], scores["probes"]["total"])
+        run = {
             "gpu": torch.cuda.get_device_name() if self.device == "cuda" else "none",
             "torch": torch.__version__,
             "steps": self.steps,
             "tokens": self.tokens,
             "seconds": round(begin - self.started, 1),
             "text_epochs": self.text.epochs(),
-            "text": {f"rows of {length}": value for length, value in texts.items()},
-            "tasks": score.table(tasks["cells"]),
-            "probes": probes,
             "expert_load": {"highest": rounded_list(self.loads.amax(1)), "lowest": rounded_list(self.loads.amin(1))},
             "plan": asdict(plan),
         }
-        score.write(self.out / "scores.json", result)
-        (self.out / "run.json").write_text(
-            json.dumps({"curve": self.curve, "wrong": tasks["wrong"]}, ensure_ascii=False)
-        )
+        score.write(self.out / "scores.json", run | scores)
+        (self.out / "run.json").write_text(json.dumps({"curve": self.curve, "wrong": wrong}, ensure_ascii=False))
         self.say("scored in", round(time.time() - begin, 1), "s")
 
 

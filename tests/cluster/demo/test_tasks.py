@@ -14,6 +14,7 @@ from flyray.cluster.demo.training.tasks import (
     SPLITS,
     adding,
     calling,
+    drafted,
     letters,
     lookup,
     make_example,
@@ -169,13 +170,12 @@ def test_unknown_splits_are_refused() -> None:
         make_example(random.Random(0), "add", "tools")
 
 
-def test_held_out_operands_never_appear_in_training() -> None:
-    rng = random.Random(5)
-    for family, make in FAMILIES.items():
-        keys = [make(phrases.Speaker(rng)).key for _ in range(60)]
-        assert any(not is_heldout_key(family, key) for key in keys)
-    drawn = calling.draft(phrases.Speaker(rng))
-    assert is_heldout_key("tool", drawn.key) in (True, False)
+def test_operands_are_held_out_exactly_where_the_split_says_so() -> None:
+    for family in FAMILIES:
+        for split in ("train", "operands"):
+            rng = random.Random(5)
+            drafts = [drafted(phrases.Speaker(rng), family, split) for _ in range(30)]
+            assert all(is_heldout_key(family, draft.key) == (split == "operands") for draft in drafts)
 
 
 def test_held_out_phrasings_are_none_of_the_trained_ones() -> None:
