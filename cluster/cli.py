@@ -96,7 +96,7 @@ def batch(
 ) -> None:
     """Run a file of requests at low priority; stop it at any time and go on with the same command."""
     with _clear_errors(debug):
-        from . import batch_command
+        from .batch import command as batch_command
 
         if url is not None and (demo or config is not None):
             raise typer.BadParameter("give one of --url, --config and --demo")
@@ -133,8 +133,8 @@ def evaluate(
 ) -> None:
     """Measure perplexity and task scores of checkpoints, in several formats side by side."""
     with _clear_errors(debug):
-        from . import eval_command
         from .demo.files import DEMO_MODEL, DEMO_TASKS, DEMO_TEXT
+        from .evaluate import command as eval_command
 
         if demo == bool(checkpoints):
             raise typer.BadParameter("give either checkpoints or --demo")

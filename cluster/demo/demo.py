@@ -11,12 +11,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..batch import BatchSummary, run_batch
-from ..batch_http import HttpRunner
+from ..batch.http import HttpRunner
+from ..batch.job import BatchSummary, run_batch
 from ..config import FlyrayConfig, demo_config
+from ..evaluate.score import Task, choose, read_tasks
 from ..figures import Figure, write_figures
 from ..http_chat import HttpChat
-from ..score import Task, choose, read_tasks
 from ..serve import Server
 from ..stop_signals import Stopped, StopSignals
 from .files import DEMO_TASKS, NAME

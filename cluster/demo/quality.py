@@ -12,12 +12,12 @@ from rich.console import Console
 
 from ...actors.checkpoint import Checkpoint
 from ..code_version import code_version, digest
-from ..eval_command import FORMATS, EvalSettings, columns_of, measure_columns, read_material
-from ..eval_table import Row, figures, quality_table
+from ..evaluate.command import FORMATS, EvalSettings, columns_of, measure_columns, read_material
+from ..evaluate.kept_quality import KeptQuality, load_quality
+from ..evaluate.quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint, QuantizedCache
+from ..evaluate.table import Row, figures, quality_table
 from ..figures import Figure
 from ..job import job_ray
-from ..kept_quality import KeptQuality, load_quality
-from ..quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint, QuantizedCache
 from .files import DEMO_MODEL, DEMO_TASKS, DEMO_TEXT
 
 # Enough to tell the formats apart, within a minute and a half on two cores.

@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from flyray.cluster.batch_line import RawLine, parse_line
+from flyray.cluster.batch.line import RawLine, parse_line
 from flyray.cluster.chat import _message as as_message
 from flyray.cluster.chat_template import render
 from flyray.cluster.config import DEMO_MODEL
 from flyray.cluster.demo import demo
 from flyray.cluster.demo.files import DEMO_TASKS, DEMO_TEXT
 from flyray.cluster.demo.quality import SETTINGS, DemoQuality, size_rows, tensor_bytes
-from flyray.cluster.evaluate import ColumnScore, TaskScore
+from flyray.cluster.evaluate.columns import ColumnScore, TaskScore
+from flyray.cluster.evaluate.kept_quality import KeptQuality
+from flyray.cluster.evaluate.perplexity import TextScore, choose, read_documents
+from flyray.cluster.evaluate.quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint
+from flyray.cluster.evaluate.score import read_tasks
 from flyray.cluster.figures import check_figures
 from flyray.cluster.front.requests import ChatRequest, parse
-from flyray.cluster.kept_quality import KeptQuality
-from flyray.cluster.perplexity import TextScore, choose, read_documents
-from flyray.cluster.quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint
-from flyray.cluster.score import read_tasks
 
 
 def quality() -> DemoQuality:

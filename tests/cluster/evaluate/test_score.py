@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flyray.cluster.score import Call, Task, TaskError, choose, read_tasks
+from flyray.cluster.evaluate.score import Call, Task, TaskError, choose, read_tasks
 
 USER = {"role": "user", "content": "What is 2 + 3?"}
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from .batch import BatchJob, BatchSummary, LineRunner, ServiceLost
-from .batch_http import HttpRunner
-from .figures import Figure, write_figures
-from .job import run_on_ray, run_stoppable
-from .stop_signals import Stopped
+from ..figures import Figure, write_figures
+from ..job import run_on_ray, run_stoppable
+from ..stop_signals import Stopped
+from .http import HttpRunner
+from .job import BatchJob, BatchSummary, LineRunner, ServiceLost
 
 if TYPE_CHECKING:
-    from .config import FlyrayConfig
+    from ..config import FlyrayConfig
 
 JobMaker = Callable[[LineRunner], BatchJob]
 
@@ -84,8 +84,8 @@ async def run_over_http(url: str, make_job: JobMaker) -> BatchSummary:
 
 async def run_on_own_engine(config: FlyrayConfig, make_job: JobMaker) -> BatchSummary:
     """The job on an engine that ends with it; Ray must be initialized."""
-    from .batch_service import ServiceRunner
-    from .engine_session import engine_session
+    from ..engine_session import engine_session
+    from .service import ServiceRunner
 
     limit = config.serve.default_max_tokens
     async with engine_session(config.engine_config(), config.model_name, limit) as session:

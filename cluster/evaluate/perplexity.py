@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ..actors.request import Generate, Progress
-from ..actors.step_plan import Sampling
-from .crew import work_through
+from ...actors.request import Generate, Progress
+from ...actors.step_plan import Sampling
+from ..crew import work_through
+from ..text_lines import open_text
 from .intervals import Interval, ratio_of_sums
-from .text_lines import open_text
 
 # Plain text has no documents: it is cut between paragraphs into pieces of about this many characters.
 PIECE = 6000

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
-from .batch import ServiceLost
-from .batch_line import Answer, BatchLine
+from .job import ServiceLost
+from .line import Answer, BatchLine
 
 BUSY = (429, 503)
 PRIORITY = {"X-Flyray-Priority": "1"}  # behind interactive requests; other servers do not know it

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .text_lines import open_text
+from ..text_lines import open_text
 
 FIELDS = ("family", "split", "messages", "tools", "answer", "thinking", "prompt")
 

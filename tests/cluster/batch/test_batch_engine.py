@@ -17,8 +17,8 @@ from byte_model import CONTEXT, write_byte_model
 from server_process import ServerProcess, assert_nothing_left, until
 from tiny_engine import tiny_config
 
-from flyray.cluster.batch import BatchSummary, ServiceLost, run_batch
-from flyray.cluster.batch_service import ServiceRunner
+from flyray.cluster.batch.job import BatchSummary, ServiceLost, run_batch
+from flyray.cluster.batch.service import ServiceRunner
 from flyray.cluster.engine_session import EngineSession, engine_session
 
 MODEL = "byte-model"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flyray.actors.request import Generate, Progress
-from flyray.cluster.perplexity import (
+from flyray.cluster.evaluate.perplexity import (
     Document,
     ScoringError,
     TextError,

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from flyray.cluster.batch import ServiceLost
-from flyray.cluster.batch_http import HttpRunner
-from flyray.cluster.batch_line import Answer, BatchLine
+from flyray.cluster.batch.http import HttpRunner
+from flyray.cluster.batch.job import ServiceLost
+from flyray.cluster.batch.line import Answer, BatchLine
 
 LINE = BatchLine(4, "a", "/v1/completions", {"model": "m", "prompt": "hi"})
 ERROR = {"error": {"message": "too busy", "code": "queue_full"}}

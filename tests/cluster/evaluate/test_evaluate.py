@@ -7,15 +7,15 @@ import pytest
 from byte_model import log_probabilities, write_byte_model
 from rich.console import Console
 
-from flyray.cluster import eval_command
 from flyray.cluster.demo.files import DEMO_MODEL
-from flyray.cluster.eval_command import EvalError, EvalSettings, check_labels, columns_of, read_material
-from flyray.cluster.eval_table import figures, quality_table
-from flyray.cluster.evaluate import Column, ColumnScore, TaskScore, task_scores
+from flyray.cluster.evaluate import command as eval_command
+from flyray.cluster.evaluate.columns import Column, ColumnScore, TaskScore, task_scores
+from flyray.cluster.evaluate.command import EvalError, EvalSettings, check_labels, columns_of, read_material
+from flyray.cluster.evaluate.kept_quality import KeptQuality, load_quality
+from flyray.cluster.evaluate.perplexity import TextScore
+from flyray.cluster.evaluate.score import Task
+from flyray.cluster.evaluate.table import figures, quality_table
 from flyray.cluster.figures import read_figures
-from flyray.cluster.kept_quality import KeptQuality, load_quality
-from flyray.cluster.perplexity import TextScore
-from flyray.cluster.score import Task
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. " * 4, "Kimi zählt: 1, 2, 3, 4, 5, 6, 7.", "a b c " * 20]
 WINDOW = 100

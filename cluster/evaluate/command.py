@@ -10,17 +10,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..actors.checkpoint import Checkpoint
-from ..actors.engine_config import EngineConfig
+from ...actors.checkpoint import Checkpoint
+from ...actors.engine_config import EngineConfig
+from ..figures import write_figures
+from ..job import job_ray, run_stoppable
+from ..stop_signals import Stopped
+from ..tokenizer import Tokenizer
 from . import perplexity, score
-from .eval_table import figures, quality_table
-from .evaluate import Column, ColumnScore, Material, evaluate
-from .figures import write_figures
-from .job import job_ray, run_stoppable
+from .columns import Column, ColumnScore, Material, evaluate
 from .perplexity import cut_windows
 from .quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint, QuantizedCache
-from .stop_signals import Stopped
-from .tokenizer import Tokenizer
+from .table import figures, quality_table
 
 NATIVE = "w4a16"
 STOPPED = 130

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flyray.cluster import batch_line
-from flyray.cluster.batch import BatchSummary, ServiceLost, run_batch
-from flyray.cluster.batch_line import Answer, BatchLine
-from flyray.cluster.batch_output import BatchFileError, BatchOutput
+from flyray.cluster.batch import line as batch_line
+from flyray.cluster.batch.job import BatchSummary, ServiceLost, run_batch
+from flyray.cluster.batch.line import Answer, BatchLine
+from flyray.cluster.batch.output import BatchFileError, BatchOutput
 
 
 class Echo:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from .batch_line import ResultHead, parse_result, read_lines
+from .line import ResultHead, parse_result, read_lines
 
 
 class BatchFileError(Exception):

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .code_version import code_version, digest
-from .figures import Figure, replace_text
+from ..code_version import code_version, digest
+from ..figures import Figure, replace_text
 
 REPORT = "report.json"
 QUANTIZED_FORMATS = ("w4a8", "w8a8", "w8a8-fp8", "w4a8-channel")
@@ -65,7 +65,7 @@ class QuantizedCache:
         return {format: kept for format, kept in found.items() if kept is not None}
 
     def _quantize(self, formats: Sequence[str], workers: int | None) -> None:
-        from .quantize.command import quantize_all
+        from ..quantize.command import quantize_all
 
         targets: Mapping[str, Path] = {format: self.folder / f"{format}.part" for format in formats}
         for target in targets.values():

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from .batch_line import Answer, BatchLine, LineError, RawLine, error_line, parse_line, read_lines, result_line
-from .batch_output import BatchFileError, BatchOutput, fingerprint
-from .crew import work_through
+from ..crew import work_through
+from .line import Answer, BatchLine, LineError, RawLine, error_line, parse_line, read_lines, result_line
+from .output import BatchFileError, BatchOutput, fingerprint
 
 
 class ServiceLost(Exception):

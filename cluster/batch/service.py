@@ -5,13 +5,13 @@ from __future__ import annotations
 import uuid
 from typing import Any, Protocol
 
-from ..actors.request import EngineStatus
-from .batch import ServiceLost
-from .batch_line import Answer, BatchLine
-from .chat import ChatService
-from .engine_client import EngineUnreachable
-from .front.errors import EngineUnavailable, RequestError
-from .front.requests import ChatRequest, CompletionRequest, parse
+from ...actors.request import EngineStatus
+from ..chat import ChatService
+from ..engine_client import EngineUnreachable
+from ..front.errors import EngineUnavailable, RequestError
+from ..front.requests import ChatRequest, CompletionRequest, parse
+from .job import ServiceLost
+from .line import Answer, BatchLine
 
 BATCH_PRIORITY = 1
 

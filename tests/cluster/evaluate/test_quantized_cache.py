@@ -8,7 +8,7 @@ from byte_model import write_byte_model
 
 from flyray.actors.checkpoint import Checkpoint
 from flyray.cluster.code_version import code_version, digest
-from flyray.cluster.quantized_cache import REPORT, QuantizedCache
+from flyray.cluster.evaluate.quantized_cache import REPORT, QuantizedCache
 
 
 def test_made_once_for_a_content(tmp_path: Path) -> None:

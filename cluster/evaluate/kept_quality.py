@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .evaluate import ColumnScore, TaskScore
-from .figures import replace_text
+from ..figures import replace_text
+from .columns import ColumnScore, TaskScore
 from .perplexity import TextScore
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..actors.engine_config import EngineConfig
-from .crew import work_through
-from .engine_session import EngineSession, engine_session
-from .front.requests import ChatRequest, parse
+from ...actors.engine_config import EngineConfig
+from ..crew import work_through
+from ..engine_session import EngineSession, engine_session
+from ..front.requests import ChatRequest, parse
 from .perplexity import Document, TextScore, cut_windows, score_text
 from .score import Task
 

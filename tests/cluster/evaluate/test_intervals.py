@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flyray.cluster.intervals import Z95, ratio_of_sums, wilson
+from flyray.cluster.evaluate.intervals import Z95, ratio_of_sums, wilson
 
 
 def test_wilson_against_published_values() -> None:

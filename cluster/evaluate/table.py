@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from .evaluate import SPLIT, ColumnScore
-from .figures import Figure
+from ..figures import Figure
+from .columns import SPLIT, ColumnScore
 from .intervals import wilson
 
 REFERENCE = "bf16"
