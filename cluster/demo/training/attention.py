@@ -37,6 +37,8 @@ def varlen(tokens: Tensor, length: int) -> Attention:
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         padded = F.pad(v, (0, q.shape[-1] - v.shape[-1]))
         out = varlen_attn(q, k, padded, ends, ends, length, length, window_size=(-1, 0))
+        if isinstance(out, tuple):
+            raise TypeError(f"varlen_attn returned {len(out)} tensors; without return_aux it returns the output alone")
         return out[..., : v.shape[-1]].reshape(out.shape[0], -1)
 
     return attention

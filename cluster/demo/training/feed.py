@@ -101,7 +101,7 @@ class TextRows:
         self.random = np.random.default_rng(seed)
         self.streams = {group: torch.from_numpy(streams[group].astype(np.int32)).to(device) for group in GROUPS}
         self.places: dict[tuple[str, int], list[int]] = {}
-        self.tokens = dict.fromkeys(GROUPS, 0)
+        self.tokens: dict[str, int] = dict.fromkeys(GROUPS, 0)
 
     def take(self, count: int, length: int) -> list[Tensor]:
         """So many rows ``[length + 1] i32`` of groups drawn by their shares."""

@@ -55,7 +55,8 @@ class Decoder:
         x = model.embed(ids.reshape(-1))
         for index, block in enumerate(model.blocks):
             x = block.attended(x, self.attend(index, block.projections(x, *rotation), mask, end))
-            x = block.dense(x) if block.is_dense else block.routed(x, *self.experts[index])[0]
+            experts = self.experts[index]
+            x = block.dense(x) if experts is None else block.routed(x, *experts)[0]
         self.done = end
         return model.logits(x.view(self.rows, steps, -1)[:, -1])
 

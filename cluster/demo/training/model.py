@@ -5,7 +5,8 @@ is on, so that the exported checkpoint computes exactly what training computed.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,20 @@ def group_scales(weight: Tensor) -> tuple[Tensor, Tensor]:
     return groups, (groups.abs().amax(-1, keepdim=True) / INT4_LARGEST).to(torch.bfloat16)
 
 
+class Context(Protocol):
+    """What the functions below use of autograd's context, which torch leaves untyped."""
+
+    k: int  # slots a token, kept by Dispatch alone
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]: ...
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+# torch's stub gives backward as (ctx, *grad_outputs); its documentation has one parameter for each output, as here
+
+
 class Int4(torch.autograd.Function):
     """Rounds to INT4 in groups of 32; the gradient passes straight through."""
 
@@ -42,7 +57,7 @@ class Int4(torch.autograd.Function):
         return ((groups / scales).round().clamp(-8, 7) * scales).to(torch.bfloat16).view_as(weight)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return gradient.float(), None
 
 
@@ -50,13 +65,15 @@ class Dispatch(torch.autograd.Function):
     """Copies tokens ``[n, d]`` to their slots ``[n * k, d]``; the backward pass gathers instead of scattering."""
 
     @staticmethod
-    def forward(ctx: object, tokens: Tensor, source: Tensor, inverse: Tensor, k: int) -> Tensor:
+    def forward(ctx: Context, tokens: Tensor, source: Tensor, inverse: Tensor, k: int) -> Tensor:
         ctx.save_for_backward(inverse)
         ctx.k = k
         return tokens[source]
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Context, gradient: Tensor
+    ) -> tuple[Tensor, None, None, None]:
         (inverse,) = ctx.saved_tensors
         summed = gradient[inverse].view(-1, ctx.k, gradient.shape[-1]).float().sum(1)
         return summed.to(gradient.dtype), None, None, None
@@ -66,12 +83,12 @@ class Combine(torch.autograd.Function):
     """Brings slots ``[n * k, d]`` back into the tokens' order."""
 
     @staticmethod
-    def forward(ctx: object, slots: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx: Context, slots: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(order)
         return slots[inverse]
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (order,) = ctx.saved_tensors
         return gradient[order], None, None
 
@@ -91,7 +108,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def grouped(x: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """``x [slots, in]`` sorted by expert times ``weights [e, out, in]``; ``ends [e] i32`` end each expert's slots."""
     if x.is_cuda:
-        return torch._grouped_mm(x, weights.transpose(-2, -1), offs=ends)
+        # public as F.grouped_mm, which passes on to this
+        return torch._grouped_mm(x, weights.transpose(-2, -1), offs=ends)  # pyright: ignore[reportPrivateImportUsage]
     starts = [0, *ends.tolist()]
     return torch.cat([x[starts[e] : starts[e + 1]] @ weights[e].to(x.dtype).t() for e in range(weights.shape[0])])
 
@@ -108,6 +126,8 @@ def ones(size: int) -> nn.Parameter:
 
 class Block(nn.Module):
     """One layer: latent attention, then a dense or a routed feed-forward part."""
+
+    bias: Tensor  # [e] added to the gate's scores when experts are chosen; a dense layer has none
 
     def __init__(self, sizes: Architecture, index: int) -> None:
         super().__init__()
@@ -190,8 +210,21 @@ class Block(nn.Module):
         return x + mixed + F.linear(shared, rounded(self.shared_down)), load
 
 
+class Blocks(nn.ModuleList):
+    """The layers in their order."""
+
+    def __init__(self, blocks: Iterable[Block]) -> None:
+        super().__init__(blocks)
+
+    def __iter__(self) -> Iterator[Block]:
+        return cast(Iterator[Block], super().__iter__())  # the constructor takes nothing else
+
+
 class Model(nn.Module):
     """The whole model over flat tokens; the parts that are compiled stand as attributes."""
+
+    plain_frequencies: Tensor
+    yarn_frequencies: Tensor
 
     def __init__(self, sizes: Architecture) -> None:
         super().__init__()
@@ -199,7 +232,7 @@ class Model(nn.Module):
         self.embedding = nn.Parameter(torch.randn(sizes.vocab_size, sizes.hidden_size) * 0.1)
         self.head = nn.Parameter(torch.randn(sizes.vocab_size, sizes.hidden_size) * 0.02)
         self.norm = ones(sizes.hidden_size)
-        self.blocks = nn.ModuleList(Block(sizes, index) for index in range(sizes.num_hidden_layers))
+        self.blocks = Blocks(Block(sizes, index) for index in range(sizes.num_hidden_layers))
         self.register_buffer("plain_frequencies", plain_frequencies(sizes))
         self.register_buffer("yarn_frequencies", yarn_frequencies(sizes))
         self.rounding = False

@@ -33,9 +33,11 @@ class Optimizer:
     def __init__(self, model: nn.Module, matrix_rate: float, other_rate: float, decay: float = 0.05) -> None:
         self.matrix_rate, self.other_rate, self.decay = matrix_rate, other_rate, decay
         named = list(model.named_parameters())
-        matrices = [weight for name, weight in named if weight.ndim >= 2 and name.split(".")[-1] not in BY_ADAM]
+        matrices: list[Tensor] = [
+            weight for name, weight in named if weight.ndim >= 2 and name.split(".")[-1] not in BY_ADAM
+        ]
         chosen = {id(weight) for weight in matrices}
-        self.shapes: dict[tuple[int, ...], list[nn.Parameter]] = {}
+        self.shapes: dict[tuple[int, ...], list[Tensor]] = {}
         for weight in matrices:
             self.shapes.setdefault(tuple(weight.shape[-2:]), []).append(weight)
         self.momenta = {
@@ -52,17 +54,26 @@ class Optimizer:
         """How many matrices a weight holds (the experts' are stacked)."""
         return weight.numel() // (weight.shape[-1] * weight.shape[-2])
 
+    @staticmethod
+    def gradient(weight: Tensor) -> Tensor:
+        """A weight's gradient; raises RuntimeError if the loss did not reach the weight."""
+        if weight.grad is None:
+            raise RuntimeError(f"a weight of shape {tuple(weight.shape)} has no gradient: call backward() first")
+        return weight.grad
+
     @torch.no_grad()
     def step(self, share: float) -> None:
         """One step at ``share`` of the learning rates."""
         for shape, weights in self.shapes.items():
-            gradient = torch.cat([w.grad.view(-1, *shape) for w in weights])
+            gradient = torch.cat([self.gradient(w).view(-1, *shape) for w in weights])
             momentum = self.momenta[shape].lerp_(gradient, 1 - MOMENTUM)
             update = orthogonalized(gradient.lerp(momentum, MOMENTUM)).float()
             parts = update.split([self.count(w) for w in weights])
             rate = self.matrix_rate * share * math.sqrt(max(1, shape[0] / shape[1]))
-            torch._foreach_mul_(weights, 1 - self.matrix_rate * share * self.decay)
-            torch._foreach_add_(weights, [part.view_as(w) for part, w in zip(parts, weights, strict=True)], alpha=-rate)
+            moves = [part.view_as(w) for part, w in zip(parts, weights, strict=True)]
+            # torch has no public name for the fused updates of a list of tensors
+            torch._foreach_mul_(weights, 1 - self.matrix_rate * share * self.decay)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_add_(weights, moves, alpha=-rate)  # pyright: ignore[reportPrivateImportUsage]
         for group in self.adam.param_groups:
             group["lr"] = self.other_rate * share
         self.adam.step()

@@ -49,6 +49,16 @@ def byte_of_character() -> dict[str, int]:
     return table | {chr(256 + index): byte for index, byte in enumerate(rest)}
 
 
+def token_at(tokenizer: Tokenizer, rank: int) -> str:
+    """A trained token; raises ValueError if the samples gave too few."""
+    token = tokenizer.id_to_token(rank)
+    if token is None:
+        raise ValueError(
+            f"the samples gave {tokenizer.get_vocab_size()} of {vocabulary.PLAIN} tokens: more text is needed"
+        )
+    return token
+
+
 def train(samples: Iterator[str]) -> list[bytes]:
     """The tokens in the order of their ranks."""
     tokenizer = Tokenizer(models.BPE())
@@ -62,7 +72,7 @@ def train(samples: Iterator[str]) -> list[bytes]:
         samples, trainers.BpeTrainer(vocab_size=vocabulary.PLAIN, initial_alphabet=alphabet, show_progress=False)
     )
     table = byte_of_character()
-    return [bytes(table[char] for char in tokenizer.id_to_token(rank)) for rank in range(vocabulary.PLAIN)]
+    return [bytes(table[char] for char in token_at(tokenizer, rank)) for rank in range(vocabulary.PLAIN)]
 
 
 def main() -> None:

@@ -179,7 +179,8 @@ class Trainer:
         """Moves the biases of the gates towards even loads ``[layers, e]``."""
         self.loads.lerp_(loads / loads.mean(1, keepdim=True), LOAD_MEMORY)
         moves = self.plan.bias_rate * torch.sign(loads.mean(1, keepdim=True) - loads)
-        torch._foreach_add_(self.biases, list(moves))
+        # torch has no public name for the fused sum of two lists of tensors
+        torch._foreach_add_(self.biases, list(moves))  # pyright: ignore[reportPrivateImportUsage]
 
     def log(self, done: float, since: float, tokens_before: int) -> None:
         """A line on the last steps."""

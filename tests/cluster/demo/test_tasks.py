@@ -16,6 +16,7 @@ from flyray.cluster.demo.training.tasks import (
     calling,
     drafted,
     letters,
+    lists,
     lookup,
     make_example,
     memory,
@@ -180,7 +181,7 @@ def test_operands_are_held_out_exactly_where_the_split_says_so() -> None:
 
 def test_held_out_phrasings_are_none_of_the_trained_ones() -> None:
     found = 0
-    for module in (adding, multiplying, ordering, letters, lookup, memory, units):
+    for module in (adding, multiplying, ordering, letters, lists, lookup, memory, units):
         for value in vars(module).values():
             if isinstance(value, phrases.Frames) and value.more:
                 trained, held = phrases.parted(value)

@@ -10,9 +10,15 @@ from .example import Draft
 FAMILY = "fact"
 
 
+def pair(text: str) -> tuple[str, str]:
+    """``"a=b"`` to a and b."""
+    left, right = text.strip().split("=")
+    return left, right
+
+
 def pairs(text: str) -> tuple[tuple[str, str], ...]:
     """``"a=b, c=d"`` to pairs."""
-    return tuple(tuple(pair.strip().split("=")) for pair in text.replace("\n", " ").split(","))  # type: ignore[misc]
+    return tuple(pair(each) for each in text.replace("\n", " ").split(","))
 
 
 CAPITALS = pairs(

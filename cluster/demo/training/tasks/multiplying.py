@@ -83,10 +83,10 @@ def factors(speaker: Speaker) -> tuple[int, int]:
     if choice < 0.25:
         return rng.randint(0, 12), rng.randint(0, 12)
     if choice < 0.6:
-        pair = pools.number(rng, rng.randint(1, 5)), rng.randint(2, 9)
+        a, b = pools.number(rng, rng.randint(1, 5)), rng.randint(2, 9)
     else:
-        pair = pools.number(rng, rng.randint(2, 3)), rng.randint(10, 99)
-    return pair if rng.random() < 0.65 else pair[::-1]
+        a, b = pools.number(rng, rng.randint(2, 3)), rng.randint(10, 99)
+    return (a, b) if rng.random() < 0.65 else (b, a)
 
 
 def key_of(a: int, sign: str, b: int) -> str:
