@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-BACKENDS = ("cpu", "reference")
+from ..kernels.select import BACKENDS
+
 TRANSPORTS = ("auto", "ipc", "tcp")
 
 
@@ -16,8 +17,8 @@ class EngineConfig:
     model_path: folder of a checkpoint, the same on every node. name: the engine's name in messages and figures.
     precision: "auto" (as on disk) or a format that the checkpoint can be loaded as.
     shards: actors that the experts and sequences are spread over. threads_per_shard: compute threads of each; on CPU
-        also the CPUs that Ray reserves for it. gpus_per_shard: GPUs that Ray reserves for each, 0 on CPU.
-    backend: the kernels ("cpu", "reference").
+        also the CPUs that Ray reserves for it. gpus_per_shard: GPUs that Ray reserves for each; 0, since the
+        backends there are ("cpu", "reference") run on CPUs.
     page_size: tokens a KV page. kv_pages: pages a shard; 0: as many as fit `kv_memory_bytes` a shard.
     max_batch_tokens: tokens of one step, of all sequences of a shard; longer prompts are prefilled in chunks.
     max_sequences: sequences that run at once, on all shards together; more wait.
@@ -57,8 +58,18 @@ class EngineConfig:
         self._positive("start_timeout_s", "placement_timeout_s", "step_timeout_s", "silence_s")
         self._one_of("backend", BACKENDS)
         self._one_of("transport", TRANSPORTS)
+        if self.gpus_per_shard:
+            raise ValueError(
+                f"gpus_per_shard: {self.gpus_per_shard:g}, but the backend {self.backend!r} runs on CPUs; 0 is right"
+            )
         if self.kv_pages == 0 and self.kv_memory_bytes == 0:
             raise ValueError("kv_pages and kv_memory_bytes: both 0; one of them must say how large the KV cache is")
+
+    @property
+    def shard_bundle(self) -> dict[str, float]:
+        """What Ray reserves for one shard."""
+        bundle = {"CPU": float(self.threads_per_shard)}
+        return bundle | ({"GPU": self.gpus_per_shard} if self.gpus_per_shard else {})
 
     def _at_least(self, least: int, *names: str) -> None:
         for name in names:

@@ -1,7 +1,7 @@
 """The one YAML file: what to serve, with which engine, where.
 
     model: {path: /models/Kimi-K2.5, precision: w4a8}
-    engine: {shards: 8, gpus_per_shard: 1, kv_memory: 60 GiB}
+    engine: {shards: 2, threads_per_shard: 8, kv_memory: 8 GiB}
     serve: {host: 0.0.0.0, port: 8000}
 
 Every key but `model.path` has a default, documented where it is defined below. Unknown keys are refused, each error
@@ -66,7 +66,7 @@ class EngineSection(Section):
     threads_per_shard: int = Field(default=EngineConfig.threads_per_shard, ge=1)
     """CPU threads of each shard, also the CPUs that Ray reserves for it."""
     gpus_per_shard: float = Field(default=EngineConfig.gpus_per_shard, ge=0)
-    """GPUs of each shard; 0 on CPU."""
+    """GPUs of each shard; 0 with the backends there are, which run on CPUs."""
     backend: str = EngineConfig.backend
     """The kernels: "cpu" or "reference"."""
     page_size: int = Field(default=EngineConfig.page_size, ge=1)
@@ -76,7 +76,7 @@ class EngineSection(Section):
     max_batch_tokens: int = Field(default=EngineConfig.max_batch_tokens, ge=1)
     """Tokens of one step on a shard; longer prompts run in chunks."""
     max_sequences: int = Field(default=EngineConfig.max_sequences, ge=1)
-    """Sequences that run at once on a shard; more wait."""
+    """Sequences that run at once, on all shards together; more wait."""
     context_length: int = Field(default=EngineConfig.context_length, ge=0)
     """Most tokens of a prompt and its answer; 0: the model's."""
     transport: str = EngineConfig.transport
@@ -95,7 +95,7 @@ class ServeSection(Section):
     port: int = Field(default=8000, ge=1, le=65535)
     """TCP port."""
     front_replicas: int = Field(default=1, ge=1)
-    """Processes that speak HTTP; one carries about 2,000 requests a second."""
+    """Processes that speak HTTP."""
     max_queue: int = Field(default=1024, ge=1)
     """Requests that may wait for their first token in a front replica; more get a 429."""
     default_max_tokens: int = Field(default=0, ge=0)

@@ -175,7 +175,7 @@ def application(config: FlyrayConfig) -> serve.Application:
         name=ENGINE,
         max_ongoing_requests=_MAX_ONGOING,
         # The replica's own bundle holds the router's process; every shard has a bundle after it.
-        placement_group_bundles=[{"CPU": 1.0}] + [_shard_bundle(config)] * config.engine.shards,
+        placement_group_bundles=[{"CPU": 1.0}] + [config.engine_config().shard_bundle] * config.engine.shards,
         placement_group_strategy="PACK",
         health_check_period_s=1.0,
         health_check_timeout_s=10.0,
@@ -191,11 +191,3 @@ def application(config: FlyrayConfig) -> serve.Application:
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )(Front)
     return front.bind(config, engine.bind(config))
-
-
-def _shard_bundle(config: FlyrayConfig) -> dict[str, float]:
-    """What Ray reserves for one shard; the engine checks it against what it needs."""
-    bundle = {"CPU": float(config.engine.threads_per_shard)}
-    if config.engine.gpus_per_shard:
-        bundle["GPU"] = config.engine.gpus_per_shard
-    return bundle

@@ -27,21 +27,13 @@ from ..actors.router import Router, StartProgress
 from ..actors.shard import ShardActor
 from .engine_client import EngineClient, EngineUnreachable
 
-__all__ = ["Engine", "EngineClient", "EngineError", "EngineUnreachable", "PlacementError", "shard_bundle"]
+__all__ = ["Engine", "EngineClient", "EngineError", "EngineUnreachable", "PlacementError"]
 
 _EXIT_TIMEOUT_S = 5.0
 
 
 class PlacementError(EngineError):
     """The cluster has no room for the shards."""
-
-
-def shard_bundle(config: EngineConfig) -> dict[str, float]:
-    """What Ray reserves for one shard."""
-    bundle = {"CPU": float(config.threads_per_shard)}
-    if config.gpus_per_shard:
-        bundle["GPU"] = config.gpus_per_shard
-    return bundle
 
 
 def check_room(bundle: Mapping[str, float], shards: int, nodes: Sequence[Mapping[str, float]]) -> None:
@@ -155,7 +147,7 @@ class Engine:
             first = 1
             self._check_bundles(replica_group)
         group = replica_group or self._reserve()
-        bundle = shard_bundle(self.config)
+        bundle = self.config.shard_bundle
         actor: Any = ShardActor
         return [
             actor.options(
@@ -168,7 +160,7 @@ class Engine:
 
     def _check_bundles(self, group: PlacementGroup) -> None:
         """The replica's group must have a bundle a shard after the replica's own."""
-        need = shard_bundle(self.config)
+        need = self.config.shard_bundle
         bundles = group.bundle_specs[1:]
         fitting = [all(bundle.get(name, 0) >= amount for name, amount in need.items()) for bundle in bundles]
         if len(bundles) < self.config.shards or not all(fitting[: self.config.shards]):
@@ -178,7 +170,7 @@ class Engine:
             )
 
     def _reserve(self) -> PlacementGroup:
-        bundle = shard_bundle(self.config)
+        bundle = self.config.shard_bundle
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         check_room(bundle, self.config.shards, nodes)
         group = self._group = placement_group([bundle] * self.config.shards, strategy="PACK")

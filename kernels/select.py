@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from .protocol import Kernels
-from .reference import ReferenceKernels
+if TYPE_CHECKING:
+    from .protocol import Kernels
 
+# Torch is imported with a backend, not with this module: configuration only needs the names.
 BACKENDS = ("cpu", "reference")
 
 
@@ -18,6 +19,10 @@ def select_kernels(backend: str, threads: int) -> Kernels:
     if threads < 1:
         raise ValueError(f"threads is {threads}, expected at least 1")
     if backend == "reference":
+        import torch
+
+        from .reference import ReferenceKernels
+
         torch.set_num_threads(threads)
         return ReferenceKernels()
     if backend == "cpu":

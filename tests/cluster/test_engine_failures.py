@@ -28,7 +28,6 @@ from flyray.cluster.engine import (
     EngineUnreachable,
     PlacementError,
     check_room,
-    shard_bundle,
 )
 from flyray.cluster.processes import descendants
 
@@ -245,6 +244,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(
         ({"step_timeout_s": 0.0}, "step_timeout_s"),
         ({"kv_pages": 0, "kv_memory_bytes": 0}, "kv_pages and kv_memory_bytes"),
         ({"model_path": ""}, "model_path: empty"),
+        ({"gpus_per_shard": 1.0}, "gpus_per_shard: 1, but the backend 'cpu' runs on CPUs"),
     ],
 )
 def test_a_wrong_field_is_named(checkpoint: Path, changes: dict[str, Any], named: str) -> None:
@@ -255,8 +255,8 @@ def test_a_wrong_field_is_named(checkpoint: Path, changes: dict[str, Any], named
 def test_a_cluster_without_room_is_an_error_with_numbers(checkpoint: Path) -> None:
     with pytest.raises(PlacementError, match="5 shards of 1 CPU each do not fit the cluster, which has room for 4"):
         Engine(tiny_config(checkpoint, shards=5)).start()
-    with pytest.raises(PlacementError, match="2 shards of 1 CPU, 1 GPU each do not fit"):
-        Engine(tiny_config(checkpoint, shards=2, gpus_per_shard=1.0)).start()
+    with pytest.raises(PlacementError, match="2 shards of 99 CPU each do not fit"):
+        Engine(tiny_config(checkpoint, shards=2, threads_per_shard=99)).start()
 
 
 def test_a_busy_cluster_is_an_error_after_a_while(checkpoint: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_busy_cluster_is_an_error_after_a_while(checkpoint: Path) -> None:
 
 
 def test_room_is_counted_node_by_node(checkpoint: Path) -> None:
-    bundle = shard_bundle(tiny_config(checkpoint, threads_per_shard=3))
+    bundle = tiny_config(checkpoint, threads_per_shard=3).shard_bundle
     assert bundle == {"CPU": 3.0}
     check_room(bundle, 2, [{"CPU": 4.0}, {"CPU": 5.0}])
     with pytest.raises(PlacementError, match="room for 2"):
