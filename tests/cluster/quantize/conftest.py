@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from tiny_checkpoint import bf16_checkpoint, native_checkpoint, scattered_checkpoint
+from source_checkpoints import bf16_checkpoint, native_checkpoint, scattered_checkpoint
 
 from flyray.cluster.quantize.command import quantize_all
 from flyray.cluster.quantize.report import QuantizeReport

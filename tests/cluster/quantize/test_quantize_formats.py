@@ -10,7 +10,7 @@ import pytest
 import ray
 import torch
 from conftest import ALL, Made
-from tiny_checkpoint import NATIVE_QUANTIZATION, OTHER_FILES, expert_matrices
+from source_checkpoints import NATIVE_QUANTIZATION, OTHER_FILES, expert_matrices
 
 from flyray.actors.checkpoint import Checkpoint
 from flyray.cluster.figures import read_figures

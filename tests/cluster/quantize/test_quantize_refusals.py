@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Made
-from tiny_checkpoint import (
+from source_checkpoints import (
     NATIVE_QUANTIZATION,
     PREFIX,
     bf16_checkpoint,
