@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from conftest import CPU_VARIANTS, open_cpu
+from cpu_variants import CPU_VARIANTS, open_cpu
 from kernel_cases import MATRIX_KINDS, expert_weights, normal, paged, pairs
 from torch import Tensor
 

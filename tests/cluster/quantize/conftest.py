@@ -1,32 +1,23 @@
-"""One Ray and one run of each kind for all tests here: starting Ray and importing Quark are what takes time."""
+"""One Ray and one run of each kind for a module: starting Ray and importing Quark are what takes time.
+
+Of a module, not of the session: other tests start a Ray of their own.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import ray
+from quantized import ALL, Made
 from source_checkpoints import bf16_checkpoint, native_checkpoint, scattered_checkpoint
 
 from flyray.cluster.quantize.command import quantize_all
-from flyray.cluster.quantize.report import QuantizeReport
-
-ALL = ("w4a8", "w8a8", "w8a8-fp8", "w4a8-channel")
 
 
-@dataclass(frozen=True)
-class Made:
-    """A source, and what it was quantized into by format."""
-
-    source: Path
-    targets: dict[str, Path]
-    reports: dict[str, QuantizeReport]
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     # One CPU: one worker process runs every task, and imports Quark once.
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -39,19 +30,19 @@ def _make(source: Path, folder: Path) -> Made:
     return Made(source, targets, quantize_all(source, targets, progress=False))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def from_native(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("native")
     return _make(native_checkpoint(folder / "source"), folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def from_scattered(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("scattered")
     return _make(scattered_checkpoint(folder / "source"), folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def from_bf16(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("bf16")
     return _make(bf16_checkpoint(folder / "source"), folder)

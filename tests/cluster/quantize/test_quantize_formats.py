@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from conftest import ALL, Made
+from quantized import ALL, Made
 from source_checkpoints import NATIVE_QUANTIZATION, OTHER_FILES, expert_matrices
 
 from flyray.actors.checkpoint import Checkpoint

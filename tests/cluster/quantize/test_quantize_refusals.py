@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Made
 from source_checkpoints import (
     NATIVE_QUANTIZATION,
     PREFIX,
@@ -40,6 +39,14 @@ EXPERT = "model.layers.1.mlp.experts.2.down_proj"
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return native_checkpoint(tmp_path / "source")
+
+
+@pytest.fixture(scope="module")
+def folded(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in `w4a8`, which needs no Quark."""
+    folder = tmp_path_factory.mktemp("folded")
+    quantize(native_checkpoint(folder / "source"), folder / "w4a8", "w4a8", progress=False)
+    return folder / "w4a8"
 
 
 def files_below(folder: Path) -> list[str]:
@@ -109,9 +116,9 @@ def test_a_padded_matrix_is_named(tmp_path: Path) -> None:
         quantize(source, tmp_path / "out", "w4a8")
 
 
-def test_a_quantized_source_is_refused(from_native: Made, tmp_path: Path) -> None:
+def test_a_quantized_source_is_refused(folded: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizeError, match="already quantized to w4a8; quantize the native"):
-        quantize(from_native.targets["w4a8"], tmp_path / "out", "w8a8")
+        quantize(folded, tmp_path / "out", "w8a8")
 
 
 def test_missing_quark_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,10 +323,9 @@ def session_of(pid: str) -> int | None:
         return None
 
 
-def test_index_and_config_come_last(from_native: Made) -> None:
+def test_index_and_config_come_last(folded: Path) -> None:
     """Without them the folder does not open: an interrupted run is never taken for a whole checkpoint."""
-    target = from_native.targets["w4a8"]
-    newest = max(target.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest = max(folded.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     assert newest.name == "config.json"
-    weight_map = json.loads((target / "model.safetensors.index.json").read_text())["weight_map"]
-    assert set(weight_map.values()) == {path.name for path in target.glob("*.safetensors")}
+    weight_map = json.loads((folded / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(weight_map.values()) == {path.name for path in folded.glob("*.safetensors")}
