@@ -45,11 +45,14 @@ def read(
 
 @given(reasoning=plain, content=plain, calls=st.lists(st.tuples(names, st.dictionaries(plain, plain, max_size=3))))
 def test_all_parts_come_back(reasoning, content, calls):
-    texts = [call_text(f"functions.{name}:{i}", json.dumps(args)) for i, (name, args) in enumerate(calls)]
-    encode = TOKENIZER.encode
-    ids = encode(reasoning, False) + encode("</think>", True) + encode(content, False)
-    ids += encode(section(*texts), True) if texts else []
-    answer = read(ids)
+    # What a model writes as text is text, also where it reads like a marker: only the markers become special tokens.
+    # Only the markers become special tokens: what a model writes as text may read like one.
+    parts = [(reasoning, False), ("</think>", True), (content, False), ("<|tool_calls_section_begin|>", True)]
+    for i, (name, arguments) in enumerate(calls):
+        parts += [("<|tool_call_begin|>", True), (f"functions.{name}:{i}", False)]
+        parts += [("<|tool_call_argument_begin|>", True), (json.dumps(arguments), False), ("<|tool_call_end|>", True)]
+    parts += [("<|tool_calls_section_end|>", True)]
+    answer = read([token for text, special in parts for token in TOKENIZER.encode(text, special)])
     assert (answer.reasoning, answer.content) == (reasoning, content)
     assert [(call.name, json.loads(call.arguments)) for call in answer.tool_calls] == calls
     assert [call.id for call in answer.tool_calls] == [f"functions.{name}:{i}" for i, (name, _) in enumerate(calls)]
