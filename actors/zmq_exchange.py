@@ -169,9 +169,11 @@ class ZmqExchange:
         end = 0
         for shard, pairs in enumerate(received.pairs):
             begin, end = end, end + pairs
+            if not pairs:  # nobody will ask for them
+                continue
             if shard == self._shard:
                 self._own_outputs[point] = rows[begin:end]
-            elif pairs:
+            else:
                 header = self._header(point, "combine", 0, pairs, ActivationFormat.FLOAT)
                 self._send(shard, header, [rows[begin:end]])
 
@@ -179,7 +181,9 @@ class ZmqExchange:
         owing = [peer for peer in self._peers if len(sent.positions[peer])]
         self._await(point, "combine", owing)
         slots = np.empty((sent.tokens * sent.slots, self._columns), np.float32)
-        slots[sent.positions[self._shard]] = self._own_outputs.pop(point)
+        own = sent.positions[self._shard]
+        if len(own):
+            slots[own] = self._own_outputs.pop(point)
         for peer in owing:
             header, payload = self._mail.pop((point, "combine", peer))
             asked = len(sent.positions[peer])

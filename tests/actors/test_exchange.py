@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -221,6 +222,33 @@ def test_messages_of_another_epoch_or_engine_or_none_are_dropped_and_counted() -
         assert exchange.dropped == len(strange) + len(broken)
     finally:
         links.close()
+        remove_folder(folder)
+
+
+def test_a_shard_without_tokens_keeps_no_outputs_that_it_computed_for_others() -> None:
+    folder = create_folder()
+    links = [Links(None), Links(None)]
+    try:
+        ranges = expert_ranges(EXPERTS, 2)
+        busy, idle = (ZmqExchange("engine", 7, shard, ranges, HIDDEN, TIMEOUT_S) for shard in range(2))
+        addresses = [each.open(own, LinkPlace(folder=folder)) for each, own in zip((busy, idle), links, strict=True)]
+        for each, own in zip((busy, idle), links, strict=True):
+            each.connect(own, addresses)
+        point, rows = ExchangePoint(0, 0, 0), case(0, 9)
+        sent = busy.dispatch(point, rows.activations, rows.ids)
+        idle.dispatch(point, *_none())
+        received = idle.receive_dispatch(point)
+        outputs = torch.ones(len(received.pair_token), HIDDEN)
+        kept = weakref.ref(outputs)
+        idle.send_back(point, received, outputs)  # and never `receive_combined`: it has nothing to combine
+        del outputs
+        assert kept() is None
+        own = busy.receive_dispatch(point)
+        busy.send_back(point, own, torch.ones(len(own.pair_token), HIDDEN))
+        assert bool((busy.receive_combined(point, sent) == 1).all())
+    finally:
+        for each in links:
+            each.close()
         remove_folder(folder)
 
 
