@@ -154,7 +154,7 @@ class ChatService:
     ) -> AsyncGenerator[TextDelta, None]:
         """Merges the streams of all prompts in the order in which news comes."""
         streams = [self._completion(index, run, request, priority) for index, run in enumerate(runs)]
-        news: asyncio.Queue[TextDelta | BaseException | None] = asyncio.Queue()
+        news: asyncio.Queue[TextDelta | Exception | None] = asyncio.Queue()
 
         async def pump(stream: AsyncGenerator[TextDelta, None]) -> None:
             try:
@@ -162,7 +162,7 @@ class ChatService:
                     async for delta in stream:
                         news.put_nowait(delta)
                 news.put_nowait(None)
-            except RequestError as error:
+            except Exception as error:  # whoever waits for the news must hear of it
                 news.put_nowait(error)
 
         tasks = [asyncio.ensure_future(pump(stream)) for stream in streams]
@@ -170,7 +170,7 @@ class ChatService:
             open_streams = len(tasks)
             while open_streams:
                 item = await news.get()
-                if isinstance(item, BaseException):
+                if isinstance(item, Exception):
                     raise item
                 if item is None:
                     open_streams -= 1

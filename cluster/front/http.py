@@ -116,7 +116,7 @@ def _priority(request: Request) -> int:
 async def _json(request: Request) -> Any:
     try:
         return json.loads(await request.body())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from None
 
 

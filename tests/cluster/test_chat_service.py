@@ -179,6 +179,22 @@ def test_an_engine_that_fails_is_unavailable(request_):
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("request_", [chat(), text(), text(prompt=["a", "b"])])
+def test_a_source_that_breaks_ends_the_answer(request_):
+    class Broken:
+        async def generate(self, request: Generate) -> AsyncGenerator[Progress, None]:
+            yield Progress(request.request, (5,), (-0.5,), (), "", "")
+            raise OSError("the source broke")
+
+    async def run() -> None:
+        chats = ChatService(Broken(), TOKENIZER, "m", ServiceLimits(200))
+        answer = chats.chat_response if isinstance(request_, ChatRequest) else chats.completion_response
+        with pytest.raises(OSError, match="the source broke"):
+            await asyncio.wait_for(answer(request_), 10)
+
+    asyncio.run(run())
+
+
 def test_whole_answers_have_openai_form():
     tokens = ids(ANSWER)
     body = asyncio.run(service(Script((tokens, "stop"))).chat_response(chat(tools=[TOOL], logprobs=True)))

@@ -197,9 +197,10 @@ def test_errors_have_openai_form(http, fields, status, param, says, stream):
 
 
 def test_bad_json_and_unknown_paths(http):
-    response = http.post("/v1/chat/completions", content=b'{"model')
-    assert response.status_code == 400
-    assert response.json()["error"]["code"] == "invalid_json"
+    for body in (b'{"model', b"\xff", b"[" * 100_000):
+        response = http.post("/v1/chat/completions", content=body)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "invalid_json"
     assert http.get("/v1/chat/completions").json()["error"]["code"] == "not_found"
     assert http.get("/v2").status_code == 404
 
