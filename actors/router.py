@@ -69,7 +69,7 @@ class Router:
     @property
     def ready(self) -> bool:
         """Whether the engine takes requests."""
-        return self._loop is not None and self._loop.ready
+        return self._loop is not None and self._loop.ready and not self._loop.error
 
     @property
     def error(self) -> str:
@@ -213,3 +213,5 @@ class Router:
         else:
             self.golden = compare_scores(golden.scores, reference)
         self._loop.ready = True
+        if self._loop.error:  # a shard was lost after the golden prompt's last step
+            raise EngineError(self._loop.error)
