@@ -11,6 +11,7 @@ from typing import Any
 
 import zmq
 import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
 
 from ..actors.link import CLIENT_QUEUE, LinkKeys, Links
 from ..actors.request import Cancel, EngineStatus, Generate, Progress, ProgressBatch, StatusQuery
@@ -30,7 +31,8 @@ class EngineClient:
 
     Several clients may use one engine, and one client serves any number of tasks of one event loop. It connects at its
     first use. While it waits for anything it asks the router for a sign of life every quarter of `silence_s`; when none
-    comes for that long, all that is waited for ends with an error, so that nothing hangs on a dead engine.
+    comes for that long, or the connection is lost and with it what was on its way, all that is waited for ends with an
+    error: nothing hangs on a dead engine, and no answer goes on with a piece missing.
     """
 
     def __init__(self, address: str, keys: LinkKeys | None = None, silence_s: float = 4.0) -> None:
@@ -103,7 +105,8 @@ class EngineClient:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         self._give_up("the client was closed")
-        if self._links is not None:
+        if self._links is not None and self._socket is not None:
+            self._socket.disable_monitor()
             self._links.close(linger_ms=200)
             self._links = self._socket = None
 
@@ -120,28 +123,51 @@ class EngineClient:
             self._socket = zmq.asyncio.Socket.from_socket(plain)
             loop = asyncio.get_running_loop()
             self._heard = loop.time()
-            self._tasks = [loop.create_task(self._read(self._socket)), loop.create_task(self._watch())]
+            events = plain.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+            self._tasks = [
+                loop.create_task(self._read(self._socket)),
+                loop.create_task(self._watch_connection(plain, zmq.asyncio.Socket.from_socket(events))),
+                loop.create_task(self._watch()),
+            ]
         return self._socket
 
     async def _read(self, socket: zmq.asyncio.Socket) -> None:
-        """Hands every message to whom it belongs."""
-        loop = asyncio.get_running_loop()
         while True:
-            data = await socket.recv()
-            self._heard = loop.time()
-            try:
-                message = decode(data)
-            except WireError:
-                logger.exception("%s sent what is no message", self._address)
-                continue
-            if isinstance(message, ProgressBatch):
-                for progress in message.items:
-                    if (news := self._requests.get(progress.request)) is not None:
-                        news.put_nowait(progress)
-            elif isinstance(message, EngineStatus):
-                answer = self._queries.get(message.query)
-                if answer is not None and not answer.done():
-                    answer.set_result(message)
+            self._take(await socket.recv())
+
+    async def _watch_connection(self, plain: zmq.Socket, events: zmq.asyncio.Socket) -> None:
+        """Gives up when a connection that stood is lost; ZeroMQ makes a new one by itself."""
+        stood = False
+        while True:
+            event = parse_monitor_message(await events.recv_multipart())["event"]
+            if event == zmq.EVENT_DISCONNECTED and stood:
+                while plain.poll(0):  # what came before the end counts
+                    self._take(plain.recv())
+                self._give_up(f"the connection to the engine at {self._address} was lost")
+            stood = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+    def _take(self, data: bytes) -> None:
+        """Hands a message to whom it belongs."""
+        self._heard = asyncio.get_running_loop().time()
+        try:
+            message = decode(data)
+        except WireError:
+            logger.exception("%s sent what is no message", self._address)
+            return
+        if isinstance(message, ProgressBatch):
+            for progress in message.items:
+                self._tell(progress)
+        elif isinstance(message, EngineStatus):
+            answer = self._queries.get(message.query)
+            if answer is not None and not answer.done():
+                answer.set_result(message)
+
+    def _tell(self, progress: Progress) -> None:
+        news = self._requests.get(progress.request)
+        if news is not None:
+            news.put_nowait(progress)
+        elif not progress.finish:  # given up, and the router does not know or its Cancel was lost
+            self._send(Cancel(progress.request))
 
     async def _watch(self) -> None:
         """Asks for signs of life while something is waited for, and gives up when there are none."""
@@ -164,6 +190,7 @@ class EngineClient:
     def _give_up(self, error: str) -> None:
         for request, news in self._requests.items():
             news.put_nowait(Progress(request, (), (), (), "error", error))
+        self._requests.clear()
         for answer in self._queries.values():
             if not answer.done():
                 answer.set_exception(EngineUnreachable(error))

@@ -182,7 +182,7 @@ def kill_owner_while_running(owner: Any, checkpoint: Path) -> None:
             return found
 
     orphan = run(ask())
-    assert (orphan.finish, orphan.error) == ("error", f"the engine at {address} does not answer")
+    assert (orphan.finish, orphan.error) == ("error", f"the connection to the engine at {address} was lost")
     deadline = time.monotonic() + 20
     while not all(map(process_is_gone, shards)):
         assert time.monotonic() < deadline, "shards outlive their owner"
