@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 URLS = ("/v1/chat/completions", "/v1/completions")
 FIELDS = ("custom_id", "method", "url", "body")
+RESULT_BEGIN = b'{"id":"batch_req_'
+"""How every line of an output begins."""
 # Far above any prompt that fits a context; a "line" that is longer is some other file.
 LONGEST_LINE = 32 * 1024 * 1024
 

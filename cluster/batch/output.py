@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from .line import ResultHead, parse_result, read_lines
+from .line import RESULT_BEGIN, ResultHead, parse_result, read_lines
 
 
 class BatchFileError(Exception):
@@ -85,10 +85,19 @@ class BatchOutput:
             for line in read_lines(file):
                 position = file.tell()
                 if position == size and not self._ends_with_newline():
+                    self._check_torn(line.number, line.data)
                     os.ftruncate(self._descriptor, position - line.length)
                     self.cut_bytes = line.length
                     return
                 self._remember(line.number, self._parse(line.number, line.data))
+
+    def _check_torn(self, number: int, data: bytes) -> None:
+        """A file that begins with such a line may be anybody's; cutting it would lose it."""
+        known = self._done or self._reported_lines
+        if not known and data[: len(RESULT_BEGIN)] != RESULT_BEGIN[: len(data)]:
+            raise BatchFileError(
+                f"{self.path} line {number} is not a batch result; name a new file, or the output of this job"
+            )
 
     def _ends_with_newline(self) -> bool:
         with self.path.open("rb") as file:

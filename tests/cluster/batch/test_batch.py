@@ -209,6 +209,8 @@ def test_a_file_that_is_no_output_is_left_alone(tmp_path: Path) -> None:
         '{"custom_id": "a"}\n',
         "[1]\n",
         '{"id":1,"custom_id":1,"response":1,"error":1}\n',
+        "one line of notes",
+        '{"id":"mine","custom_id":"a"}',
     ]:
         (tmp_path / "out.jsonl").write_text(content)
         with pytest.raises(BatchFileError, match=r"out.jsonl line 1 is not a batch result"):
