@@ -19,6 +19,7 @@ from .job import run_on_ray
 from .stop_signals import Stopped
 
 if TYPE_CHECKING:
+    from ..actors.engine_config import EngineConfig
     from ..actors.stage_program import Stage
     from .config import FlyrayConfig
 
@@ -27,6 +28,7 @@ STOPPED = 130
 # How long a message between shards travels, for the plan: 112 KB over a Unix socket with ZeroMQ take 62 µs. Measured
 # stages cannot tell, since the receiving ones also wait for the slowest sender.
 LINK_US = 62.0
+SPARE_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ async def _record(config: FlyrayConfig, output: Path, settings: TraceSettings) -
     from .engine_session import engine_session
 
     async with engine_session(config.engine_config(), config.model_name) as session:
-        requests = [_request(session.service, number, settings) for number in range(settings.sequences)]
+        engine = session.engine
+        tokens = room(engine.config, engine.shape.kv_pages, engine.shape.context_length, settings)
+        requests = [_request(session.service, number, settings, tokens) for number in range(settings.sequences)]
         events = [asyncio.Event() for _ in requests]
         streams = [
             asyncio.ensure_future(_run(session.service, request, event))
@@ -117,10 +121,28 @@ class StageCosts:
         return LINK_US if kind.startswith("link.") else self._costs[kind]
 
 
-def _request(service: ChatService, number: int, settings: TraceSettings) -> CompletionRequest:
+def room(engine: EngineConfig, kv_pages: int, context_length: int, settings: TraceSettings) -> int:
+    """Most tokens that each sequence can decode while all of them run at once.
+
+    kv_pages: of a shard. Raises TraceError if that is not enough for the recorded steps.
+    """
+    if settings.sequences > engine.max_sequences:
+        raise TraceError(f"{settings.sequences} sequences: engine.max_sequences is {engine.max_sequences}")
+    on_a_shard = -(-settings.sequences // engine.shards)
+    tokens = min(kv_pages // on_a_shard * engine.page_size, context_length) - settings.prompt_tokens
+    # Sequences decode while later ones are prefilled and the order to record is on its way.
+    if tokens < settings.steps + settings.sequences + SPARE_STEPS:
+        raise TraceError(
+            f"{settings.steps} steps of {settings.sequences} sequences do not fit the KV cache of {kv_pages} pages a "
+            f"shard and the context of {context_length} tokens; record fewer, or raise engine.kv_memory"
+        )
+    return tokens
+
+
+def _request(service: ChatService, number: int, settings: TraceSettings, tokens: int) -> CompletionRequest:
     # Ids of ordinary text, another text for each sequence.
     prompt = [(31 * number + 7 * position) % 1000 + 100 for position in range(settings.prompt_tokens)]
-    return CompletionRequest(model=service.model_name, prompt=prompt, ignore_eos=True)
+    return CompletionRequest(model=service.model_name, prompt=prompt, ignore_eos=True, max_tokens=tokens)
 
 
 async def _run(service: ChatService, request: CompletionRequest, decoding: asyncio.Event) -> None:

@@ -6,10 +6,11 @@ import subprocess
 import pytest
 from server_process import FLYRAY
 
+from flyray.actors.engine_config import EngineConfig
 from flyray.actors.request import TracedStep
 from flyray.actors.stage_program import make_stage
 from flyray.actors.step_plan import StageTime
-from flyray.cluster.trace_command import LINK_US, StageCosts, TraceError
+from flyray.cluster.trace_command import LINK_US, StageCosts, TraceError, TraceSettings, room
 
 
 def test_costs_are_medians_and_waiting_does_not_count():
@@ -26,12 +27,22 @@ def test_costs_are_medians_and_waiting_does_not_count():
         StageCosts([])
 
 
+def test_sequences_are_as_long_as_fits_all_at_once():
+    engine = EngineConfig("model", shards=2, page_size=16, max_sequences=9)
+    assert room(engine, 100, 4096, TraceSettings(steps=16, sequences=8, prompt_tokens=64)) == 25 * 16 - 64
+    assert room(engine, 100, 200, TraceSettings(steps=16, sequences=8, prompt_tokens=64)) == 200 - 64
+    with pytest.raises(TraceError, match="do not fit the KV cache of 30 pages a shard"):
+        room(engine, 30, 4096, TraceSettings(steps=16, sequences=8, prompt_tokens=64))
+    with pytest.raises(TraceError, match=r"10 sequences: engine\.max_sequences is 9"):
+        room(engine, 1000, 4096, TraceSettings(sequences=10))
+
+
 def test_the_file_has_planned_and_measured_steps(tmp_path):
     output = tmp_path / "trace.json"
-    command = [FLYRAY, "trace", output, "--demo", "--steps", "4", "--sequences", "3"]
+    command = [FLYRAY, "trace", output, "--demo", "--steps", "4"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0, run.stderr
-    assert "4 steps of 3 sequences on 2 shards" in run.stdout
+    assert "4 steps of 8 sequences on 2 shards" in run.stdout
     events = json.loads(output.read_text())["traceEvents"]
     names = [event["args"]["name"] for event in events if event["name"] == "process_name"]
     assert [name.partition(",")[0] for name in names] == [
