@@ -8,6 +8,7 @@ from ..kernels.select import select_kernels
 from .checkpoint import Checkpoint
 from .engine_config import EngineConfig, expert_ranges
 from .model.config import ModelConfig
+from .model.fields import ConfigError
 from .model.kv_pages import KvPages
 from .precision import precision_plan
 from .scheduler_config import SchedulerConfig
@@ -33,7 +34,7 @@ class EngineShape:
         """Reads headers only. Raises CheckpointError, ConfigError, PrecisionError or ValueError, naming what is wrong:
         a tensor, a field, a precision, more shards than experts, a cache of no page, too long a context."""
         checkpoint = Checkpoint(config.model_path)
-        model = ModelConfig.from_dict(checkpoint.config)
+        model = _model_config(checkpoint)
         experts = expert_ranges(model.n_routed_experts, config.shards)
         kernels = select_kernels(config.backend, config.threads_per_shard)
         plan = precision_plan(model, checkpoint, config.precision, kernels)
@@ -65,6 +66,13 @@ class EngineShape:
             vocab_size=self.model.vocab_size,
             program=self.program.name,
         )
+
+
+def _model_config(checkpoint: Checkpoint) -> ModelConfig:
+    try:
+        return ModelConfig.from_dict(checkpoint.config)
+    except ConfigError as error:
+        raise ConfigError(f"{checkpoint.path / 'config.json'}: {error}") from None
 
 
 def _pages(config: EngineConfig, context_length: int, page_bytes: int) -> int:

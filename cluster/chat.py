@@ -247,6 +247,9 @@ class ChatService:
             raise RequestError(message, status=404, param="model", code="model_not_found")
 
     def _check_room(self, count: int) -> None:
+        if count > self.limits.max_waiting:
+            message = f"'prompt': {count} prompts in one request; at most {self.limits.max_waiting} may wait at once"
+            raise RequestError(message, param="prompt", code="invalid_request")
         if self._waiting + count > self.limits.max_waiting:
             message = f"{self._waiting} requests wait already, of at most {self.limits.max_waiting}; try again later"
             raise RequestError(message, status=429, code="queue_full", retry_after=1)

@@ -30,6 +30,7 @@ _USAGE_ERRORS = (
     "ConfigError",
     "EvalError",
     "PrecisionError",
+    "QuantizeError",
     "TaskError",
     "TextError",
     "TokenizerError",

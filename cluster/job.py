@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine, Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from .local_ray import LocalRay
+from .ray_address import connect
 from .stop_signals import Stopped, StopSignals
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ def job_ray(cpus: int, address: str = "local", keep_logs: bool = False) -> Itera
         import ray
 
         with StopSignals(nothing) as signals:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            connect(address)
             signals.arm()
             try:
                 yield nothing

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import FlyrayConfig
 from .local_ray import LocalRay
+from .ray_address import connect
 from .stop_signals import Stopped, StopSignals
 from .tokenizer import Tokenizer
 
@@ -107,6 +108,8 @@ class Server:
 
     def stop(self) -> None:
         """Ends the engine, the application, and the cluster if it is this server's own."""
+        # Where a signal went to Ray's processes too, Serve's threads complain of what is gone already.
+        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
         if self._engine is not None:
             self._stop_engine()
             self._engine = None
@@ -138,7 +141,7 @@ class Server:
             return
         import ray
 
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        connect(address)
         setting = "RAY_SERVE_ENABLE_HA_PROXY"
         read = ray.remote(num_cpus=0)(_cluster_setting)
         if ray.get(read.remote(setting)) != "1":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +19,8 @@ from .requests import ChatRequest, CompletionRequest, parse
 
 T = TypeVar("T")
 
+# Far above any prompt that fits a context, as text and as ids; parsing and encoding it holds up all other requests.
+LARGEST_BODY = 16 << 20
 # nginx's status for a client that closed the connection; nobody reads it but logs.
 CLIENT_CLOSED = 499
 
@@ -40,11 +42,11 @@ class HttpFront:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions"""
-        return await _answering(request, self._chat(request))
+        return await _answering(request, self._chat)
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions"""
-        return await _answering(request, self._completions(request))
+        return await _answering(request, self._completions)
 
     async def models(self) -> Response:
         """GET /v1/models"""
@@ -81,16 +83,16 @@ class HttpFront:
         }
         return JSONResponse(body, status_code=200 if status.ready else 503)
 
-    async def _chat(self, request: Request) -> Response:
-        chat = parse(await _json(request), ChatRequest)
+    async def _chat(self, request: Request, body: bytes) -> Response:
+        chat = parse(_json(body), ChatRequest)
         priority = _priority(request)
         service = self._engine.service()
         if not chat.stream:
             return JSONResponse(await service.chat_response(chat, priority))
         return await _event_stream(_chat_events(service, chat, priority))
 
-    async def _completions(self, request: Request) -> Response:
-        completion = parse(await _json(request), CompletionRequest)
+    async def _completions(self, request: Request, body: bytes) -> Response:
+        completion = parse(_json(body), CompletionRequest)
         priority = _priority(request)
         service = self._engine.service()
         if not completion.stream:
@@ -113,18 +115,35 @@ def _priority(request: Request) -> int:
     return int(value)
 
 
-async def _json(request: Request) -> Any:
+async def _body(request: Request) -> bytes:
+    """Raises RequestError for one too large, but after its end: before it many a client does not listen."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= LARGEST_BODY:
+            chunks.append(chunk)
+    if size > LARGEST_BODY:
+        message = f"the body has {size} bytes; at most {LARGEST_BODY} are taken"
+        raise RequestError(message, status=413, code="body_too_large")
+    return b"".join(chunks)
+
+
+def _json(body: bytes) -> Any:
     try:
-        return json.loads(await request.body())
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from None
 
 
-async def _answering(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:
+async def _answering(request: Request, handler: Callable[[Request, bytes], Coroutine[Any, Any, Response]]) -> Response:
     """Runs a handler; an error becomes its response, and a client that leaves ends the handler."""
     # The body is read before the watch begins: both take messages from the same channel.
-    await request.body()
-    work = asyncio.ensure_future(answer)
+    try:
+        body = await _body(request)
+    except RequestError as error:
+        return error_response(error)
+    work = asyncio.ensure_future(handler(request, body))
     watch = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)

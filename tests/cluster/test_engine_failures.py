@@ -209,6 +209,13 @@ def test_a_missing_tensor_is_named_before_anything_starts(tmp_path: Path, missin
         Engine(tiny_config(broken, shards=2))
 
 
+def test_a_missing_field_is_named_with_its_file(tmp_path: Path) -> None:
+    file = write_tiny(tmp_path / "broken") / "config.json"
+    file.write_text(file.read_text().replace('"kv_lora_rank"', '"kv_rank"'))
+    with pytest.raises(ValueError, match=r"broken/config\.json: \S*kv_lora_rank: missing; expected an integer"):
+        Engine(tiny_config(file.parent))
+
+
 def test_a_file_that_goes_while_the_engine_starts_is_named(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "going")
     engine = Engine(tiny_config(path, shards=2))

@@ -18,6 +18,7 @@ import pytest
 from server_process import FLYRAY, ServerProcess, assert_nothing_left, until
 
 from flyray.cluster.config import DEMO_MODEL
+from flyray.cluster.front.http import LARGEST_BODY
 from flyray.cluster.local_ray import free_ports
 from flyray.cluster.serve import ServeError, check_haproxy
 
@@ -205,6 +206,12 @@ def test_bad_json_and_unknown_paths(http):
     assert http.get("/v2").status_code == 404
 
 
+def test_a_body_that_is_too_large_is_refused_without_being_read(http):
+    response = chat(http, user="u" * LARGEST_BODY)
+    assert response.status_code == 413
+    assert f"at most {LARGEST_BODY} are taken" in response.json()["error"]["message"]
+
+
 def test_many_streams_at_once_are_the_same_as_alone(client):
     def ask(number: int) -> str:
         messages = [{"role": "user", "content": f"What is {number} + 377?"}]
@@ -335,6 +342,19 @@ def test_an_engine_that_cannot_start_says_why_and_leaves_nothing(tmp_path):
         assert list(server.folder.iterdir()) == []
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("command", [["serve"], ["batch", "in.jsonl", "out.jsonl", "--config"]])
+def test_a_ray_cluster_that_is_not_there_is_refused_at_once(tmp_path, command):
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    (tmp_path / "flyray.yaml").write_text(
+        f"model: {{path: {DEMO_MODEL}}}\nserve: {{port: {free_ports(1)[0]}}}\nray: {{address: '{address}'}}\n"
+    )
+    (tmp_path / "in.jsonl").touch()
+    arguments = [FLYRAY, *command, "flyray.yaml"]
+    run = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert f"flyray: ray.address: nothing answers at {address} " in run.stderr
 
 
 def test_a_model_without_tokenizer_is_refused_before_anything_starts(tmp_path):
