@@ -13,7 +13,8 @@ from torch import Tensor
 from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.tensors import TensorSpec, shard_tensors
 
-TINY: dict[str, Any] = {
+# A text_config of the architecture without a quantization, large enough for every format's groups.
+ARCHITECTURE: dict[str, Any] = {
     "model_type": "kimi_k2",
     "vocab_size": 256,
     "hidden_size": 64,
@@ -48,6 +49,10 @@ TINY: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
+}
+
+TINY: dict[str, Any] = {
+    **ARCHITECTURE,
     "quantization_config": {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",

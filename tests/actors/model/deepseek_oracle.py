@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tiny_checkpoint import ARCHITECTURE
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
@@ -39,42 +40,7 @@ NATIVE = {
 
 def small_text(**changes: Any) -> dict[str, Any]:
     """A text_config small enough for seconds of test, large enough for every format's groups."""
-    return {
-        "model_type": "kimi_k2",
-        "vocab_size": 97,
-        "hidden_size": 64,
-        "num_hidden_layers": 3,
-        "first_k_dense_replace": 1,
-        "intermediate_size": 96,
-        "moe_intermediate_size": 64,
-        "n_routed_experts": 8,
-        "n_shared_experts": 1,
-        "num_experts_per_tok": 3,
-        "n_group": 1,
-        "topk_group": 1,
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
-        "norm_topk_prob": True,
-        "routed_scaling_factor": 2.5,
-        "moe_layer_freq": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "q_lora_rank": 48,
-        "kv_lora_rank": 32,
-        "qk_nope_head_dim": 24,
-        "qk_rope_head_dim": 16,
-        "v_head_dim": 20,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 50000.0,
-        "rope_scaling": None,
-        "max_position_embeddings": 128,
-        "attention_bias": False,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    } | changes
+    return {**ARCHITECTURE, "vocab_size": 97, "max_position_embeddings": 128, **changes}
 
 
 def random_model(text: dict[str, Any], seed: int) -> DeepseekV3ForCausalLM:

@@ -13,6 +13,7 @@ from quantized import ALL, Made
 from source_checkpoints import NATIVE_QUANTIZATION, OTHER_FILES, expert_matrices
 
 from flyray.actors.checkpoint import Checkpoint
+from flyray.cluster.config import DEMO_MODEL
 from flyray.cluster.figures import read_figures
 from flyray.cluster.quantize.command import quantize, run
 from flyray.cluster.quantize.matrix import dequantize
@@ -20,7 +21,6 @@ from flyray.cluster.quantize.matrix import dequantize
 QUARK_SCHEMES = {"w8a8-fp8": "ptpc_fp8", "w4a8-channel": "int4_fp8"}
 # Relative Frobenius errors of Gaussian weights at K = 64 and 128, with room for the law of few columns.
 BOUNDS = {"w4a8": 0.02, "w8a8": 0.008, "w8a8-fp8": 0.03, "w4a8-channel": 0.13}
-DEMO = Path(__file__).parents[3] / "cluster" / "demo" / "kimi-k2.5-nano"
 
 
 def parts(checkpoint: Checkpoint, matrix: str) -> dict[str, torch.Tensor]:
@@ -180,9 +180,8 @@ def test_rounding_bf16_to_int4_is_what_w4a8_costs_there(from_bf16: Made, from_na
     assert from_bf16.reports["w4a8"].weight_error < 0.12
 
 
-@pytest.mark.skipif(not DEMO.is_dir(), reason="the demo model is not in this checkout")
 def test_the_demo_model_folds_within_two_percent(local_ray: None, tmp_path: Path) -> None:
-    report = quantize(DEMO, tmp_path / "out", "w4a8", progress=False)
+    report = quantize(DEMO_MODEL, tmp_path / "out", "w4a8", progress=False)
     assert report.weight_error < 0.02
     assert report.worst[0].relative < 0.03
     assert report.bytes_after < report.bytes_before
