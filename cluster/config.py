@@ -14,12 +14,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from ..actors.engine_config import EngineConfig
 from .fields import first_error
+from .yaml_file import YamlError, read_yaml
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "kimi-k2.5-nano"
 
@@ -141,13 +141,9 @@ def load_config(path: str | Path) -> FlyrayConfig:
     """Reads and checks a file. Raises ConfigError."""
     file = Path(path)
     try:
-        data = yaml.load(file.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot read the configuration ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not YAML: {_one_line(error)}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{file}: expected keys such as 'model:' and 'serve:' at the top")
+        data = read_yaml(file, "configuration", "'model:' and 'serve:'")
+    except YamlError as error:
+        raise ConfigError(str(error)) from error
     try:
         config = FlyrayConfig.model_validate(data)
     except ValidationError as error:
@@ -170,20 +166,3 @@ def demo_config(port: int = 8000, precision: str = "w4a8", shards: int = 2) -> F
         engine=EngineSection(shards=shards, threads_per_shard=1, kv_memory=64 << 20, max_sequences=32),
         serve=ServeSection(port=port, default_max_tokens=1024),
     )
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            name = self.construct_object(key)
-            if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -82,6 +82,20 @@ class Bf16Matrix:
 ExpertMatrix = Int4Matrix | Int8Matrix | Fp8Matrix | Bf16Matrix
 
 
+@dataclass(frozen=True)
+class Int8Weight:
+    """The weight of one linear in 8 bits: values [N, K] int8, scale [N] float32; weight = values * scale.
+
+    Its activations are quantized per row to INT8, as `Kernels.quantize` does, and summed as integers.
+    """
+
+    values: Tensor
+    scale: Tensor
+
+
+LinearWeight = Tensor | Int8Weight
+
+
 def activation_format(matrix: ExpertMatrix) -> ActivationFormat:
     """The activation format that a matrix multiplies."""
     if isinstance(matrix, Int4Matrix | Int8Matrix):
@@ -154,8 +168,11 @@ class Kernels(Protocol):
         """x [T, D] float, weight [D] bf16 or float -> [T, D] float; mean of squares in float32."""
         ...
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x [T, K] float, weight [N, K] bf16 or float32 -> x @ weight.T, [T, N] float, summed in float32."""
+    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+        """x [T, K] float, weight [N, K] bf16, float32 or Int8Weight -> x @ weight.T, [T, N] float.
+
+        Summed in float32; with an Int8Weight x is quantized to INT8 per row first, the sum is an exact integer, and
+        the result is float32(sum) * (x's row scale * the weight's row scale)."""
         ...
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
