@@ -51,7 +51,7 @@ def quark_quantize(
     config is the source's config.json. Returns the tensors of each matrix by name and part, and the
     quantization_config that Quark writes for them.
     """
-    quantizer = _quantizer(format)
+    quantizer = quark_quantizer(format)
     with tempfile.TemporaryDirectory(prefix="flyray-quark-") as folder:
         source, target = Path(folder, "source"), Path(folder, "target")
         source.mkdir()
@@ -81,7 +81,7 @@ def _staged_tensors(prefix: str, matrices: Sequence[MatrixPlan]) -> dict[str, Te
     return staged
 
 
-def _quantizer(format: str) -> Any:
+def quark_quantizer(format: str) -> Any:
     quark = import_quark()
     config = importlib.import_module("quark.torch.quantization.config.config")
     scheme = SCHEMES[format]
