@@ -34,6 +34,8 @@ def check_shapes(model: ModelConfig, page_size: int) -> CheckShapes:
 
 def matrix_kinds(weights: ShardWeights) -> tuple[type[ExpertMatrix], ...]:
     """The kinds of expert matrices that a shard holds, in the order of their names."""
-    experts = [layer.mlp.experts for layer in weights.layers if isinstance(layer.mlp, MoeWeights)]
-    kinds = {type(matrix) for held in experts for matrix in (held.gate_up, held.down)}
+    blocks = [
+        block for layer in weights.layers if isinstance(layer.mlp, MoeWeights) for block in layer.mlp.experts.blocks
+    ]
+    kinds = {type(matrix) for block in blocks for matrix in (block.gate_up, block.down)}
     return tuple(sorted(kinds, key=lambda kind: kind.__name__))

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..kernels.protocol import ExpertMatrix, ExpertWeights, Kernels
 from .checkpoint import Checkpoint
 from .model.config import ModelConfig
+from .model.expert_blocks import ExpertBlocks
 from .model.expert_matrix import allocate_matrix, fill_matrix, read_matrix
 from .model.layer_weights import AttentionWeights, LayerWeights, MlpWeights, MoeWeights, ShardWeights
 from .model.tensors import check_tensors, expert_shapes, shard_tensors
@@ -122,7 +123,7 @@ class _Loading:
             experts=self._routed(f"{at}.experts"),
         )
 
-    def _routed(self, at: str) -> ExpertWeights:
+    def _routed(self, at: str) -> ExpertBlocks:
         shapes, count = expert_shapes(self._config), len(self._experts)
         inner, hidden = shapes["gate_proj"]
         gate_up = allocate_matrix(self._memory, count, 2 * inner, hidden, self._device)
@@ -131,7 +132,8 @@ class _Loading:
             self._matrix(gate_up, local, 0, f"{at}.{expert}.gate_proj")
             self._matrix(gate_up, local, inner, f"{at}.{expert}.up_proj")
             self._matrix(down, local, 0, f"{at}.{expert}.down_proj")
-        return ExpertWeights(self._experts.start, gate_up, down)
+        held = ExpertWeights(self._experts.start, gate_up, down)
+        return ExpertBlocks.of(self._experts.start, [(range(count), held)], self._device)
 
     def _matrix(self, target: ExpertMatrix, local: int, row: int, name: str) -> None:
         fill_matrix(target, local, row, read_matrix(self._checkpoint, name, self._disk, self._memory))

@@ -1,6 +1,7 @@
 """The weights one shard holds, in the shapes the stages multiply. Built by `actors.weights`.
 
-bf16 or float32 as on disk, unless said otherwise. D, H, E, K, L, R, V as in `kernels.protocol`; I is the MLP's size.
+A `LinearWeight` is as on disk: bf16, float32, or in 8 bits; a `Tensor` is bf16 or float32 as on disk, unless said
+otherwise. D, H, E, K, L, R, V as in `kernels.protocol`; I is the MLP's size.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...kernels.protocol import ExpertWeights
+from ...kernels.protocol import LinearWeight
+from .expert_blocks import ExpertBlocks
 
 
 @dataclass(frozen=True)
@@ -22,22 +24,22 @@ class AttentionWeights:
     """
 
     input_norm: Tensor
-    q_a: Tensor | None
+    q_a: LinearWeight | None
     q_norm: Tensor | None
-    q_b: Tensor
-    kv_a: Tensor
+    q_b: LinearWeight
+    kv_a: LinearWeight
     kv_norm: Tensor
     w_uk: Tensor
     w_uv: Tensor
-    output: Tensor
+    output: LinearWeight
 
 
 @dataclass(frozen=True)
 class MlpWeights:
     """A gated MLP. gate_up: [2 * I, D], the gate's rows first. down: [D, I]."""
 
-    gate_up: Tensor
-    down: Tensor
+    gate_up: LinearWeight
+    down: LinearWeight
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class MoeWeights:
     gate: Tensor
     gate_bias: Tensor
     shared: MlpWeights
-    experts: ExpertWeights
+    experts: ExpertBlocks
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.protocol import Activations, Kernels, PagedBatch, activation_format
+from ...kernels.protocol import Activations, Kernels, PagedBatch
 from .config import LATENT_NORM_EPS, ModelConfig
 from .kv_pages import KvPages
 from .layer_weights import AttentionWeights, MlpWeights, MoeWeights, ShardWeights
@@ -77,7 +77,7 @@ class ModelStages:
         weights = self._moe(layer)
         normed = self._post_norm(layer, hidden)
         ids, values = self._kernels.gate(normed, weights.gate, weights.gate_bias, self._gate)
-        activations = self._kernels.quantize(normed, activation_format(weights.experts.gate_up))
+        activations = self._kernels.quantize(normed, weights.experts.activations)
         return Routing(normed, ids, values, activations)
 
     def shared(self, layer: int, normed: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class ModelStages:
     def experts(self, layer: int, activations: Activations, pair_token: Tensor, pair_expert: Tensor) -> Tensor:
         """This shard's routed experts: pair_token [P] int32 rows of `activations`, pair_expert [P] int32 local expert
         numbers -> [P, D] float32, not yet weighted."""
-        return self._kernels.experts(activations, pair_token, pair_expert, self._moe(layer).experts)
+        return self._moe(layer).experts.run(self._kernels, activations, pair_token, pair_expert)
 
     def combine(self, layer: int, hidden: Tensor, slots: Tensor, weights: Tensor, shared: Tensor) -> Tensor:
         """Residual plus routed experts (slots [T, K, D] float32 by weights [T, K]) plus shared [T, D]."""

@@ -101,12 +101,13 @@ def test_formats_in_memory(
 ) -> None:
     """error None: what is on disk is what is loaded. Otherwise the relative error against the dequantized source."""
     weights = moe(load(checkpoint_of(tmp_path, published_tensors(model, WRITERS[disk]), disk), precision))
-    assert type(weights.experts.gate_up) is type(weights.experts.down) is kind
+    (block,) = weights.experts.blocks
+    assert type(block.gate_up) is type(block.down) is kind
     source = model.model.layers[1].mlp.experts
     for expert in (0, 5):
         for matrix, raw in (
-            (weights.experts.gate_up, source.gate_up_proj[expert]),
-            (weights.experts.down, source.down_proj[expert]),
+            (block.gate_up, source.gate_up_proj[expert]),
+            (block.down, source.down_proj[expert]),
         ):
             found = dense(matrix, expert)
             stored = on_disk(disk, raw.detach())
@@ -149,7 +150,9 @@ def channel(weight: Tensor) -> Tensor:
 def test_w4a8_from_native_and_from_disk_are_the_same(model: Any, tmp_path: Path) -> None:
     folded = load(checkpoint_of(tmp_path / "a", published_tensors(model, write_native), "w4a16"), "w4a8")
     stored = load(checkpoint_of(tmp_path / "b", published_tensors(model, write_w4a8), "w4a8"))
-    for left, right in zip(parts(moe(folded).experts.gate_up), parts(moe(stored).experts.gate_up), strict=True):
+    for left, right in zip(
+        parts(moe(folded).experts.blocks[0].gate_up), parts(moe(stored).experts.blocks[0].gate_up), strict=True
+    ):
         assert torch.equal(left, right)
 
 
@@ -172,8 +175,8 @@ def test_a_shard_reads_its_own_bytes(disk: str, shards: int, model: Any, tmp_pat
         assert seen == sorted(seen)
         assert shard.experts == range(begin, end)
         for layer in (1, 2):
-            mine, all_experts = moe(shard, layer).experts, moe(whole, layer).experts
-            assert mine.first_expert == begin
+            assert moe(shard, layer).experts.first_expert == begin
+            (mine,), (all_experts,) = moe(shard, layer).experts.blocks, moe(whole, layer).experts.blocks
             for part, full in zip(
                 parts(mine.gate_up) + parts(mine.down),
                 parts(all_experts.gate_up) + parts(all_experts.down),
@@ -280,7 +283,7 @@ def test_absorbed_projections(model: Any, tmp_path: Path) -> None:
 
 def test_dequantized_memory_is_the_format_modules(model: Any, tmp_path: Path) -> None:
     tensors = published_tensors(model, write_native)
-    gate_up = moe(load(checkpoint_of(tmp_path, tensors, "w4a16"))).experts.gate_up
+    gate_up = moe(load(checkpoint_of(tmp_path, tensors, "w4a16"))).experts.blocks[0].gate_up
     assert isinstance(gate_up, Bf16Matrix)
     expected = dequantize_native(tensors[f"{GATE}.weight_packed"], tensors[f"{GATE}.weight_scale"])
     assert torch.equal(gate_up.values[5, :64], expected)

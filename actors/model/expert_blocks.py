@@ -1,0 +1,83 @@
+"""The routed experts of one layer that a shard holds, in blocks of one kind of matrix each.
+
+The kernels run experts of one kind at a time. A layer whose experts are in several formats has a block for each kind;
+which block runs a pair does not change a bit of its result, for a row depends on nothing beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels.protocol import ActivationFormat, Activations, ExpertWeights, Kernels, activation_format
+
+
+@dataclass(frozen=True)
+class ExpertBlocks:
+    """E experts, by local numbers: local expert e is the layer's `first_expert + e`.
+
+    blocks: at least one; all multiply one activation format. block: [E] int64, the block that holds each expert.
+    place: [E] int32, its number there; ascending with the expert, so that in a single block it is the expert's own.
+    """
+
+    first_expert: int
+    blocks: tuple[ExpertWeights, ...]
+    block: Tensor
+    place: Tensor
+
+    @staticmethod
+    def of(
+        first_expert: int, blocks: Sequence[tuple[Sequence[int], ExpertWeights]], device: torch.device
+    ) -> ExpertBlocks:
+        """blocks: local experts, ascending, and their weights in that order; together 0..E-1, each once."""
+        members = [list(experts) for experts, _ in blocks]
+        count = sum(map(len, members))
+        if sorted(expert for experts in members for expert in experts) != list(range(count)):
+            raise ValueError(f"blocks of experts {members} do not hold each of {count} experts once")
+        block = torch.empty(count, dtype=torch.int64)
+        place = torch.empty(count, dtype=torch.int32)
+        for number, experts in enumerate(members):
+            if experts != sorted(experts):
+                raise ValueError(f"a block's experts must be in ascending order, are {experts}")
+            block[experts] = number
+            place[experts] = torch.arange(len(experts), dtype=torch.int32)
+        return ExpertBlocks(first_expert, tuple(each for _, each in blocks), block.to(device), place.to(device))
+
+    def __len__(self) -> int:
+        return len(self.block)
+
+    @property
+    def activations(self) -> ActivationFormat:
+        """What the experts multiply."""
+        return activation_format(self.blocks[0].gate_up)
+
+    def find(self, expert: int) -> tuple[ExpertWeights, int]:
+        """Local expert -> the block that holds it, and its number there."""
+        return self.blocks[int(self.block[expert])], int(self.place[expert])
+
+    def run(self, kernels: Kernels, activations: Activations, pair_token: Tensor, pair_expert: Tensor) -> Tensor:
+        """`Kernels.experts` over all blocks: pair_token [P] int32, pair_expert [P] int32 local -> [P, D] float32."""
+        if len(self.blocks) == 1:
+            return kernels.experts(activations, pair_token, pair_expert, self.blocks[0])
+        block, place = self.block[pair_expert], self.place[pair_expert]
+        hidden = activations.values.shape[1]
+        outputs = torch.empty((len(pair_expert), hidden), dtype=torch.float32, device=pair_expert.device)
+        for number, weights in enumerate(self.blocks):
+            pairs = (block == number).nonzero()[:, 0]
+            if len(pairs):
+                outputs[pairs] = kernels.experts(activations, pair_token[pairs], place[pairs], weights)
+        return outputs
+
+    def replaced(self, experts: Sequence[int], weights: ExpertWeights) -> ExpertBlocks:
+        """With these local experts, ascending, taken from `weights`; blocks that hold nothing any more are left out."""
+        if list(experts) != sorted(set(experts)):
+            raise ValueError(f"experts must be in ascending order, each once, are {list(experts)}")
+        block, place = self.block.clone(), self.place.clone()
+        block[list(experts)] = len(self.blocks)
+        place[list(experts)] = torch.arange(len(experts), dtype=place.dtype, device=place.device)
+        used, block = block.unique(return_inverse=True)
+        every = (*self.blocks, weights)
+        return ExpertBlocks(self.first_expert, tuple(every[number] for number in used.tolist()), block, place)
