@@ -16,11 +16,14 @@ from .protocol import (
     GateConfig,
     Int4Matrix,
     Int8Matrix,
+    Int8Weight,
     PagedBatch,
     activation_format,
 )
 
 INT4_GROUP = 32
+MAX_INT8_INNER = (2**31 - 1) // (127 * 128)
+"""The largest K whose sum of INT8 products is sure to fit an int32."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,19 @@ class ArgumentChecks:
         outputs = self._shape(op, "weight", weight, 2)[0]
         self._require(op, "x", x, self._float, (tokens, inner))
         self._require(op, "weight", weight, self._weight, (outputs, inner))
+        return tokens, inner, outputs
+
+    def linear_int8(self, x: Tensor, weight: Int8Weight) -> tuple[int, int, int]:
+        """T, K and N."""
+        tokens, inner = self._shape("linear", "x", x, 2)
+        outputs = self._shape("linear", "weight.values", weight.values, 2)[0]
+        self._require("linear", "x", x, self._float, (tokens, inner))
+        self._require("linear", "weight.values", weight.values, (torch.int8,), (outputs, inner))
+        self._require("linear", "weight.scale", weight.scale, (torch.float32,), (outputs,))
+        if inner > MAX_INT8_INNER:
+            raise ValueError(
+                f"linear: weight.values has K = {inner}; sums of more than {MAX_INT8_INNER} overflow int32"
+            )
         return tokens, inner, outputs
 
     def head_linear(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:

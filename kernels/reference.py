@@ -20,6 +20,8 @@ from .protocol import (
     GateConfig,
     Int4Matrix,
     Int8Matrix,
+    Int8Weight,
+    LinearWeight,
     PagedBatch,
     SamplingRow,
 )
@@ -49,7 +51,12 @@ class ReferenceKernels:
         inverse = torch.ones_like(mean) / root
         return x * inverse[:, None] * weight.to(torch.float32)
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+        if isinstance(weight, Int8Weight):
+            self._check.linear_int8(x, weight)
+            rows = self.quantize(x, ActivationFormat.INT8)
+            assert rows.scale is not None
+            return _integer_sums(rows, weight.values) * (rows.scale[:, None] * weight.scale[None, :])
         self._check.linear("linear", x, weight)
         return ordered_linear(x, weight)
 
@@ -174,11 +181,15 @@ def _attend(q: Tensor, keys: Tensor, scale: float, rank: int) -> Tensor:
 def _multiply(x: Activations, matrix: ExpertMatrix, expert: int) -> Tensor:
     """x [P, K] times the transpose of one expert's matrix -> [P, N] float32."""
     if isinstance(matrix, Int4Matrix | Int8Matrix):
-        # float64 holds every sum of INT8 products exactly, so its matrix product is an integer one.
-        sums = x.values.to(torch.float64) @ _integers(matrix, expert).to(torch.float64).T
-        return _scaled(sums.to(torch.float32), x, matrix.scale[expert])
+        return _scaled(_integer_sums(x, _integers(matrix, expert)), x, matrix.scale[expert])
     sums = ordered_linear(x.values.to(torch.float32), matrix.values[expert].to(torch.float32))
     return _scaled(sums, x, matrix.scale[expert]) if isinstance(matrix, Fp8Matrix) else sums
+
+
+def _integer_sums(x: Activations, values: Tensor) -> Tensor:
+    """x int8 [T, K] times the transpose of values int8 [N, K] -> the sums [T, N], rounded once to float32."""
+    # float64 holds every sum of INT8 products exactly, so its matrix product is an integer one.
+    return (x.values.to(torch.float64) @ values.to(torch.float64).T).to(torch.float32)
 
 
 def _scaled(sums: Tensor, x: Activations, weight_scale: Tensor) -> Tensor:

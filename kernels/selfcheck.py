@@ -22,6 +22,7 @@ from .protocol import (
     GateConfig,
     Int4Matrix,
     Int8Matrix,
+    Int8Weight,
     Kernels,
     PagedBatch,
     SamplingRow,
@@ -130,6 +131,13 @@ class _Check:
         for dtype in (torch.bfloat16, torch.float32):
             weight = self._floats(_COLUMNS, shapes.hidden).to(dtype)
             self._both("linear", lambda k, t, w=weight: k.linear(t(x), t(w, exact=True)))
+        values = torch.randint(-127, 128, (_COLUMNS, shapes.hidden), generator=self._generator, dtype=torch.int8)
+        scale = (torch.rand(_COLUMNS, generator=self._generator) + 0.5) / 64
+        self._both(
+            "linear[Int8Weight]",
+            lambda k, t: k.linear(t(x), Int8Weight(t(values), t(scale, exact=True))),
+            exact=self._kernels.activation_dtype is torch.float32,
+        )
         queries = self._floats(_TOKENS, shapes.heads, shapes.qk_nope_head_dim)
         up_key = self._floats(shapes.heads, shapes.kv_lora_rank, shapes.qk_nope_head_dim)
         self._both("head_linear", lambda k, t: k.head_linear(t(queries), t(up_key)))

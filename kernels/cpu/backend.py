@@ -24,6 +24,8 @@ from ..protocol import (
     GateConfig,
     Int4Matrix,
     Int8Matrix,
+    Int8Weight,
+    LinearWeight,
     PagedBatch,
     SamplingRow,
 )
@@ -73,7 +75,16 @@ class CpuKernels:
         )
         return out
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+        if isinstance(weight, Int8Weight):
+            tokens, inner, outputs = self._check.linear_int8(x, weight)
+            out = _empty(tokens, outputs)
+            self._run(
+                self._library.flyray_linear_int8,
+                x.data_ptr(), weight.values.data_ptr(), weight.scale.data_ptr(), out.data_ptr(),
+                tokens, inner, outputs,
+            )  # fmt: skip
+            return out
         tokens, inner, outputs = self._check.linear("linear", x, weight)
         out = _empty(tokens, outputs)
         self._run(

@@ -148,7 +148,7 @@ const float* const kFp8Values = kFp8Table.values;
 
 using namespace flyray;
 
-EXPORT int flyray_abi_version() { return 2; }
+EXPORT int flyray_abi_version() { return 3; }
 
 EXPORT const char* flyray_error() { return error_text; }
 
@@ -181,6 +181,11 @@ EXPORT int flyray_linear(void* library, const float* x, const void* weight, int 
                          int64_t heads, int64_t inner, int64_t outputs) {
   return call(library, &Operations::linear,
               Linear{x, weight, static_cast<WeightType>(type), out, tokens, heads, inner, outputs});
+}
+
+EXPORT int flyray_linear_int8(void* library, const float* x, const int8_t* values, const float* scale, float* out,
+                              int64_t tokens, int64_t inner, int64_t outputs) {
+  return call(library, &Operations::linear_int8, LinearInt8{x, values, scale, out, tokens, inner, outputs});
 }
 
 EXPORT int flyray_rope(void* library, const float* x, const int64_t* positions, const float* cos, const float* sin,

@@ -7,13 +7,14 @@ from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 _LIBRARY = "libflyray_cpu"
 
 _P, _N = c_void_p, c_int64
 _SIGNATURES: dict[str, list[type]] = {
     "flyray_rms_norm": [_P, _P, _P, c_int, _P, _N, _N, c_float],
     "flyray_linear": [_P, _P, _P, c_int, _P, _N, _N, _N, _N],
+    "flyray_linear_int8": [_P, _P, _P, _P, _P, _N, _N, _N],
     "flyray_rope": [_P, _P, _P, _P, _P, _P, _N, _N, _N, _N],
     "flyray_write_kv": [_P, _P, _P, _P, _N, _N, _N, _N],
     "flyray_attention": [_P] * 8 + [_N] * 8 + [c_float],

@@ -31,6 +31,15 @@ struct Linear {
   int64_t tokens, heads, inner, outputs;
 };
 
+// x is quantized to int8 per row; out = float(integer sum) * (row scale of x * row scale of the weight).
+struct LinearInt8 {
+  const float* x;
+  const int8_t* values;
+  const float* scale;
+  float* out;
+  int64_t tokens, inner, outputs;
+};
+
 struct RmsNorm {
   const float* x;
   const void* weight;
@@ -119,6 +128,7 @@ struct Operations {
   const char* name;
   void (*rms_norm)(Pool&, const RmsNorm&);
   void (*linear)(Pool&, const Linear&);
+  void (*linear_int8)(Pool&, const LinearInt8&);
   void (*rope)(Pool&, const Rope&);
   void (*attention)(Pool&, const Attention&);
   void (*gate)(Pool&, const Gate&);

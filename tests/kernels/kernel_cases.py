@@ -12,6 +12,7 @@ from flyray.kernels.protocol import (
     Fp8Matrix,
     Int4Matrix,
     Int8Matrix,
+    Int8Weight,
     PagedBatch,
 )
 from flyray.kernels.selfcheck import random_matrix
@@ -27,6 +28,13 @@ def expert_weights(kind: type[ExpertMatrix], experts: int, hidden: int, inner: i
     generator = torch.Generator().manual_seed(seed)
     gate_up = random_matrix(kind, experts, 2 * inner, hidden, generator)
     return ExpertWeights(0, gate_up, random_matrix(kind, experts, hidden, inner, generator))
+
+
+def int8_weight(outputs: int, inner: int, seed: int = 0) -> Int8Weight:
+    """Values over all of int8, -128 too, and scales of several magnitudes."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(-128, 128, (outputs, inner), generator=generator, dtype=torch.int8)
+    return Int8Weight(values, 10 ** (torch.rand(outputs, generator=generator) * 6 - 6))
 
 
 def pairs(tokens: int, experts: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:

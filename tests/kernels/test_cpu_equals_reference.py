@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import MATRIX_KINDS, expert_weights, normal, paged, pairs
+from kernel_cases import MATRIX_KINDS, expert_weights, int8_weight, normal, paged, pairs
 
 from flyray.kernels.cpu.backend import CpuKernels
 from flyray.kernels.protocol import ActivationFormat, ExpertMatrix, GateConfig, Int4Matrix, activation_format
@@ -26,6 +26,17 @@ def test_linear(
 ) -> None:
     x, weight = normal(seed, tokens, inner), normal(seed + 1, outputs, inner)
     weight = weight.bfloat16() if bfloat else weight
+    assert torch.equal(cpu.linear(x, weight), reference.linear(x, weight))
+
+
+@SOME
+@given(st.integers(0, 80), st.integers(1, 300), st.integers(1, 80), st.integers(0, 99))
+def test_linear_int8(
+    cpu: CpuKernels, reference: ReferenceKernels, tokens: int, inner: int, outputs: int, seed: int
+) -> None:
+    x, weight = normal(seed, tokens, inner), int8_weight(outputs, inner, seed)
+    x[::3] *= 1e-20
+    x[1::7] = 0.0
     assert torch.equal(cpu.linear(x, weight), reference.linear(x, weight))
 
 

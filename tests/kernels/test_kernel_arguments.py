@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_cases import expert_weights, normal, paged, pairs
+from kernel_cases import expert_weights, int8_weight, normal, paged, pairs
 from torch import Tensor
 
 from flyray.kernels.protocol import (
@@ -23,6 +23,7 @@ from flyray.kernels.protocol import (
 )
 
 X, W = normal(1, 3, 8), normal(2, 5, 8)
+W8 = int8_weight(5, 8)
 HEADS = normal(3, 3, 2, 8)
 TABLE = normal(4, 10, 4)
 POSITIONS = torch.tensor([0, 9, 3])
@@ -65,6 +66,12 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
     "linear width": ("linear: weight is float32 \\[5, 7\\]", lambda k: k.linear(X, W[:, :7].contiguous())),
     "linear dtype": ("linear: weight is float16", lambda k: k.linear(X, W.half())),
     "linear stride": ("linear: x .*not contiguous", lambda k: k.linear(normal(1, 8, 3).T, W)),
+    "int8 width": ("linear: weight.values is int8 \\[5, 9\\]", lambda k: k.linear(X, int8_weight(5, 9))),
+    "int8 dtype": ("linear: weight.values is uint8", lambda k: k.linear(X, replace(W8, values=W8.values.byte()))),
+    "int8 scale": ("linear: weight.scale is float32 \\[4\\]", lambda k: k.linear(X, replace(W8, scale=W8.scale[:4]))),
+    "int8 scale dtype": ("weight.scale is float64", lambda k: k.linear(X, replace(W8, scale=W8.scale.double()))),
+    "int8 x": ("linear: x is bfloat16", lambda k: k.linear(X.bfloat16(), W8)),
+    "int8 overflow": ("K = 132105; .* overflow", lambda k: k.linear(normal(1, 1, 132105), int8_weight(1, 132105))),
     "heads": ("head_linear: weight is", lambda k: k.head_linear(HEADS, normal(1, 3, 4, 8))),
     "rope odd": ("rope: x has 7", lambda k: k.rope(HEADS[..., :7].contiguous(), POSITIONS, TABLE, TABLE)),
     "rope positions": ("rope: positions is int32", lambda k: k.rope(HEADS, POSITIONS.int(), TABLE, TABLE)),
@@ -110,6 +117,7 @@ def test_refuses_with_the_argument_named(kernels: Kernels, name: str) -> None:
 def test_no_rows_are_fine(kernels: Kernels) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     assert kernels.linear(X[:0], W).shape == (0, 5)
+    assert kernels.linear(X[:0], W8).shape == (0, 5)
     assert kernels.rms_norm(X[:0], X[0], 1e-6).shape == (0, 8)
     assert kernels.rope(HEADS[:0], none, TABLE, TABLE).shape == (0, 2, 8)
     assert kernels.silu_mul(X[:0]).shape == (0, 4)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import MATRIX_KINDS, expert_weights, normal, pairs
+from kernel_cases import MATRIX_KINDS, expert_weights, int8_weight, normal, pairs
 from torch import Tensor
 
 from flyray.kernels.protocol import (
@@ -38,6 +39,26 @@ def test_linear(kernels: Kernels, tokens: int, inner: int, outputs: int, bfloat:
     bound = 1e-6 * (x.abs().double() @ weight.abs().double().T)
     error = (kernels.linear(x, weight).double() - x.double() @ weight.double().T).abs()
     assert bool((error <= bound).all())
+
+
+@FEW
+@given(st.integers(1, 9), st.integers(1, 70), st.integers(1, 40), st.integers(0, 99))
+def test_int8_linear_against_numpy(kernels: Kernels, tokens: int, inner: int, outputs: int, seed: int) -> None:
+    x, weight = normal(seed, tokens, inner).numpy(), int8_weight(outputs, inner, seed)
+    largest = np.abs(x).max(axis=1, keepdims=True)
+    scale = largest / np.float32(127)
+    sums = np.rint(x / scale).astype(np.int64) @ weight.values.numpy().astype(np.int64).T
+    expected = sums.astype(np.float32) * (scale * weight.scale.numpy()[None])
+    assert np.array_equal(kernels.linear(torch.from_numpy(x), weight).numpy(), expected)
+
+
+def test_an_int8_linear_keeps_rows_that_are_zero_or_not_finite_visible(kernels: Kernels) -> None:
+    x = normal(1, 3, 40)
+    x[0], x[1, 7] = 0.0, torch.nan
+    result = kernels.linear(x, int8_weight(9, 40))
+    assert bool((result[0] == 0.0).all())
+    assert bool(result[1].isnan().all())
+    assert bool(result[2].isfinite().all())
 
 
 @FEW
