@@ -31,6 +31,7 @@ _USAGE_ERRORS = (
     "EvalError",
     "PrecisionError",
     "QuantizeError",
+    "SynthesizeError",
     "TaskError",
     "TextError",
     "TokenizerError",
@@ -188,6 +189,24 @@ def quantize(
         from .quantize import command
 
         command.run(source, target, format, workers=workers, json_path=json, overwrite=overwrite)
+
+
+@app.command()
+def synthesize(
+    target: Annotated[Path, typer.Argument(help="The folder to write.")],
+    model: Annotated[str, typer.Option(help="kimi-k2.5, or a config.json.")] = "kimi-k2.5",
+    set: Annotated[list[str] | None, typer.Option(help="A field to change, as num_hidden_layers=3.")] = None,
+    format: Annotated[str, typer.Option(help="w4a16 (native INT4 experts) or bf16.")] = "w4a16",
+    law: Annotated[str, typer.Option(help="Of the weights: gaussian, laplace or student-t5.")] = "gaussian",
+    seed: Annotated[int, typer.Option(help="Of the random numbers.", min=0)] = 0,
+    debug: Debug = False,
+) -> None:
+    """Write a random checkpoint of a model's shapes, to quantize and to measure with."""
+    with _clear_errors(debug):
+        from .synthesize import Synthesis, parse_changes, synthesize
+
+        written = synthesize(target, Synthesis(model, parse_changes(set or []), format, law, seed))
+        _say(f"{target}: {written / 1e9:.2f} GB")
 
 
 @app.command()
