@@ -10,14 +10,15 @@ import json
 import math
 import os
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .expert_format import expert_format
 from .safetensors_header import CheckpointError, TensorEntry, dtype_name, read_header
+from .weight_formats import WeightFormats, weight_formats
 
 PREFIX = "language_model."
 INDEX = "model.safetensors.index.json"
@@ -111,9 +112,25 @@ class Checkpoint:
             raise CheckpointError(f"{entry.file}: tensor {name} has shape {list(entry.shape)}, expected {list(shape)}")
         return entry
 
+    @cached_property
+    def formats(self) -> WeightFormats:
+        """Every weight's format, from config.json and the tensors together. Raises CheckpointError if they contradict
+        each other, or are none that flyray knows."""
+        try:
+            return weight_formats(self.config, self.prefix, self._entries)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
+
     def expert_format(self) -> str:
-        """The routed experts' format, one of `kernels.formats.FORMATS`, from config.json and the tensors together."""
-        return expert_format(self.path, self.config, self._entries)
+        """The routed experts' format, one of `kernels.formats.FORMATS`, or "mixed"."""
+        return self.formats.experts
+
+    def matrix_format(self, layer: int, expert: int) -> str:
+        """One routed expert's format; its three matrices share one."""
+        try:
+            return self.formats.matrix(layer, expert)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
 
 
 def read_tensor(name: str, entry: TensorEntry) -> Tensor:

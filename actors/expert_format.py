@@ -1,20 +1,14 @@
-"""Which of `kernels.formats.FORMATS` the routed experts of a checkpoint are in.
-
-Two witnesses must agree: the tensors of every expert matrix (names, dtypes, shapes), and config.json's
-quantization_config. Checkpoints whose metadata says one thing and whose tensors another are refused: reading one as
-the other gives fluent nonsense, not an error.
-"""
+"""Which of `kernels.formats.FORMATS` a routed expert's matrix is in, by its tensors' names, dtypes and shapes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..kernels.formats import FORMATS, GROUP_SIZE
+from ..kernels.formats import GROUP_SIZE
+from ..kernels.protocol import ActivationFormat
 from .safetensors_header import CheckpointError, TensorEntry, dtype_name
 
 EXPERT_TENSOR = re.compile(
@@ -23,10 +17,27 @@ EXPERT_TENSOR = re.compile(
 )
 """A routed expert's tensor, without the checkpoint's prefix."""
 
+ACTIVATIONS = {
+    "bf16": ActivationFormat.FLOAT,
+    "w4a16": ActivationFormat.FLOAT,
+    "w4a8": ActivationFormat.INT8,
+    "w8a8": ActivationFormat.INT8,
+    "w4a8-channel": ActivationFormat.INT8,
+    "w8a8-fp8": ActivationFormat.FP8,
+}
+"""What experts multiply in each format."""
+
+# compressed-tensors has written weight_shape in either width.
+_SHAPE_DTYPES = (torch.int32, torch.int64)
 _PARTS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
-    "w4a16": {"weight_packed": (torch.int32,), "weight_scale": (torch.bfloat16,), "weight_shape": (torch.int32,)},
-    "w4a8": {"weight_packed": (torch.int32,), "weight_multiplier": (torch.uint8,), "weight_scale": (torch.float32,)},
-    "w8a8": {"weight": (torch.int8,), "weight_scale": (torch.float32,)},
+    "w4a16": {"weight_packed": (torch.int32,), "weight_scale": (torch.bfloat16,), "weight_shape": _SHAPE_DTYPES},
+    "w4a8": {
+        "weight_packed": (torch.int32,),
+        "weight_multiplier": (torch.uint8,),
+        "weight_scale": (torch.float32,),
+        "weight_shape": _SHAPE_DTYPES,
+    },
+    "w8a8": {"weight": (torch.int8,), "weight_scale": (torch.float32,), "weight_zero_point": (torch.int8,)},
     "w8a8-fp8": {"weight": (torch.float8_e4m3fn,), "weight_scale": (torch.float32, torch.bfloat16)},
     "w4a8-channel": {
         "weight": (torch.int32,),
@@ -38,30 +49,6 @@ _PARTS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
 _OPTIONAL = {"w4a16": {"weight_shape"}, "w4a8": {"weight_shape"}, "w8a8": {"weight_zero_point"}}
 
 
-def expert_format(path: Path, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]) -> str:
-    """The format, or a CheckpointError naming the tensor or the field that contradicts.
-
-    entries: by name without prefix. config: config.json, the quantization_config at its top or in text_config.
-    """
-    matrices = expert_matrices(entries)
-    if not matrices:
-        raise CheckpointError(f"{path}: no routed experts (model.layers.N.mlp.experts.E.gate_proj...)")
-    formats: dict[str, str] = {}
-    for matrix, parts in matrices.items():
-        formats.setdefault(_format_of(path, matrix, parts), matrix)
-    if len(formats) > 1:
-        (one, first), (other, second) = list(formats.items())[:2]
-        raise CheckpointError(f"{path}: experts are in several formats: {first} is {one}, {second} is {other}")
-    (found,) = formats
-    stated = config_format(path, config)
-    if stated != found:
-        raise CheckpointError(
-            f"{path}: config.json's quantization_config says {stated}, but the experts' tensors are {found} "
-            f"(for example {formats[found]})"
-        )
-    return found
-
-
 def expert_matrices(entries: Mapping[str, TensorEntry]) -> dict[str, dict[str, TensorEntry]]:
     """Expert matrix name -> its tensors by their last name part ("weight_packed"), in the order found."""
     matrices: dict[str, dict[str, TensorEntry]] = {}
@@ -71,83 +58,28 @@ def expert_matrices(entries: Mapping[str, TensorEntry]) -> dict[str, dict[str, T
     return matrices
 
 
-def config_format(path: Path, config: Mapping[str, Any]) -> str:
-    """The format that config.json states; CheckpointError for one that flyray does not know."""
-    text = config.get("text_config")
-    nested = text.get("quantization_config") if isinstance(text, Mapping) else None
-    stated = config.get("quantization_config") or nested
-    if not stated:
-        return "bf16"
-    method = stated.get("quant_method") if isinstance(stated, Mapping) else None
-    match method:
-        case "compressed-tensors":
-            return _compressed_tensors_format(path, stated)
-        case "quark":
-            return _quark_format(path, stated)
-        case "flyray":
-            if stated.get("format") in FORMATS:
-                return stated["format"]
-            raise CheckpointError(
-                f"{path}: quantization_config.format is {stated.get('format')!r}, not one of {FORMATS}"
-            )
-    raise CheckpointError(
-        f"{path}: quantization_config.quant_method is {method!r}; known are compressed-tensors, quark and flyray"
-    )
+def matrix_format(matrix: str, parts: Mapping[str, TensorEntry], stated: str | None) -> str:
+    """The format that a matrix's tensors are in. Raises CheckpointError, naming matrix and tensors, if it is none.
 
-
-def _compressed_tensors_format(path: Path, stated: Mapping[str, Any]) -> str:
-    try:
-        weights = stated["config_groups"]["group_0"]["weights"]
-        seen = {key: weights[key] for key in ("num_bits", "type", "strategy", "group_size", "symmetric")}
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: quantization_config.config_groups.group_0.weights lacks {error}") from None
-    seen |= {"format": stated.get("format"), "actorder": weights.get("actorder")}
-    expected = {
-        "num_bits": 4,
-        "type": "int",
-        "strategy": "group",
-        "group_size": GROUP_SIZE,
-        "symmetric": True,
-        "format": "pack-quantized",
-        "actorder": None,
-    }
-    for key, value in expected.items():
-        if seen[key] != value:
-            raise CheckpointError(f"{path}: quantization_config: {key} is {seen[key]!r}; only {value!r} can be read")
-    return "w4a16"
-
-
-def _quark_format(path: Path, stated: Mapping[str, Any]) -> str:
-    layers = stated.get("global_quant_config") or {}
-    weight = layers.get("weight") if isinstance(layers, Mapping) else None
-    stages = weight if isinstance(weight, list) else [weight]
-    law = [(stage.get("dtype"), stage.get("qscheme")) for stage in stages if isinstance(stage, Mapping)]
-    known = {
-        (("fp8_e4m3", "per_channel"),): "w8a8-fp8",
-        (("int8", "per_channel"),): "w8a8",
-        (("fp8_e4m3", "per_tensor"), ("int4", "per_channel")): "w4a8-channel",
-    }
-    found = known.get(tuple(law))
-    if found is None:
-        raise CheckpointError(
-            f"{path}: quantization_config.global_quant_config.weight is {law}; known are {[list(k) for k in known]}"
-        )
-    pack = (stated.get("export") or {}).get("pack_method", "reorder")
-    if found == "w4a8-channel" and pack != "reorder":
-        raise CheckpointError(f"{path}: quantization_config.export.pack_method is {pack!r}; only 'reorder' can be read")
-    return found
-
-
-def _format_of(path: Path, matrix: str, parts: Mapping[str, TensorEntry]) -> str:
-    for name, required in _PARTS.items():
-        optional = _OPTIONAL.get(name, set())
-        if set(parts) - optional != set(required) - optional:
-            continue
-        if all(parts[part].dtype in dtypes for part, dtypes in required.items() if part in parts):
-            _check_shapes(name, matrix, parts)
-            return name
+    stated: what config.json says, to name the tensor that is missing.
+    """
+    for format, known in _PARTS.items():
+        if not _missing(format, parts) and _fits(parts, known):
+            _check_shapes(format, matrix, parts)
+            return format
+    if stated and _missing(stated, parts) and _fits(parts, _PARTS[stated]):
+        part = _missing(stated, parts)[0]
+        raise CheckpointError(f"tensor {matrix}.{part} is missing; an expert in {stated} has it")
     seen = ", ".join(f"{part} {dtype_name(entry.dtype)} {list(entry.shape)}" for part, entry in parts.items())
-    raise CheckpointError(f"{path}: {matrix} has the tensors {seen}: no known format has these names and dtypes")
+    raise CheckpointError(f"{matrix} has the tensors {seen}: no known format has these names and dtypes")
+
+
+def _missing(format: str, parts: Mapping[str, TensorEntry]) -> list[str]:
+    return [part for part in _PARTS[format] if part not in parts and part not in _OPTIONAL.get(format, ())]
+
+
+def _fits(parts: Mapping[str, TensorEntry], known: Mapping[str, tuple[torch.dtype, ...]]) -> bool:
+    return all(entry.dtype in known.get(part, ()) for part, entry in parts.items())
 
 
 def _check_shapes(name: str, matrix: str, parts: Mapping[str, TensorEntry]) -> None:

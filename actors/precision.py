@@ -5,30 +5,33 @@ Nothing falls back in silence: what does not fit is refused here, by the tensor'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 
 import torch
 
 from ..kernels.formats import FORMATS
-from ..kernels.protocol import Kernels
+from ..kernels.protocol import ActivationFormat, Kernels
 from ..kernels.select import kernel_name
 from .checkpoint import Checkpoint
+from .expert_format import ACTIVATIONS
 from .model.config import ModelConfig
 from .model.expert_matrix import memory_formats
 from .model.tensors import TensorSpec, check_tensors, shard_tensors
+from .quantization_config import MIXED
 
+_INT8_ROWS = "INT8 per row"
 _DISK = {
     "bf16": "bf16",
     "w4a16": "INT4 g32, bf16 scales",
     "w4a8": "INT4 g32, u4 multipliers",
-    "w8a8": "INT8 per row",
+    "w8a8": _INT8_ROWS,
     "w8a8-fp8": "FP8 e4m3 per row",
     "w4a8-channel": "INT4 per row",
 }
 _MEMORY = _DISK | {"w4a16": "bf16, dequantized", "w4a8-channel": "INT8 per row, from INT4"}
 _SHORT = {torch.bfloat16: "bf16", torch.float32: "f32", torch.float16: "f16"}
-_INT8 = ("w4a8", "w8a8", "w4a8-channel")
 
 
 class PrecisionError(ValueError):
@@ -48,7 +51,7 @@ class PrecisionRow:
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """disk and memory: the routed experts' formats, of `formats.FORMATS`."""
+    """disk and memory: the routed experts' formats, of `formats.FORMATS`, or "mixed"."""
 
     disk: str
     memory: str
@@ -64,11 +67,15 @@ class PrecisionPlan:
 
 
 def memory_format(disk: str, precision: str) -> str:
-    """The routed experts' in-memory format for `precision`: "auto" (as on disk) or one of `formats.FORMATS`."""
+    """The routed experts' in-memory format for `precision`: "auto" (as on disk) or one of `formats.FORMATS`.
+
+    disk: a format, or "mixed", where "auto" alone is right and each expert stays as on disk."""
     if precision == "auto":
         return disk
     if precision not in FORMATS:
         raise PrecisionError(f"precision {precision!r} is unknown; 'auto' or one of {', '.join(FORMATS)} is right")
+    if disk == MIXED:
+        raise PrecisionError(f"precision {precision!r} cannot be loaded from a mixed checkpoint, only 'auto' can")
     possible = memory_formats(disk)
     if precision in possible:
         return precision
@@ -89,26 +96,35 @@ def precision_plan(config: ModelConfig, checkpoint: Checkpoint, precision: str, 
     Raises PrecisionError for a precision that does not go with the checkpoint, CheckpointError naming the tensor for
     one that is missing or has another shape or dtype.
     """
-    disk = checkpoint.expert_format()
-    memory = memory_format(disk, precision)
-    dtypes = _disk_dtypes(checkpoint, shard_tensors(config, disk, range(config.n_routed_experts)))
-    rows = tuple(_rows(config, (disk, memory), dtypes, kernels))
-    return PrecisionPlan(disk, memory, rows)
+    formats = checkpoint.formats
+    memory = memory_format(formats.experts, precision)
+    every = range(config.n_routed_experts)
+    dtypes = _disk_dtypes(checkpoint, shard_tensors(config, formats, every))
+    total = len(every) * len(config.moe_layers)
+    if formats.experts == MIXED:
+        counts = Counter(formats.matrix(layer, expert) for layer in config.moe_layers for expert in every)
+        kinds = [(disk, disk, f", {counts[disk]} of {total}") for disk in FORMATS if counts[disk]]
+    else:
+        kinds = [(formats.experts, memory, "")]
+    return PrecisionPlan(formats.experts, memory, tuple(_rows(config, kinds, dtypes, kernels)))
 
 
 def _disk_dtypes(checkpoint: Checkpoint, specs: Iterator[TensorSpec]) -> dict[str, str]:
-    """The dtypes found for each kind, such as "bf16" or "bf16, f32"."""
+    """The dtypes found for each kind, such as "bf16" or "bf16, INT8 per row"."""
     found: dict[str, set[str]] = {}
     for spec in specs:
         check_tensors(checkpoint, [spec])
-        if checkpoint.has(spec.name):
+        if spec.module in checkpoint.formats.int8_linears:
+            found.setdefault(spec.kind, set()).add(_INT8_ROWS)
+        elif checkpoint.has(spec.name):
             found.setdefault(spec.kind, set()).add(_short(checkpoint.entry(spec.name).dtype))
     return {kind: ", ".join(sorted(names)) for kind, names in found.items()}
 
 
 def _rows(
-    config: ModelConfig, formats: tuple[str, str], dtypes: dict[str, str], kernels: Kernels
+    config: ModelConfig, experts: Sequence[tuple[str, str, str]], dtypes: dict[str, str], kernels: Kernels
 ) -> Iterator[PrecisionRow]:
+    """experts: disk format, memory format and how many, for each that there is."""
     activation = _short(kernels.activation_dtype)
 
     def run(*operations: str) -> str:
@@ -116,7 +132,11 @@ def _rows(
         return ", ".join([kernel_name(kernels, first), *(f".{operation}" for operation in others)])
 
     def plain(kind: str, *operations: str, memory: str = "") -> PrecisionRow:
-        return PrecisionRow(kind, dtypes[kind], memory or dtypes[kind], activation, run(*operations))
+        disk, multiplied = dtypes[kind], activation
+        if _INT8_ROWS in disk:
+            # Attention's split kv_b_proj, and what else is not in INT8, multiplies activations as they are.
+            multiplied = "INT8 per token" if disk == _INT8_ROWS else f"{activation}, INT8 per token"
+        return PrecisionRow(kind, disk, memory or disk, multiplied, run(*operations))
 
     yield PrecisionRow("embedding", dtypes["embedding"], dtypes["embedding"], "-", "row lookup")
     attention = f"{dtypes['attention']}, kv_b split"
@@ -127,22 +147,23 @@ def _rows(
     yield plain("gate", "gate")
     yield plain("gate bias", "gate", memory="f32")
     yield plain("shared experts", "linear", "silu_mul")
-    yield from _expert_rows(formats, activation, run("quantize"), run("experts"))
+    yield from _expert_rows(experts, activation, run("quantize"), run("experts"))
     yield plain("lm_head", "linear")
     yield PrecisionRow("KV cache", "-", activation, activation, run("write_kv", "mla_attention"))
 
 
-def _expert_rows(formats: tuple[str, str], activation: str, quantize: str, experts: str) -> Iterator[PrecisionRow]:
-    disk, memory = formats
-    if memory in _INT8:
-        incoming, inner = "INT8 per token", "INT8 per token and expert"
-    elif memory == "w8a8-fp8":
-        incoming, inner = "FP8 e4m3 per token", "FP8 e4m3 per token and expert"
-    else:
-        incoming = inner = activation
-    yield PrecisionRow("routed experts gate/up", _DISK[disk], _MEMORY[memory], incoming, experts)
-    yield PrecisionRow("routed experts down", _DISK[disk], _MEMORY[memory], inner, experts)
-    yield PrecisionRow("activations of experts", "-", "-", incoming, quantize)
+def _expert_rows(
+    experts: Sequence[tuple[str, str, str]], activation: str, quantize: str, run: str
+) -> Iterator[PrecisionRow]:
+    names = {ActivationFormat.INT8: "INT8", ActivationFormat.FP8: "FP8 e4m3"}
+    incoming: dict[str, None] = {}
+    for disk, memory, count in experts:
+        name = names.get(ACTIVATIONS[memory])
+        one, two = (f"{name} per token", f"{name} per token and expert") if name else (activation, activation)
+        incoming[one] = None
+        yield PrecisionRow(f"routed experts gate/up{count}", _DISK[disk], _MEMORY[memory], one, run)
+        yield PrecisionRow(f"routed experts down{count}", _DISK[disk], _MEMORY[memory], two, run)
+    yield PrecisionRow("activations of experts", "-", "-", ", ".join(incoming), quantize)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -12,14 +12,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..kernels.protocol import ExpertMatrix, ExpertWeights, Kernels
+from ..kernels.protocol import Int8Weight, Kernels, LinearWeight
 from .checkpoint import Checkpoint
 from .model.config import ModelConfig
 from .model.expert_blocks import ExpertBlocks
-from .model.expert_matrix import allocate_matrix, fill_matrix, read_matrix
+from .model.expert_matrix import read_int8
+from .model.expert_reader import ExpertReader
 from .model.layer_weights import AttentionWeights, LayerWeights, MlpWeights, MoeWeights, ShardWeights
-from .model.tensors import check_tensors, expert_shapes, shard_tensors
+from .model.tensors import check_tensors, shard_tensors
 from .precision import memory_format
+from .quantization_config import MIXED
 
 Progress = Callable[[int, int], None]
 
@@ -41,11 +43,11 @@ def load_shard(
     """
     if expert_range.step != 1 or not 0 <= expert_range.start < expert_range.stop <= config.n_routed_experts:
         raise ValueError(f"experts {expert_range} are not a range within 0..{config.n_routed_experts}")
-    disk = checkpoint.expert_format()
-    memory = memory_format(disk, precision)
-    total = check_tensors(checkpoint, shard_tensors(config, disk, expert_range))
+    formats = checkpoint.formats
+    memory = memory_format(formats.experts, precision)
+    total = check_tensors(checkpoint, shard_tensors(config, formats, expert_range))
     with _one_torch_thread():
-        return _Loading(checkpoint, config, (disk, memory), expert_range, kernels.device, progress, total).shard()
+        return _Loading(checkpoint, config, memory, expert_range, kernels.device, progress, total).shard()
 
 
 @contextmanager
@@ -67,7 +69,7 @@ class _Loading:
         self,
         checkpoint: Checkpoint,
         config: ModelConfig,
-        formats: tuple[str, str],
+        memory: str,
         experts: range,
         device: torch.device,
         progress: Progress | None,
@@ -75,7 +77,7 @@ class _Loading:
     ) -> None:
         self._checkpoint = checkpoint
         self._config = config
-        self._disk, self._memory = formats
+        self._memory = memory
         self._experts = experts
         self._device = device
         self._progress = progress
@@ -100,19 +102,19 @@ class _Loading:
         up = self._read(f"{at}.kv_b_proj.weight").unflatten(0, (config.num_attention_heads, -1))
         return AttentionWeights(
             input_norm=self._read(f"{layer}.input_layernorm.weight"),
-            q_a=self._read(f"{at}.q_a_proj.weight") if lora else None,
+            q_a=self._linear(f"{at}.q_a_proj") if lora else None,
             q_norm=self._read(f"{at}.q_a_layernorm.weight") if lora else None,
-            q_b=self._read(f"{at}.q_b_proj.weight" if lora else f"{at}.q_proj.weight"),
-            kv_a=self._read(f"{at}.kv_a_proj_with_mqa.weight"),
+            q_b=self._linear(f"{at}.q_b_proj" if lora else f"{at}.q_proj"),
+            kv_a=self._linear(f"{at}.kv_a_proj_with_mqa"),
             kv_norm=self._read(f"{at}.kv_a_layernorm.weight"),
             w_uk=up[:, : config.qk_nope_head_dim].transpose(1, 2).clone(memory_format=torch.contiguous_format),
             w_uv=up[:, config.qk_nope_head_dim :].clone(memory_format=torch.contiguous_format),
-            output=self._read(f"{at}.o_proj.weight"),
+            output=self._linear(f"{at}.o_proj"),
         )
 
     def _mlp(self, at: str) -> MlpWeights:
-        gate_up = torch.cat([self._read(f"{at}.gate_proj.weight"), self._read(f"{at}.up_proj.weight")])
-        return MlpWeights(gate_up, self._read(f"{at}.down_proj.weight"))
+        gate_up = _stacked(self._linear(f"{at}.gate_proj"), self._linear(f"{at}.up_proj"))
+        return MlpWeights(gate_up, self._linear(f"{at}.down_proj"))
 
     def _moe(self, layer: int) -> MoeWeights:
         at = f"model.layers.{layer}.mlp"
@@ -120,24 +122,21 @@ class _Loading:
             gate=self._read(f"{at}.gate.weight"),
             gate_bias=self._read(f"{at}.gate.e_score_correction_bias").float(),
             shared=self._mlp(f"{at}.shared_experts"),
-            experts=self._routed(f"{at}.experts"),
+            experts=self._routed(layer),
         )
 
-    def _routed(self, at: str) -> ExpertBlocks:
-        shapes, count = expert_shapes(self._config), len(self._experts)
-        inner, hidden = shapes["gate_proj"]
-        gate_up = allocate_matrix(self._memory, count, 2 * inner, hidden, self._device)
-        down = allocate_matrix(self._memory, count, *shapes["down_proj"], self._device)
-        for local, expert in enumerate(self._experts):
-            self._matrix(gate_up, local, 0, f"{at}.{expert}.gate_proj")
-            self._matrix(gate_up, local, inner, f"{at}.{expert}.up_proj")
-            self._matrix(down, local, 0, f"{at}.{expert}.down_proj")
-        held = ExpertWeights(self._experts.start, gate_up, down)
-        return ExpertBlocks.of(self._experts.start, [(range(count), held)], self._device)
+    def _routed(self, layer: int) -> ExpertBlocks:
+        formats = self._checkpoint.formats
+        memory = [formats.matrix(layer, expert) if self._memory == MIXED else self._memory for expert in self._experts]
+        blocks = ExpertReader(self._checkpoint, self._config, self._device, self._report)
+        return blocks.read(layer, self._experts, memory)
 
-    def _matrix(self, target: ExpertMatrix, local: int, row: int, name: str) -> None:
-        fill_matrix(target, local, row, read_matrix(self._checkpoint, name, self._disk, self._memory))
+    def _linear(self, name: str) -> LinearWeight:
+        if name not in self._checkpoint.formats.int8_linears:
+            return self._read(f"{name}.weight")
+        values, scale = read_int8(self._checkpoint, name)
         self._report()
+        return Int8Weight(values.to(self._device), scale.to(self._device))
 
     def _read(self, name: str) -> Tensor:
         tensor = self._checkpoint.read(name).to(self._device)
@@ -147,3 +146,12 @@ class _Loading:
     def _report(self) -> None:
         if self._progress is not None:
             self._progress(self._checkpoint.bytes_read - self._before, self._total)
+
+
+def _stacked(gate: LinearWeight, up: LinearWeight) -> LinearWeight:
+    """One weight of both, the gate's rows first; the checkpoint's formats say that both are in INT8, or neither."""
+    if isinstance(gate, Int8Weight) and isinstance(up, Int8Weight):
+        return Int8Weight(torch.cat([gate.values, up.values]), torch.cat([gate.scale, up.scale]))
+    assert isinstance(gate, Tensor)
+    assert isinstance(up, Tensor)
+    return torch.cat([gate, up])

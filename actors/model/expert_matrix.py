@@ -27,18 +27,30 @@ Parts = tuple[Tensor, ...]
 _Reader = Callable[[Checkpoint, str], Parts]
 
 
+MATRIX_KINDS: dict[str, type[ExpertMatrix]] = {
+    "bf16": Bf16Matrix,
+    "w4a16": Bf16Matrix,
+    "w4a8": Int4Matrix,
+    "w8a8": Int8Matrix,
+    "w4a8-channel": Int8Matrix,
+    "w8a8-fp8": Fp8Matrix,
+}
+"""What each memory format is multiplied as."""
+
+
 def allocate_matrix(memory: str, experts: int, rows: int, columns: int, device: torch.device) -> ExpertMatrix:
     """An uninitialized stack [experts, rows, columns] in a memory format."""
 
     def empty(dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.empty((experts, rows, *shape), dtype=dtype, device=device)
 
-    if memory == "w4a8":
+    kind = MATRIX_KINDS[memory]
+    if kind is Int4Matrix:
         nibbles, multipliers = empty(torch.uint8, columns // 2), empty(torch.uint8, columns // GROUP_SIZE)
         return Int4Matrix(nibbles, multipliers, empty(torch.float32))
-    if memory in ("w8a8", "w4a8-channel"):
+    if kind is Int8Matrix:
         return Int8Matrix(empty(torch.int8, columns), empty(torch.float32))
-    if memory == "w8a8-fp8":
+    if kind is Fp8Matrix:
         return Fp8Matrix(empty(torch.float8_e4m3fn, columns), empty(torch.float32))
     return Bf16Matrix(empty(torch.bfloat16, columns))
 
@@ -93,7 +105,8 @@ def _w4a8(checkpoint: Checkpoint, name: str) -> Parts:
     return nibbles, multipliers, checkpoint.read(f"{name}.weight_scale")
 
 
-def _w8a8(checkpoint: Checkpoint, name: str) -> Parts:
+def read_int8(checkpoint: Checkpoint, name: str) -> tuple[Tensor, Tensor]:
+    """A module in INT8 per row, an expert's or another linear's: values [N, K] int8, scale [N] float32."""
     zero_point = f"{name}.weight_zero_point"
     if checkpoint.has(zero_point) and bool(checkpoint.read(zero_point).any()):
         file = checkpoint.entry(zero_point).file
@@ -128,7 +141,7 @@ _READERS: dict[tuple[str, str], _Reader] = {
     ("w4a16", "w8a8"): _native_as_w8a8,
     ("bf16", "bf16"): _bf16,
     ("w4a8", "w4a8"): _w4a8,
-    ("w8a8", "w8a8"): _w8a8,
+    ("w8a8", "w8a8"): read_int8,
     ("w8a8-fp8", "w8a8-fp8"): _w8a8_fp8,
     ("w4a8-channel", "w4a8-channel"): _w4a8_channel,
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ...kernels.formats import GROUP_SIZE, PACK
 from ..checkpoint import Checkpoint, CheckpointError
+from ..weight_formats import WeightFormats
 from .config import ModelConfig
 
 Shape = tuple[int, ...]
@@ -27,17 +28,27 @@ class TensorSpec:
     dtypes: tuple[torch.dtype, ...]
     optional: bool = False
 
+    @property
+    def module(self) -> str:
+        """The name without its last part."""
+        return self.name.rpartition(".")[0]
 
-def shard_tensors(config: ModelConfig, disk: str, experts: range) -> Iterator[TensorSpec]:
+
+def shard_tensors(config: ModelConfig, formats: WeightFormats, experts: range) -> Iterator[TensorSpec]:
     """All tensors that a shard with these experts reads, layer by layer."""
     yield from outer_tensors(config)
     for layer in range(config.num_hidden_layers):
-        yield from attention_tensors(config, layer)
-        yield from mlp_tensors(config, layer)
+        for spec in (*attention_tensors(config, layer), *mlp_tensors(config, layer)):
+            yield from _in_int8(spec) if spec.module in formats.int8_linears else (spec,)
         if layer in config.moe_layers:
             for expert in experts:
-                for matrix, shape in expert_shapes(config).items():
-                    yield from expert_tensors(f"model.layers.{layer}.mlp.experts.{expert}.{matrix}", shape, disk)
+                yield from routed_tensors(config, layer, expert, formats.matrix(layer, expert))
+
+
+def routed_tensors(config: ModelConfig, layer: int, expert: int, disk: str) -> Iterator[TensorSpec]:
+    """All tensors of one routed expert in a disk format."""
+    for matrix, shape in expert_shapes(config).items():
+        yield from expert_tensors(f"model.layers.{layer}.mlp.experts.{expert}.{matrix}", shape, disk)
 
 
 def outer_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
@@ -49,7 +60,7 @@ def outer_tensors(config: ModelConfig) -> Iterator[TensorSpec]:
 
 
 def attention_tensors(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
-    """A layer's attention with all norms of the layer."""
+    """A layer's attention with all norms of the layer, not quantized."""
     at, hidden, heads = f"model.layers.{layer}", config.hidden_size, config.num_attention_heads
     yield _weight(f"{at}.input_layernorm", "norms", hidden)
     yield _weight(f"{at}.post_attention_layernorm", "norms", hidden)
@@ -68,7 +79,7 @@ def attention_tensors(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
 
 
 def mlp_tensors(config: ModelConfig, layer: int) -> Iterator[TensorSpec]:
-    """A layer's dense MLP, or its gate and shared experts."""
+    """A layer's dense MLP, or its gate and shared experts, not quantized."""
     at, hidden = f"model.layers.{layer}.mlp", config.hidden_size
     if layer not in config.moe_layers:
         yield from _gated_mlp(at, "dense MLP", config.intermediate_size, hidden)
@@ -101,7 +112,7 @@ def expert_tensors(name: str, shape: tuple[int, int], disk: str) -> Iterator[Ten
         group = GROUP_SIZE if disk == "w4a16" else 2 * GROUP_SIZE
         _expect_multiple(name, columns, group, disk)
         yield spec("weight_packed", torch.int32, (rows, columns // PACK))
-        yield spec("weight_shape", torch.int32, (2,), optional=True)
+        yield spec("weight_shape", (torch.int32, torch.int64), (2,), optional=True)
         if disk == "w4a16":
             yield spec("weight_scale", torch.bfloat16, (rows, columns // GROUP_SIZE))
         else:
@@ -142,6 +153,15 @@ def check_tensors(checkpoint: Checkpoint, specs: Iterable[TensorSpec]) -> int:
             )
         total += entry.bytes
     return total
+
+
+def _in_int8(spec: TensorSpec) -> Iterator[TensorSpec]:
+    """The tensors of a linear in INT8, from its weight's. Quark writes zero points, of zero, when it exports a model
+    from memory."""
+    at, rows = spec.module, (spec.shapes[0][0],)
+    yield replace(spec, dtypes=(torch.int8,))
+    yield TensorSpec(f"{at}.weight_scale", spec.kind, (rows,), (torch.float32,))
+    yield TensorSpec(f"{at}.weight_zero_point", spec.kind, (rows,), (torch.int8,), optional=True)
 
 
 def _weight(name: str, kind: str, *shape: int) -> TensorSpec:

@@ -13,6 +13,7 @@ from flyray.actors.golden import (
 )
 from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.tensors import shard_tensors
+from flyray.actors.weight_formats import WeightFormats
 
 
 def test_scores_within_the_bounds_pass_with_their_distance() -> None:
@@ -43,6 +44,6 @@ def test_prompts_differ_fit_and_stay_in_the_vocabulary() -> None:
 @pytest.mark.parametrize("changes", [{}, {"q_lora_rank": None}, {"n_shared_experts": 2, "first_k_dense_replace": 2}])
 def test_parameters_are_those_of_the_tensors_without_norms(changes: dict) -> None:
     model = ModelConfig.from_dict(TINY | changes)
-    tensors = shard_tensors(model, "bf16", range(model.n_routed_experts))
+    tensors = shard_tensors(model, WeightFormats("bf16"), range(model.n_routed_experts))
     weights = [spec.shapes[0] for spec in tensors if spec.kind not in ("norms", "gate bias")]
     assert parameter_count(model) == sum(rows * columns for rows, columns in weights)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.tensors import TensorSpec, shard_tensors
+from flyray.actors.weight_formats import WeightFormats
 
 # A text_config of the architecture without a quantization, large enough for every format's groups.
 ARCHITECTURE: dict[str, Any] = {
@@ -71,7 +72,7 @@ def write_tiny(path: Path, without: str = "", seed: int = 0) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     config = ModelConfig.from_dict(TINY)
     generator = torch.Generator().manual_seed(seed)
-    specs = shard_tensors(config, "w4a16", range(config.n_routed_experts))
+    specs = shard_tensors(config, WeightFormats("w4a16"), range(config.n_routed_experts))
     tensors = {spec.name: random_tensor(spec, generator) for spec in specs if spec.name != without}
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     (path / "config.json").write_text(json.dumps(TINY))

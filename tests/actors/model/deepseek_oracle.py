@@ -177,7 +177,12 @@ def _all_expert_weights(model: DeepseekV3ForCausalLM) -> list[Tensor]:
 
 def _quark(*weight: dict[str, Any]) -> dict[str, Any]:
     stages = list(weight) if len(weight) > 1 else weight[0]
-    return {"quant_method": "quark", "global_quant_config": {"weight": stages}, "export": {"pack_method": "reorder"}}
+    return {
+        "quant_method": "quark",
+        "global_quant_config": {"weight": stages},
+        "export": {"pack_method": "reorder"},
+        "exclude": ["*lm_head", "*self_attn*", "*shared_experts*", "re:.*mlp\\.(gate|up|down)_proj"],
+    }
 
 
 WRITERS: dict[str, Writer] = {

@@ -220,7 +220,7 @@ NORM = "model.layers.1.self_attn.kv_a_layernorm.weight"
             {NORM: torch.ones(32, dtype=torch.float16)},
             r"kv_a_layernorm.*float16, expected bfloat16 or float32",
         ),
-        ("w4a16", {f"{GATE}.weight_scale": None}, rf"{GATE} has the tensors (?!.*weight_scale)"),
+        ("w4a16", {f"{GATE}.weight_scale": None}, rf"tensor {GATE}\.weight_scale is missing; an expert in w4a16"),
         ("w4a16", {f"{GATE}.weight_scale": torch.ones(64, 2)}, rf"{GATE} has .*weight_scale float32"),
         ("w4a16", {f"{GATE}.weight_shape": int32(64, 96)}, r"weight_shape says \[64, 96\], expected \[64, 64\]"),
         ("bf16", {f"{GATE}.weight": torch.ones(64, 64)}, rf"{GATE} has the tensors weight float32"),
