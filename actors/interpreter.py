@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.protocol import ActivationFormat, Activations, Kernels
+from .distributions import SliceDistributions
 from .exchange import Exchange, ExchangePoint, Received, Sent
 from .link import LinkError
 from .model.stages import ModelStages, Routing
@@ -21,6 +22,8 @@ from .step_plan import NewToken, PromptScores, StageTime
 
 # Rows of logits that are made at once to score a prompt: 128 rows of 163,840 float32 are 84 MB.
 SCORED_ROWS = 128
+# Where whole distributions are kept or compared: 32 rows of float64 are 42 MB, and there are several of them.
+DISTRIBUTION_ROWS = 32
 
 logger = logging.getLogger(__name__)
 
@@ -141,16 +144,23 @@ class Interpreter:
     def _head(self, stage: Stage, hidden: Tensor) -> _Logits:
         rows = torch.tensor(self._batch.sampled_rows, dtype=torch.int64)
         logits = self._stages.head(hidden[rows]) if len(rows) else torch.empty((0, self._stages.config.vocab_size))
-        return _Logits(logits, tuple(self._score(hidden, scored) for scored in self._batch.scored if scored.targets))
+        answered = [scored for scored in self._batch.scored if scored.targets or scored.keep or scored.compare]
+        return _Logits(logits, tuple(self._score(hidden, scored) for scored in answered))
 
     def _score(self, hidden: Tensor, scored: Scored) -> PromptScores:
-        """Log probabilities of a slice's targets, a few rows of logits at a time."""
+        """Log probabilities of a slice's targets, a few rows of logits at a time; distributions if they are wanted."""
         values: list[float] = []
-        for begin in range(0, len(scored.targets), SCORED_ROWS):
-            targets = torch.tensor(scored.targets[begin : begin + SCORED_ROWS], dtype=torch.int64)
+        files = SliceDistributions(scored, self._stages.config.vocab_size)
+        step = DISTRIBUTION_ROWS if files.wanted else SCORED_ROWS
+        for begin in range(0, len(scored.targets), step):
+            targets = torch.tensor(scored.targets[begin : begin + step], dtype=torch.int64)
             first = scored.first_row + begin
-            values += _logprobs(self._stages.head(hidden[first : first + len(targets)]), targets)
-        return PromptScores(scored.sequence, scored.start, tuple(values))
+            logits = self._stages.head(hidden[first : first + len(targets)])
+            values += _logprobs(logits, targets)
+            files.take(logits)
+        files.end()
+        divergences, agreements = tuple(files.divergences), tuple(files.agreements)
+        return PromptScores(scored.sequence, scored.start, tuple(values), divergences, agreements, files.error)
 
     def _sample(self, stage: Stage, logits: _Logits) -> StepAnswer:
         batch = self._batch

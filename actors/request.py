@@ -8,13 +8,17 @@ from .step_plan import Sampling, StageTime
 from .wire import message
 
 
-@message(version=1)
+@message(version=2)
 @dataclass(frozen=True)
 class Generate:
     """A prompt to continue. request: unique name chosen by the client.
 
     priority: 0 interactive, 1 batch; lower runs first. With `score_prompt` the answer carries prompt log
     probabilities; max_tokens 0 then only scores.
+
+    keep, compare: with `score_prompt`, absolute paths on the shards' nodes of one file each (`KeptDistributions`); ""
+    for none. The distributions of all scored positions are written to `keep`, and those in `compare`, which an equal
+    prompt kept, are compared with this model's. No HTTP client can set them: they name files of the engine's machines.
     """
 
     request: str
@@ -24,6 +28,8 @@ class Generate:
     stop_tokens: tuple[int, ...]
     priority: int
     score_prompt: bool
+    keep: str = ""
+    compare: str = ""
 
 
 @message(version=1)
@@ -34,13 +40,14 @@ class Cancel:
     request: str
 
 
-@message(version=1)
+@message(version=2)
 @dataclass(frozen=True)
 class Progress:
     """New tokens of one request.
 
     finish: "" while it runs, else "stop" (a stop token, not among `tokens`), "length", or "error" (see `error`).
-    scores: prompt log probabilities (n - 1 of them), once, if asked for.
+    scores: prompt log probabilities (n - 1 of them), once, if asked for. divergences, agreements: beside them, with
+    `compare`: of each position KL(kept ‖ this) in nats, and whether the most probable token is the same.
     """
 
     request: str
@@ -49,6 +56,8 @@ class Progress:
     scores: tuple[float, ...]
     finish: str
     error: str
+    divergences: tuple[float, ...] = ()
+    agreements: tuple[bool, ...] = ()
 
 
 @message(version=1)

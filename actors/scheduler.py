@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .pages import PageAllocator
 from .request import Generate, Progress
@@ -56,6 +56,8 @@ class _Running:
     sampled: int = 0
     emitted: int = 0
     scores: list[float] = field(default_factory=list)
+    divergences: list[float] = field(default_factory=list)
+    agreements: list[bool] = field(default_factory=list)
     started: bool = False
     done: bool = False
 
@@ -232,7 +234,8 @@ class Scheduler:
             if not running.started:
                 running.started = True
                 request = running.request
-                starts.append(SequenceStart(running.number, request.sampling, request.score_prompt))
+                how = request.sampling, request.score_prompt, request.keep, request.compare
+                starts.append(SequenceStart(running.number, *how))
         ends, shard.ends = tuple(shard.ends), []
         return StepPlan(
             engine=self.config.engine,
@@ -250,13 +253,17 @@ class Scheduler:
     ) -> Progress | None:
         """Takes in what one slice gave; None if there is nothing to tell the client yet."""
         request, finish = running.request, ""
-        all_scores: tuple[float, ...] = ()
+        if scores is not None and scores.error:
+            self._finish(running)
+            return Progress(request.request, (), (), (), "error", scores.error)
+        prompt_ends = bool(part.tokens) and part.start + len(part.tokens) == len(request.prompt)
         tokens: tuple[int, ...] = ()
         logprobs: tuple[float, ...] = ()
         if scores is not None:
             running.scores.extend(scores.logprobs)
-        if part.tokens and part.start + len(part.tokens) == len(request.prompt):
-            all_scores = tuple(running.scores)
+            running.divergences.extend(scores.divergences)
+            running.agreements.extend(scores.agreements)
+        if prompt_ends:
             finish = "" if request.max_tokens else "length"
         if token is not None and token.token in request.stop_tokens:
             finish = "stop"
@@ -266,9 +273,13 @@ class Scheduler:
             finish = "length" if running.emitted == request.max_tokens else ""
         if finish:
             self._finish(running)
-        if not (finish or tokens or all_scores):
+        if not (finish or tokens or (prompt_ends and running.scores)):
             return None
-        return Progress(request.request, tokens, logprobs, all_scores, finish, "")
+        news = Progress(request.request, tokens, logprobs, (), finish, "")
+        if not prompt_ends:
+            return news
+        found = tuple(running.divergences), tuple(running.agreements)
+        return replace(news, scores=tuple(running.scores), divergences=found[0], agreements=found[1])
 
     def _finish(self, running: _Running) -> None:
         """Frees all a sequence has. Steps in flight may still write its pages: they run before any later plan does."""
@@ -305,6 +316,12 @@ def _check_results(config: SchedulerConfig, step: _Step, results: Sequence[StepR
         got = sorted((item.sequence, item.start, len(item.logprobs)) for item in result.scores if item.logprobs)
         if got != asked:
             raise SchedulerError(f"{where}: scores (sequence, start, count) {got}, expected {asked}")
+        compares = {running.number for running, _ in work if running.request.compare}
+        for item in result.scores:
+            due = len(item.logprobs) if item.sequence in compares and not item.error else 0
+            if (len(item.divergences), len(item.agreements)) != (due, due):
+                got = f"{len(item.divergences)} divergences and {len(item.agreements)} agreements"
+                raise SchedulerError(f"{where}: {got} of sequence {item.sequence}, expected {due}")
     return {result.shard: result for result in results}
 
 

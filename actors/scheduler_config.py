@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -61,12 +62,25 @@ class SchedulerConfig:
                 wrong = next(token for token in tokens if not 0 <= token < self.vocab_size)
                 yield f"{name}: token {wrong} is outside the vocabulary of {self.vocab_size} tokens"
         yield from _sampling_faults(request)
+        yield from _file_faults(request)
         total, pages = length + request.max_tokens, self.pages_for(request)
         sizes = f"{length} tokens and max_tokens {request.max_tokens}"
         if total > self.context_length:
             yield f"prompt: {sizes} together are {total}, more than the context_length of {self.context_length}"
         if pages > self.num_pages:
             yield f"prompt: {sizes} need {pages} KV pages of {self.page_size} tokens, a shard has {self.num_pages}"
+
+
+def _file_faults(request: Generate) -> Iterator[str]:
+    for name, path in (("keep", request.keep), ("compare", request.compare)):
+        if path and not request.score_prompt:
+            yield f"{name}: {path!r} is for score_prompt only"
+        if path and not os.path.isabs(path):
+            yield f"{name}: {path!r} is not an absolute path, which shards on other nodes need"
+        if "\0" in path:
+            yield f"{name}: {path!r} is no path"
+    if request.keep and request.keep == request.compare:
+        yield f"keep: is the same file as compare, {request.keep!r}"
 
 
 def _sampling_faults(request: Generate) -> Iterator[str]:

@@ -18,12 +18,18 @@ class PlanError(Exception):
 
 @dataclass(frozen=True)
 class Scored:
-    """A slice whose prompt tokens are scored: row `first_row` + i of the step gives the probability of targets[i]."""
+    """A slice whose prompt tokens are scored: row `first_row` + i of the step gives the probability of targets[i].
+
+    keep, compare: the sequence's files of distributions, "" for none. last: the prompt ends with this slice.
+    """
 
     sequence: int
     start: int
     first_row: int
     targets: tuple[int, ...]
+    keep: str = ""
+    compare: str = ""
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,8 @@ class SequenceTable:
             ids = self._take(sequence, part)
             if sequence.start.score_prompt and part.tokens:
                 targets = part.tokens[1:] + ((part.next_token,) if part.next_token >= 0 else ())
-                scored.append(Scored(part.sequence, part.start, len(tokens), targets))
+                files = sequence.start.keep, sequence.start.compare
+                scored.append(Scored(part.sequence, part.start, len(tokens), targets, *files, part.next_token < 0))
             tokens.extend(ids)
             bounds.append(len(tokens))
             lengths.append(sequence.length)

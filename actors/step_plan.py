@@ -22,14 +22,19 @@ class Sampling:
     seed: int
 
 
-@message(version=1)
+@message(version=2)
 @dataclass(frozen=True)
 class SequenceStart:
-    """A sequence that begins on a shard. With `score_prompt` the shard also answers the prompt's log probabilities."""
+    """A sequence that begins on a shard. With `score_prompt` the shard also answers the prompt's log probabilities.
+
+    keep, compare: as in `Generate`.
+    """
 
     sequence: int
     sampling: Sampling
     score_prompt: bool
+    keep: str = ""
+    compare: str = ""
 
 
 @message(version=1)
@@ -80,7 +85,7 @@ class NewToken:
     logprob: float
 
 
-@message(version=1)
+@message(version=2)
 @dataclass(frozen=True)
 class PromptScores:
     """Log probabilities (temperature 1) of prompt tokens start + 1.. given all before them, for the slice from `start`.
@@ -88,11 +93,17 @@ class PromptScores:
     Answered for every slice with `tokens` of a `score_prompt` sequence. A slice of n tokens gives n values, the last
     one for its `next_token`; at the prompt's end, where that is -1, n - 1 values. So the shard keeps nothing from
     slice to slice, and a prompt of n tokens has n - 1 values. Where there are none, no answer is needed.
+
+    divergences, agreements: as many, for a sequence that compares (`Comparison`), else none. error: why the sequence's
+    distributions could not be kept or compared; it ends this sequence, not the step.
     """
 
     sequence: int
     start: int
     logprobs: tuple[float, ...]
+    divergences: tuple[float, ...] = ()
+    agreements: tuple[bool, ...] = ()
+    error: str = ""
 
 
 @message(version=1)
