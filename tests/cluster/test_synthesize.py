@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from flyray.actors.checkpoint import Checkpoint
 from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.tensors import check_tensors, shard_tensors
+from flyray.actors.weight_formats import WeightFormats
 from flyray.cluster.cli import app
 from flyray.cluster.quantize.matrix import QuantizeError
 from flyray.cluster.synthesize import Synthesis, SynthesizeError, synthesize
@@ -33,7 +34,7 @@ def test_every_tensor_of_the_architecture_is_there(tmp_path: Path, format: str) 
     checkpoint = Checkpoint(tmp_path)
     config = ModelConfig.from_dict(checkpoint.config)
     assert checkpoint.expert_format() == format
-    assert check_tensors(checkpoint, shard_tensors(config, format, range(config.n_routed_experts))) == total
+    assert check_tensors(checkpoint, shard_tensors(config, WeightFormats(format), range(config.n_routed_experts))) == total
 
 
 def _weights(folder: Path, law: str, seed: int = 0) -> torch.Tensor:
