@@ -14,22 +14,48 @@ import importlib
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
-from ...actors.checkpoint import Checkpoint
-from .matrix import QuantizeError
+from ...kernels.formats import GROUP_SIZE, PACK
+from .matrix import QuantizeError, output_specs
 from .plan import MatrixPlan
+from .quark_config import quark_config
+from .quark_staging import StagingFolder
 
 SCHEMES = {"w8a8": "flyray_int8_per_channel", "w8a8-fp8": "ptpc_fp8", "w4a8-channel": "int4_fp8"}
 """The formats that Quark makes, and its scheme for each; flyray registers its own for INT8, Quark's is per tensor."""
+
+# Bytes a weight of what each writes, and of the copies that Quark makes of one matrix at a time (measured).
+_MEMORY = {"w8a8": (1.0, 12), "w8a8-fp8": (1.0, 9), "w4a8-channel": (0.5, 14)}
+_FIXED_BYTES = 64 << 20
+
+# What Quark is told about the staged tensors: packed ones are native, the others are as they are.
+_STAGED_CONFIG = {
+    "torch_dtype": "bfloat16",
+    "quantization_config": {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {
+                    "num_bits": 4,
+                    "type": "int",
+                    "strategy": "group",
+                    "group_size": GROUP_SIZE,
+                    "symmetric": True,
+                },
+            }
+        },
+    },
+}
 
 _PACKAGES = ("amd-quark", "transformers", "compressed-tensors", "ninja")
 
@@ -43,42 +69,81 @@ def require_quark() -> None:
             raise QuantizeError(f"{package} is not installed: pip install 'flyray[quantize]'") from None
 
 
+ROW_WISE = ("w8a8", "w8a8-fp8")
+"""Formats in which a row's result depends on that row alone: a large matrix may be given as pieces of its rows, and the
+results put together. In w4a8-channel the first scale is one of the whole matrix."""
+
+Parts = Mapping[str, Tensor]
+"""A matrix's tensors by the last part of their names."""
+
+
+def quark_round(format: str, matrices: Mapping[str, Parts]) -> dict[str, dict[str, Tensor]]:
+    """Rounds matrices, or any other [N, K] linear weights, through Quark: the bytes that it would write itself.
+
+    matrices: by any names; each either native ("weight_packed", "weight_scale") or plain ("weight", bfloat16 or
+    float32; Quark computes its scales in that precision). Returns the tensors of each as `output_specs` has them.
+    Takes up to `quark_bytes` of memory. Raises QuantizeError for values that are not finite, and for anything but the
+    tensors that `format` has.
+    """
+    # Every matrix poses as a routed expert's: that is what Quark's template quantizes, whatever they really are.
+    posing = {f"model.layers.0.mlp.experts.{number}.up_proj": name for number, name in enumerate(matrices)}
+    with StagingFolder() as folder:
+        source, target = folder / "source", folder / "target"
+        source.mkdir()
+        (source / "config.json").write_text(json.dumps(_STAGED_CONFIG))
+        staged = {f"{pose}.{part}": tensor for pose, name in posing.items() for part, tensor in _stage(name, matrices)}
+        save_file(staged, source / "model.safetensors", metadata={"format": "pt"})
+        del staged
+        # Quark would delete the target, also on an error, and so it never sees a folder of the user's.
+        quark_quantizer(format).direct_quantize_checkpoint(str(source), str(target), device="cpu")
+        made: dict[str, dict[str, Tensor]] = {name: {} for name in matrices}
+        # Read, not mapped, so that nothing refers to the files when they are removed.
+        for stored, tensor in load((target / "model.safetensors").read_bytes()).items():
+            pose, _, part = stored.rpartition(".")
+            made[posing[pose]][part] = tensor
+    for name, parts in made.items():
+        _check(format, name, matrices[name], parts)
+    return made
+
+
+def quark_bytes(format: str, sizes: Iterable[tuple[int, int]]) -> int:
+    """What `quark_round` takes at its peak beyond the matrices given to it, for matrices of these rows and columns.
+
+    A bound: all of them as float32 and as written, and the copies of the largest that Quark makes in between.
+    """
+    weights = [rows * columns for rows, columns in sizes]
+    written, copies = _MEMORY[format]
+    return int(sum(weights) * (4 + written) + max(weights, default=0) * copies) + _FIXED_BYTES
+
+
 def quark_quantize(
     format: str, source_format: str, config: Mapping[str, Any], prefix: str, matrices: Sequence[MatrixPlan]
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Quantizes the matrices through Quark.
-
-    config is the source's config.json. Returns the tensors of each matrix by name and part, and the
-    quantization_config that Quark writes for them.
-    """
-    quantizer = quark_quantizer(format)
-    with tempfile.TemporaryDirectory(prefix="flyray-quark-") as folder:
-        source, target = Path(folder, "source"), Path(folder, "target")
-        source.mkdir()
-        (source / "config.json").write_text(json.dumps(dict(config)))
-        save_file(_staged_tensors(prefix, matrices), source / "model.safetensors", metadata={"format": "pt"})
-        quantizer.direct_quantize_checkpoint(str(source), str(target), device="cpu")
-        made = Checkpoint(target)
-        if made.expert_format() != format:
-            raise QuantizeError(f"Quark wrote {made.expert_format()} where {format} was asked for")
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name in made.names:
-            matrix, _, part = name.rpartition(".")
-            parts.setdefault(matrix, {})[part] = made.read(name)
-        return parts, made.config["quantization_config"]
+    """`quark_round` of planned matrices, and the quantization_config of a checkpoint that excludes nothing."""
+    return quark_round(format, {matrix.name: matrix.read() for matrix in matrices}), quark_config(format, ())
 
 
-def _staged_tensors(prefix: str, matrices: Sequence[MatrixPlan]) -> dict[str, Tensor]:
-    staged: dict[str, Tensor] = {}
-    for matrix in matrices:
-        parts = matrix.read()
-        for part, tensor in parts.items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise QuantizeError(f"{matrix.name}.{part} holds values that are not finite")
-        if "weight_packed" in parts:  # compressed-tensors needs the shape to decompress
-            parts.setdefault("weight_shape", torch.tensor([matrix.rows, matrix.columns], dtype=torch.int32))
-        staged |= {f"{prefix}{matrix.name}.{part}": tensor for part, tensor in parts.items()}
-    return staged
+def _stage(name: str, matrices: Mapping[str, Parts]) -> Iterator[tuple[str, Tensor]]:
+    parts = matrices[name]
+    for part, tensor in parts.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise QuantizeError(f"{name}.{part} holds values that are not finite")
+        yield part, tensor
+    if "weight_packed" in parts and "weight_shape" not in parts:  # compressed-tensors decompresses to this
+        yield "weight_shape", torch.tensor(_shape(parts), dtype=torch.int32)
+
+
+def _shape(parts: Parts) -> tuple[int, int]:
+    packed = parts.get("weight_packed")
+    rows, columns = parts["weight"].shape if packed is None else (packed.shape[0], packed.shape[1] * PACK)
+    return rows, columns
+
+
+def _check(format: str, name: str, source: Parts, made: Parts) -> None:
+    expected = {part: (spec.dtype, spec.shape) for part, spec in output_specs(format, *_shape(source)).items()}
+    found = {part: (tensor.dtype, tuple(tensor.shape)) for part, tensor in made.items()}
+    if found != expected:
+        raise QuantizeError(f"Quark wrote {found} for {name}, where {format} has {expected}")
 
 
 def quark_quantizer(format: str) -> Any:
