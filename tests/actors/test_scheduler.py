@@ -7,6 +7,7 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from flyray.actors.step_plan import NewToken, PromptScores, Sampling, SequenceSt
 from flyray.actors.wire import decode, encode
 
 VOCAB = 9
+MISSING = "/missing"
 CONFIG = SchedulerConfig("kimi", 3, 2, 8, 4, 6, 8, 32, VOCAB, "colocated")
 
 
@@ -29,6 +31,15 @@ def next_token(tokens: Sequence[int]) -> int:
 def logprob(tokens: Sequence[int], token: int) -> float:
     """The simulated model's log probability of `token` after `tokens`."""
     return -float(zlib.crc32(bytes([*tokens, 99, token])) % 1000)
+
+
+def divergence(score: float) -> float:
+    """The simulated model's divergence where it gave this score."""
+    return score * score
+
+
+def agrees(score: float) -> bool:
+    return int(score) % 2 == 0
 
 
 def generate(name: str, prompt: Sequence[int] = (1, 2, 3), max_tokens: int = 4, **changes: object) -> Generate:
@@ -43,6 +54,8 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    divergences: list[float] = field(default_factory=list)
+    agreements: list[bool] = field(default_factory=list)
     finish: str = ""
     error: str = ""
 
@@ -51,7 +64,12 @@ def expected(request: Generate) -> Answer:
     """The whole answer of the simulated model."""
     answer, tokens = Answer(), list(request.prompt)
     if request.score_prompt:
+        if request.compare == MISSING:
+            return Answer(finish="error", error=f"{MISSING}: is not there")
         answer.scores = [logprob(tokens[:index], tokens[index]) for index in range(1, len(tokens))]
+        if request.compare:
+            answer.divergences = [divergence(score) for score in answer.scores]
+            answer.agreements = [agrees(score) for score in answer.scores]
     for _ in range(request.max_tokens):
         token = next_token(tokens)
         if token in request.stop_tokens:
@@ -114,12 +132,19 @@ class SimulatedShard:
             if part.tokens and held.start.score_prompt:
                 known = held.tokens if part.next_token < 0 else [*held.tokens, part.next_token]
                 values = tuple(logprob(known[:index], known[index]) for index in range(part.start + 1, len(known)))
-                scores.append(PromptScores(part.sequence, part.start, values))
+                scores.append(self.scores(held.start, part.start, values))
             if part.sample:
                 token = next_token(held.tokens)
                 tokens.append(NewToken(part.sequence, token, logprob(held.tokens, token)))
                 held.tokens.append(token)
         return StepResult(plan.engine, plan.epoch, plan.step, self.index, tuple(tokens), tuple(scores), (), "")
+
+    def scores(self, start: SequenceStart, first: int, values: tuple[float, ...]) -> PromptScores:
+        if start.compare == MISSING:
+            return PromptScores(start.sequence, first, values, error=f"{MISSING}: is not there")
+        if not start.compare:
+            return PromptScores(start.sequence, first, values)
+        return PromptScores(start.sequence, first, values, tuple(map(divergence, values)), tuple(map(agrees, values)))
 
 
 class Bench:
@@ -158,6 +183,8 @@ class Bench:
         answer.logprobs.extend(item.logprobs)
         assert not (answer.scores and item.scores), "scores come once"
         answer.scores.extend(item.scores)
+        answer.divergences.extend(item.divergences)
+        answer.agreements.extend(item.agreements)
         answer.finish, answer.error = item.finish, item.error
 
     def drain(self, limit: int = 2000) -> int:
@@ -204,12 +231,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         stops=st.sets(st.integers(0, VOCAB - 1), max_size=3),
         priority=st.integers(0, 1),
         score=st.booleans(),
+        compare=st.sampled_from(("", "/kept", MISSING)),
     )
-    def add(self, prompt: list[int], max_tokens: int, stops: set[int], priority: int, score: bool) -> None:
+    def add(
+        self, prompt: list[int], max_tokens: int, stops: set[int], priority: int, score: bool, compare: str
+    ) -> None:
         name = f"request-{len(self.requests)}"
         request = generate(
             name, prompt, max_tokens or int(not score), stop_tokens=tuple(stops), priority=priority, score_prompt=score
         )
+        if score:
+            request = dataclasses.replace(request, compare=compare)
         self.requests[name] = request
         refused = self.bench.add(request)
         config = self.bench.config
@@ -267,7 +299,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             answer = self.bench.answers[name]
             if name in self.cancelled:
                 assert answer.finish == ""
-            elif answer.finish != "error":
+            elif answer.finish != "error" or MISSING in answer.error:
                 assert answer == expected(request)
         self._check_order()
 
@@ -431,6 +463,11 @@ def test_a_stop_found_late_drops_the_token_on_its_way() -> None:
         (generate("a", sampling=Sampling(float("nan"), 1.0, 0, 1)), "sampling.temperature: nan"),
         (generate("a", sampling=Sampling(1.0, 0.0, 0, 1)), "sampling.top_p: 0.0"),
         (generate("a", sampling=Sampling(1.0, 1.0, -1, 1)), "sampling.top_k: -1"),
+        (generate("a", keep="/kept"), "keep: '/kept' is for score_prompt only"),
+        (generate("a", compare="/kept"), "compare: '/kept' is for score_prompt only"),
+        (generate("a", compare="kept", score_prompt=True), "compare: 'kept' is not an absolute path"),
+        (generate("a", keep="/ke\0pt", score_prompt=True), "keep: '/ke\\x00pt' is no path"),
+        (generate("a", keep="/kept", compare="/kept", score_prompt=True), "keep: is the same file as compare, '/kept'"),
     ],
 )
 def test_requests_that_can_never_run_are_refused(request_: Generate, text: str) -> None:
@@ -489,6 +526,45 @@ def test_results_that_do_not_fit_change_nothing(change: dict[str, object], text:
         bench.scheduler.complete(good[:1])
     bench.drain()
     assert bench.answers["a"] == expected(request)
+
+
+@pytest.mark.parametrize(
+    ("compare", "values", "text"),
+    [
+        (
+            "/kept",
+            {"divergences": (0.5,), "agreements": (True, True)},
+            "1 divergences and 2 agreements .* expected 2",
+        ),
+        ("/kept", {"divergences": (), "agreements": ()}, "0 divergences and 0 agreements of sequence 0, expected 2"),
+        ("/kept", {"error": "no room"}, "2 divergences and 2 agreements of sequence 0, expected 0"),
+        ("", {"divergences": (0.5, 0.5), "agreements": (True, True)}, "2 divergences and 2 agreements .* expected 0"),
+    ],
+)
+def test_comparisons_that_do_not_fit_are_refused(compare: str, values: dict[str, Any], text: str) -> None:
+    bench = Bench()
+    bench.add(generate("a", score_prompt=True, compare=compare))
+    bench.schedule()
+    good = bench.results[0]
+    scores = tuple(dataclasses.replace(each, **values) for each in good[0].scores)
+    with pytest.raises(SchedulerError, match=text):
+        bench.scheduler.complete([dataclasses.replace(good[0], scores=scores), good[1]])
+    bench.drain()
+
+
+def test_a_comparison_that_fails_ends_its_request_alone() -> None:
+    bench = Bench()
+    broken = generate("a", [1] * 14, score_prompt=True, compare=MISSING)  # three slices, two of them on their way
+    other = generate("b", [2] * 7, score_prompt=True, compare="/kept")
+    bench.add(broken)
+    bench.add(other)
+    bench.schedule()
+    bench.schedule()
+    assert [(item.request, item.finish, item.error) for item in bench.complete()] == [
+        ("a", "error", "/missing: is not there")
+    ]
+    bench.drain()
+    assert {"a": expected(broken), "b": expected(other)} == bench.answers
 
 
 def test_sizes_are_checked() -> None:
