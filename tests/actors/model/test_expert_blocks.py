@@ -1,0 +1,113 @@
+"""Blocks of experts: how experts are grouped does not change a bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mixed_checkpoint import TEXT, cycle, dense_tensors, write_mixed
+from torch import Tensor
+
+from flyray.actors.checkpoint import Checkpoint
+from flyray.actors.model.config import ModelConfig
+from flyray.actors.model.expert_blocks import ExpertBlocks
+from flyray.actors.model.expert_reader import ExpertReader
+from flyray.kernels.protocol import ActivationFormat, Activations, Int4Matrix, Int8Matrix, Kernels
+from flyray.kernels.select import BACKENDS, select_kernels
+
+EXPERTS, LAYER = 8, 1
+FORMATS = ("w4a8", "w8a8", "w4a8-channel")
+
+
+def reader(path: Path) -> ExpertReader:
+    checkpoint = Checkpoint(path)
+    return ExpertReader(checkpoint, ModelConfig.from_dict(checkpoint.config), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The same weights in each format, and with the formats in turn."""
+    dense = dense_tensors(3)
+    folder = tmp_path_factory.mktemp("blocks")
+    uniform = {format: write_mixed(folder / format, dense, cycle(format)) for format in FORMATS}
+    return SimpleNamespace(mixed=write_mixed(folder / "mixed", dense, cycle(*FORMATS)), **uniform, uniform=uniform)
+
+
+def pairs(kernels: Kernels) -> tuple[Activations, Tensor, Tensor]:
+    """Every expert runs for some of 12 tokens, in no order."""
+    generator = torch.Generator().manual_seed(5)
+    x = kernels.quantize(torch.randn(12, TEXT["hidden_size"], generator=generator), ActivationFormat.INT8)
+    order = torch.randperm(12 * EXPERTS, generator=generator)[:60]
+    return x, (order // EXPERTS).to(torch.int32), (order % EXPERTS).to(torch.int32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_expert_gives_what_it_gives_in_a_checkpoint_of_its_format(backend: str, folders: SimpleNamespace) -> None:
+    kernels = select_kernels(backend, 1)
+    x, token, expert = pairs(kernels)
+    chosen = [cycle(*FORMATS)(LAYER, each) for each in range(EXPERTS)]
+    mixed = reader(folders.mixed).read(LAYER, range(EXPERTS), chosen)
+    assert {type(block.gate_up) for block in mixed.blocks} == {Int4Matrix, Int8Matrix}
+    found = mixed.run(kernels, x, token, expert)
+    for format, path in folders.uniform.items():
+        uniform = reader(path).read(LAYER, range(EXPERTS), [format] * EXPERTS)
+        assert len(uniform.blocks) == 1
+        here = torch.tensor([chosen[each] == format for each in expert.tolist()])
+        assert torch.equal(found[here], uniform.run(kernels, x, token, expert)[here])
+        assert not torch.equal(found, uniform.run(kernels, x, token, expert))
+
+
+@settings(deadline=None, max_examples=30)
+@given(groups=st.lists(st.integers(0, 3), min_size=EXPERTS, max_size=EXPERTS), backend=st.sampled_from(BACKENDS))
+def test_the_grouping_changes_nothing(groups: list[int], backend: str, folders: SimpleNamespace) -> None:
+    kernels, source = select_kernels(backend, 1), reader(folders.w4a8)
+    x, token, expert = pairs(kernels)
+    members = [[e for e in range(EXPERTS) if groups[e] == group] for group in sorted(set(groups))]
+    blocks = [(each, source.block(LAYER, each, ["w4a8"] * len(each))) for each in members]
+    found = ExpertBlocks.of(0, blocks, torch.device("cpu"))
+    whole = source.read(LAYER, range(EXPERTS), ["w4a8"] * EXPERTS)
+    assert torch.equal(found.run(kernels, x, token, expert), whole.run(kernels, x, token, expert))
+    for each in range(EXPERTS):
+        (ours, place), (theirs, same) = found.find(each), whole.find(each)
+        assert same == each
+        assert torch.equal(ours.down.scale[place], theirs.down.scale[each])
+
+
+def test_replaced_experts_come_from_the_new_weights_and_empty_blocks_go(folders: SimpleNamespace) -> None:
+    kernels = select_kernels("cpu", 1)
+    x, token, expert = pairs(kernels)
+    low, high = (
+        reader(path).read(LAYER, range(EXPERTS), [format] * EXPERTS)
+        for format, path in (("w4a8", folders.w4a8), ("w8a8", folders.uniform["w8a8"]))
+    )
+    source = reader(folders.uniform["w8a8"])
+    part = low.replaced([1, 6], source.block(LAYER, [1, 6], ["w8a8"] * 2))
+    new = (expert == 1) | (expert == 6)
+    found = part.run(kernels, x, token, expert)
+    assert torch.equal(found[new], high.run(kernels, x, token, expert)[new])
+    assert torch.equal(found[~new], low.run(kernels, x, token, expert)[~new])
+    every = part.replaced(range(EXPERTS), source.block(LAYER, range(EXPERTS), ["w8a8"] * EXPERTS))
+    assert len(every.blocks) == 1
+    assert torch.equal(every.run(kernels, x, token, expert), high.run(kernels, x, token, expert))
+
+
+def test_no_pairs(folders: SimpleNamespace) -> None:
+    kernels = select_kernels("cpu", 1)
+    mixed = reader(folders.mixed).read(LAYER, range(EXPERTS), [cycle(*FORMATS)(LAYER, e) for e in range(EXPERTS)])
+    none = torch.zeros(0, dtype=torch.int32)
+    assert mixed.run(kernels, pairs(kernels)[0], none, none).shape == (0, TEXT["hidden_size"])
+
+
+def test_blocks_hold_each_expert_once(folders: SimpleNamespace) -> None:
+    block = reader(folders.w4a8).block(LAYER, [0, 1], ["w4a8"] * 2)
+    device = torch.device("cpu")
+    with pytest.raises(ValueError, match="do not hold each of 3 experts once"):
+        ExpertBlocks.of(0, [([0, 1], block), ([1], block)], device)
+    with pytest.raises(ValueError, match=r"ascending order, are \[1, 0\]"):
+        ExpertBlocks.of(0, [([1, 0], block)], device)
+    with pytest.raises(ValueError, match=r"ascending order, each once, are \[1, 1\]"):
+        ExpertBlocks.of(0, [([0, 1], block)], device).replaced([1, 1], block)
