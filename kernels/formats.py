@@ -16,21 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .folding import MAX_MULTIPLIER, fold_rows
+
 FORMATS = ("bf16", "w4a16", "w8a8", "w4a8", "w8a8-fp8", "w4a8-channel")
 GROUP_SIZE = 32
 PACK = 8
 """INT4 values an int32."""
-MAX_MULTIPLIER = 15
-"""Fits four bits, and 15 * 8 = 120 fits int8."""
 
 # Column of nibble i (least significant first) within its eight: AutoAWQ's order, which Quark calls "reorder".
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
-# Row scales tried: the largest group scale divided by 4 .. 28. Above 15.5 the largest groups are clipped to multiplier
-# 15, which pays when they are few (heavy tails); below, rounding has fewer steps but may hit an exact ratio. On
-# Gaussian, Laplace and Student-t5 rows of K = 64 .. 7168 this stays within 1.01 of the exact optimum's error.
-_CANDIDATES = tuple(torch.linspace(4, 28, 48).tolist())
-_REFITS = 2
 _GROUPS_A_CHUNK = 1 << 16  # about 1 MB of temporaries: stays in cache, and bounds memory
 
 
@@ -108,9 +103,8 @@ def multiply_out(values: Tensor, multipliers: Tensor) -> Tensor:
 def fold_scales(values: Tensor, group_scale: Tensor) -> FoldedScales:
     """Writes every group's scale as an integer multiplier times one scale a row, with the least weight error found.
 
-    values [N, K] int8 in -8..7, group_scale [N, K/32] float (bfloat16 in the native format). The error minimized is
-    sum over groups of (multiplier * scale - group_scale)^2 * sum(values^2): for each candidate row scale the best
-    multipliers are the nearest integers, and for those multipliers the best scale is a weighted mean in closed form.
+    values [N, K] int8 in -8..7, group_scale [N, K/32] float (bfloat16 in the native format). The search is that of
+    `folding`; a `WeightQuantizer` does the same, fast, from packed nibbles.
 
     A group of zeros may have any finite scale and gets multiplier 1. Refused with ValueError, naming row and group:
     a group scale that is not finite, or is zero or negative while the group has values: no positive multiplier can
@@ -126,7 +120,7 @@ def fold_scales(values: Tensor, group_scale: Tensor) -> FoldedScales:
     for first in range(0, values.shape[0], rows):
         chunk = slice(first, first + rows)
         energy = values[chunk].unflatten(1, (-1, GROUP_SIZE)).float().square().sum(-1)
-        multipliers[chunk], scale[chunk] = _fold_rows(energy, group_scale[chunk].float(), first)
+        multipliers[chunk], scale[chunk] = fold_rows(energy, group_scale[chunk].float(), first)
     return FoldedScales(multipliers, scale)
 
 
@@ -187,46 +181,6 @@ def quantize_native(weight: Tensor) -> tuple[Tensor, Tensor]:
     divisor = torch.where(scale > 0, scale, torch.ones_like(scale)).float()
     values = (groups / divisor.unsqueeze(-1)).round_().clamp_(-8, 7).to(torch.int8).flatten(1)
     return values, scale
-
-
-def _fold_rows(energy: Tensor, group_scale: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
-    """energy and group_scale [N, G] float32 -> multipliers [N, G] uint8, scale [N] float32."""
-    used = energy > 0
-    bad = ~group_scale.isfinite() | (used & (group_scale <= 0))
-    if bool(bad.any()):
-        row, group = (int(i) for i in bad.nonzero()[0])
-        raise ValueError(
-            f"group scale of row {first_row + row}, group {group} is {float(group_scale[row, group])}; "
-            "folding needs finite scales, positive where the group has values other than 0"
-        )
-    largest = torch.where(used, group_scale, torch.zeros_like(group_scale)).amax(1)
-    unit = torch.where(largest > 0, largest, torch.ones_like(largest))
-    # Relative to the row's largest scale, so that squares of very small scales do not vanish.
-    target = torch.where(used, group_scale / unit.unsqueeze(1), torch.zeros_like(group_scale))
-    weighted = energy * target
-    best_gain = torch.zeros_like(largest)
-    scale = torch.ones_like(largest)
-    for candidate in _CANDIDATES:
-        cross, square = _moments(_nearest_multipliers(target * candidate), weighted, energy)
-        gain = cross * cross / square  # what these multipliers, with their best scale, take off the squared error
-        better = gain > best_gain  # false for a row of zeros, where it is 0 / 0
-        best_gain = torch.where(better, gain, best_gain)
-        scale = torch.where(better, cross / square, scale)
-    multipliers = _nearest_multipliers(target / scale.unsqueeze(1))
-    for _ in range(_REFITS):
-        cross, square = _moments(multipliers, weighted, energy)
-        scale = torch.where(square > 0, cross / square, scale)
-        multipliers = _nearest_multipliers(target / scale.unsqueeze(1))
-    return torch.where(used, multipliers, 1.0).to(torch.uint8), scale * largest
-
-
-def _nearest_multipliers(ratio: Tensor) -> Tensor:
-    """Group scales as multiples of the row scale, [N, G] float32 -> the nearest integers in 1..15, float32."""
-    return ratio.round_().clamp_(1, MAX_MULTIPLIER)
-
-
-def _moments(multipliers: Tensor, weighted: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
-    return (weighted * multipliers).sum(1), (energy * multipliers * multipliers).sum(1)
 
 
 def _bytes(packed: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def ordered_silu(x: Tensor) -> Tensor:
 
 
 def fold_lanes(lanes: Tensor) -> Tensor:
-    """[..., 16] -> [...] float32, by halves."""
+    """[..., 16] -> [...] of the same dtype, by halves."""
     width = LANES
     while width > 1:
         width //= 2
@@ -73,8 +73,8 @@ def fold_lanes(lanes: Tensor) -> Tensor:
 
 
 def ordered_sum(x: Tensor) -> Tensor:
-    """[T, K] -> [T] float32."""
-    lanes = torch.zeros(x.shape[0], LANES, dtype=torch.float32)
+    """[T, K] float32 or float64 -> [T] of the same dtype."""
+    lanes = torch.zeros(x.shape[0], LANES, dtype=x.dtype)
     for block in _blocks(x).unbind(0):
         lanes += block
     return fold_lanes(lanes)
