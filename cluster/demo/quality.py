@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
 
-from ...actors.checkpoint import Checkpoint
 from ..code_version import code_version, digest
-from ..evaluate.command import FORMATS, EvalSettings, columns_of, measure_columns, read_material
+from ..evaluate.command import EvalSettings, measure_columns, read_material
 from ..evaluate.kept_quality import KeptQuality, load_quality
 from ..evaluate.quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint, QuantizedCache
-from ..evaluate.table import Row, figures, quality_table
+from ..evaluate.selection import FORMATS, select
+from ..evaluate.table import figures, quality_tables
 from ..figures import Figure
 from ..job import job_ray
 from .files import DEMO_MODEL, DEMO_TASKS, DEMO_TEXT
@@ -34,16 +33,16 @@ class DemoQuality:
     fresh: bool
 
     def figures(self) -> list[Figure]:
-        """weight_error.FORMAT, bytes.FORMAT and all of the evaluation's."""
+        """weight_error.FORMAT, seconds.quantize.FORMAT and all of the evaluation's."""
         quantized = [figure for kept in self.kept.values() for figure in kept.figures()]
-        native = Figure("bytes.w4a16", tensor_bytes(DEMO_MODEL), "bytes")
         seconds = Figure("seconds.evaluate", self.quality.seconds, "seconds")
-        return [*quantized, native, *figures(self.quality.scores), seconds]
+        return [*quantized, *figures(self.quality.scores), seconds]
 
     def print(self, console: Console) -> None:
         """The quality table, and when it was measured if not now."""
-        labels = [score.label for score in self.quality.scores]
-        console.print(quality_table(self.quality.scores, extra=size_rows(labels, self.kept)))
+        errors = {label: kept.weight_error for label, kept in self.kept.items()}
+        for table in quality_tables(self.quality.scores, errors):
+            console.print(table)
         if not self.fresh:
             console.print(f"Measured on {self.quality.date} and kept, as model and code are the same.", style="dim")
 
@@ -59,29 +58,12 @@ def demo_quality(work_dir: Path, console: Console, *, keep_logs: bool = False) -
         return DemoQuality(kept, quality, fresh=False)
     material = read_material(DEMO_TEXT, DEMO_TASKS, SETTINGS)
     with job_ray(SETTINGS.cpus, keep_logs=keep_logs) as end_now:
-        columns, kept = columns_of(DEMO_MODEL, FORMATS, work_dir)
+        selection = select(DEMO_MODEL, FORMATS, work_dir)
+        kept = selection.kept
         begin = time.monotonic()
-        scores = measure_columns(columns, material, SETTINGS, console, end_now)
+        scores = measure_columns(selection.columns, material, SETTINGS, work_dir, console, end_now)
         seconds = time.monotonic() - begin
     date = datetime.now().astimezone().isoformat(sep=" ", timespec="minutes")
     quality = KeptQuality(key, date, seconds, tuple(scores))
     quality.save(path)
     return DemoQuality(kept, quality, fresh=True)
-
-
-def size_rows(labels: Sequence[str], kept: dict[str, KeptCheckpoint]) -> list[Row]:
-    """Rows of the table: megabytes on disk and relative weight error of each format."""
-    native = tensor_bytes(DEMO_MODEL)
-    sizes = {label: found.bytes for label, found in kept.items()} | {"w4a16": native}
-    errors = {label: f"{found.weight_error:.2%}" for label, found in kept.items()} | {"w4a16": "0"}
-    return [
-        ("MB on disk", [f"{sizes[label] / 1e6:.1f}" if label in sizes else "" for label in labels]),
-        ("weight error", [errors.get(label, "") for label in labels]),
-    ]
-
-
-def tensor_bytes(path: Path) -> int:
-    """Bytes of a checkpoint's tensors."""
-    checkpoint = Checkpoint(path)
-    entries = (checkpoint.entry(name) for name in checkpoint.names)
-    return sum(entry.end - entry.begin for entry in entries)

@@ -1,6 +1,7 @@
 """Measures checkpoints through the engine: perplexity of held-out text, and the share of tasks done right.
 
-A column is one checkpoint in one precision; all columns see the same text and tasks, so they can be compared.
+A column is one checkpoint in one precision; all columns see the same text and tasks, so they can be compared. One of
+them may be the reference: it keeps its next-token distributions, and the others are compared with these.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from ...actors.engine_config import EngineConfig
 from ..crew import work_through
 from ..engine_session import EngineSession, engine_session
 from ..front.requests import ChatRequest, parse
-from .perplexity import Document, TextScore, cut_windows, score_text
+from ..tokenizer import Tokenizer
+from .distributions import Distributions, Shelf
+from .perplexity import Document, TextScore, Window, cut_windows, score_text
 from .score import Task
 
 ALL = "all"
@@ -24,11 +27,21 @@ PRIORITY = 1
 
 @dataclass(frozen=True)
 class Column:
-    """A checkpoint in one precision. precision: as in `EngineConfig`. native: what the others are compared with."""
+    """A checkpoint in one precision, as in `EngineConfig`.
+
+    reference: label of the column whose next-token distributions this one is compared with; its own, if it is that
+    column; "": it is not compared. bytes: of its tensors on disk; 0 if it is made in memory only.
+    """
 
     label: str
     path: Path
     precision: str
+    reference: str = ""
+    bytes: int = 0
+
+    @property
+    def is_reference(self) -> bool:
+        return self.reference == self.label
 
 
 @dataclass(frozen=True)
@@ -53,12 +66,15 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class ColumnScore:
-    """A column's result. text: None when there was none to score. answer_tokens: written by the model for the tasks."""
+    """A column's result. text: None when there was none to score. answer_tokens: written by the model for the tasks.
+    reference and bytes: the column's."""
 
     label: str
     text: TextScore | None
     tasks: tuple[TaskScore, ...]
     answer_tokens: int
+    reference: str = ""
+    bytes: int = 0
 
 
 Report = Callable[[str, int], None]
@@ -70,34 +86,70 @@ def _ignore(label: str, count: int) -> None:
 
 
 async def evaluate(
-    columns: Sequence[Column], material: Material, template: EngineConfig, *, lanes: int = 1, report: Report = _ignore
+    columns: Sequence[Column],
+    material: Material,
+    template: EngineConfig,
+    *,
+    folder: Path | None = None,
+    lanes: int = 1,
+    report: Report = _ignore,
 ) -> list[ColumnScore]:
     """Measures every column with an engine of its own, `lanes` engines at a time; Ray must be initialized.
 
-    template: the engines' settings; path, name and precision are the columns'. Raises what starting an engine raises,
-    ScoringError, and EngineUnavailable when an engine fails.
+    template: the engines' settings; path, name and precision are the columns'. folder: where references keep their
+    distributions (`needed_bytes` of them); needed if a column has a reference. References begin first, and a window is
+    compared as soon as it is kept, so no lane waits long. Raises what starting an engine raises, ScoringError,
+    EngineUnavailable when an engine fails, and ValueError for a reference that is not among the columns.
     """
+    shelves = _shelves(columns, folder) if material.documents else {}
     scores: dict[str, ColumnScore] = {}
 
     async def measure(column: Column) -> None:
         config = replace(template, model_path=str(column.path), precision=column.precision, name=f"eval-{column.label}")
+        shelf = shelves.get(column.reference)
+        distributions = Distributions(shelf, column.is_reference) if shelf else None
         async with engine_session(config, column.label) as session:
-            scores[column.label] = await measure_engine(session, column.label, material, report)
+            score = await measure_engine(session, column.label, material, distributions, report)
+        scores[column.label] = replace(score, reference=column.reference, bytes=column.bytes)
 
-    await work_through(columns, measure, lanes)
+    await work_through(sorted(columns, key=lambda column: not column.is_reference), measure, lanes)
     return [scores[column.label] for column in columns]
 
 
+def windows_of(path: Path, material: Material) -> list[Window]:
+    """The windows that an engine of this checkpoint scores, if its context holds them."""
+    return cut_windows(Tokenizer(path), material.documents, material.window)
+
+
+def _shelves(columns: Sequence[Column], folder: Path | None) -> dict[str, Shelf]:
+    """A shelf for each column that is a reference, by its label."""
+    references = [column.label for column in columns if column.is_reference]
+    for column in columns:
+        if column.reference and column.reference not in references:
+            raise ValueError(f"column {column.label}: its reference {column.reference!r} is not measured")
+    if references and folder is None:
+        raise ValueError(f"column {references[0]}: there is no folder for its distributions")
+    return {label: Shelf(folder / str(number)) for number, label in enumerate(references) if folder}
+
+
 async def measure_engine(
-    session: EngineSession, label: str, material: Material, report: Report = _ignore
+    session: EngineSession,
+    label: str,
+    material: Material,
+    distributions: Distributions | None = None,
+    report: Report = _ignore,
 ) -> ColumnScore:
-    """Measures one running engine."""
+    """Measures one running engine. distributions: where it keeps its own, or finds those that it is compared with."""
     text = None
     if material.documents:
         length = min(material.window, session.context_length)
         windows = cut_windows(session.tokenizer, material.documents, length)
         text = await score_text(
-            session.client, windows, concurrency=material.concurrency, on_window=lambda _: report(label, 1)
+            session.client,
+            windows,
+            concurrency=material.concurrency,
+            distributions=distributions,
+            on_window=lambda _: report(label, 1),
         )
     right: list[bool] = [False] * len(material.tasks)
     tokens = Counter[str]()

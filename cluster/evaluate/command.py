@@ -12,24 +12,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ...actors.checkpoint import Checkpoint
 from ...actors.engine_config import EngineConfig
+from ...actors.model.config import ModelConfig
 from ..figures import write_figures
 from ..job import job_ray, run_stoppable
 from ..stop_signals import Stopped
-from ..tokenizer import Tokenizer
 from . import perplexity, score
-from .columns import Column, ColumnScore, Material, evaluate
-from .perplexity import cut_windows
-from .quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint, QuantizedCache
-from .table import figures, quality_table
+from .columns import Column, ColumnScore, Material, evaluate, windows_of
+from .distributions import distributions_folder, needed_bytes
+from .selection import EvalError, Selection, check_labels, select
+from .table import figures, quality_tables
 
-NATIVE = "w4a16"
 STOPPED = 130
-FORMATS = ("bf16", "w4a16", *QUANTIZED_FORMATS)
 WORK_DIR = Path.home() / ".cache" / "flyray"
-
-
-class EvalError(ValueError):
-    """What was asked for cannot be evaluated; the message says why and what can."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +44,11 @@ class EvalSettings:
     def cpus(self) -> int:
         return self.shards * self.threads * self.lanes
 
-    def engine(self, path: Path) -> EngineConfig:
+    def engine(self, path: Path, precision: str = "auto") -> EngineConfig:
         """The engines' settings, with a KV cache for `concurrency` sequences."""
         return EngineConfig(
             model_path=str(path),
+            precision=precision,
             shards=self.shards,
             threads_per_shard=self.threads,
             max_sequences=self.concurrency,
@@ -72,11 +67,10 @@ def run(
     console: Console | None = None,
     keep_logs: bool = False,
 ) -> int:
-    """The command: quantizes what is missing into work_dir, measures, prints the table, writes figures to json_path.
+    """The command: quantizes what is missing into work_dir, measures, prints the tables, writes figures to json_path.
 
-    formats: some of `FORMATS` or "all"; none: all that a checkpoint can be had in. Raises EvalError, TextError,
-    TaskError, CheckpointError, QuantizeError, and what starting an engine raises. Returns the exit code: 0, or 130
-    after a signal.
+    formats: as `select` takes them. Raises EvalError, SpaceError, TextError, TaskError, CheckpointError, QuantizeError,
+    and what starting an engine raises. Returns the exit code: 0, or 130 after a signal.
     """
     settings = settings or EvalSettings()
     console = console or Console()
@@ -84,47 +78,61 @@ def run(
         raise EvalError("name a checkpoint to evaluate")
     material = read_material(Path(text_file), Path(tasks_file), settings)
     try:
-        scores = measure(list(map(Path, checkpoints)), formats, material, settings, Path(work_dir), console, keep_logs)
+        with job_ray(settings.cpus, keep_logs=keep_logs) as end_now:
+            compared = bool(material.documents)
+            selections = _selections(list(map(Path, checkpoints)), formats, Path(work_dir), compared)
+            columns = [column for selection in selections for column in selection.columns]
+            check_labels(columns)
+            scores = measure_columns(columns, material, settings, Path(work_dir), console, end_now)
     except Stopped:
         console.print("stopped")
         return STOPPED
-    console.print(quality_table(scores))
+    kept = [found for selection in selections for found in selection.kept.values()]
+    for table in quality_tables(scores, {found.format: found.weight_error for found in kept}):
+        console.print(table)
     if json_path is not None:
-        write_figures(json_path, figures(scores))
+        write_figures(json_path, [*figures(scores), *(figure for found in kept for figure in found.figures())])
     return 0
 
 
-def measure(
-    checkpoints: Sequence[Path],
-    formats: Sequence[str],
-    material: Material,
-    settings: EvalSettings,
-    work_dir: Path,
-    console: Console,
-    keep_logs: bool,
-) -> list[ColumnScore]:
-    """Quantizes what is missing and evaluates everything, in a local Ray of its own."""
-    with job_ray(settings.cpus, keep_logs=keep_logs) as end_now:
-        columns: list[Column] = []
-        for path in checkpoints:
-            label = f"{path.name}:" if len(checkpoints) > 1 else ""
-            columns += columns_of(path, formats, work_dir, label)[0]
-        check_labels(columns)
-        return measure_columns(columns, material, settings, console, end_now)
+def _selections(paths: Sequence[Path], formats: Sequence[str], work_dir: Path, compared: bool) -> list[Selection]:
+    return [
+        select(path, formats, work_dir, prefix=f"{path.name}:" if len(paths) > 1 else "", compared=compared)
+        for path in paths
+    ]
 
 
 def measure_columns(
     columns: Sequence[Column],
     material: Material,
     settings: EvalSettings,
+    work_dir: Path,
     console: Console,
     end_now: Callable[[], None],
 ) -> list[ColumnScore]:
-    """Evaluates columns in the Ray that is initialized, with a progress bar each."""
-    with EvalProgress(console, columns, material) as progress:
+    """Evaluates columns in the Ray that is initialized, with a progress bar each. References keep their distributions
+    in work_dir for the while. Raises SpaceError if they do not fit, and what `evaluate` raises."""
+    references = [column for column in columns if column.is_reference] if material.documents else []
+    needed = sum(_distribution_bytes(column.path, material) for column in references)
+    if needed:
+        labels = ", ".join(column.label for column in references)
+        console.print(
+            f"{needed / 1e6:,.1f} MB in {work_dir} for the while: what {labels} predicts, to compare the others with",
+            style="dim",
+            soft_wrap=True,
+            highlight=False,
+        )
+    with distributions_folder(work_dir, needed) as folder, EvalProgress(console, columns, material) as progress:
         template = settings.engine(columns[0].path)
-        main = partial(evaluate, columns, material, template, lanes=settings.lanes, report=progress.report)
+        main = partial(
+            evaluate, columns, material, template, folder=folder, lanes=settings.lanes, report=progress.report
+        )
         return run_stoppable(main, end_now)
+
+
+def _distribution_bytes(path: Path, material: Material) -> int:
+    vocabulary = ModelConfig.from_dict(Checkpoint(path).config).vocab_size
+    return needed_bytes([window.tokens for window in windows_of(path, material)], vocabulary)
 
 
 def read_material(text_file: Path, tasks_file: Path, settings: EvalSettings) -> Material:
@@ -138,45 +146,13 @@ def read_material(text_file: Path, tasks_file: Path, settings: EvalSettings) -> 
     return Material(tuple(documents), tuple(tasks), settings.window, settings.max_tokens, settings.concurrency)
 
 
-def columns_of(
-    path: Path, formats: Sequence[str], work_dir: Path, label: str = ""
-) -> tuple[list[Column], dict[str, KeptCheckpoint]]:
-    """The columns of one checkpoint; formats that it must be quantized to are taken from, or made in, work_dir."""
-    own = Checkpoint(path).expert_format()
-    possible = FORMATS if own == NATIVE else (own, *QUANTIZED_FORMATS) if own == "bf16" else (own,)
-    asked = possible if not formats or "all" in formats else tuple(dict.fromkeys(formats))
-    for format in asked:
-        if format not in FORMATS:
-            raise EvalError(f"unknown format {format!r}; known are {', '.join(FORMATS)} and all")
-        if format not in possible:
-            raise EvalError(f"{path} is in {own} and cannot be had as {format}; take the one it came from")
-    quantized = [format for format in asked if format in QUANTIZED_FORMATS and format != own]
-    kept = QuantizedCache(work_dir, path).ensure(quantized) if quantized else {}
-    columns = []
-    for format in asked:
-        if format in kept:
-            columns.append(Column(label + format, kept[format].path, "auto"))
-        else:
-            columns.append(Column(label + format, path, "auto" if format == own else format))
-    return columns, kept
-
-
-def check_labels(columns: Sequence[Column]) -> None:
-    """Raises EvalError when two columns would have one name."""
-    labels = [column.label for column in columns]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise EvalError(f"two checkpoints would both be called {label.partition(':')[0]}; rename a folder")
-
-
 class EvalProgress:
     """A bar for each column."""
 
     def __init__(self, console: Console, columns: Sequence[Column], material: Material) -> None:
         shape = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Progress(*shape, console=console, transient=True)
-        windows = cut_windows(Tokenizer(columns[0].path), material.documents, material.window)
-        total = len(windows) + len(material.tasks)
+        total = len(windows_of(columns[0].path, material)) + len(material.tasks)
         self._tasks = {column.label: self._bars.add_task(column.label, total=total) for column in columns}
 
     def __enter__(self) -> EvalProgress:

@@ -40,7 +40,9 @@ def _column(content: dict) -> ColumnScore:
     text = content["text"]
     return ColumnScore(
         label=content["label"],
-        text=TextScore(tuple(text["nats"]), tuple(text["tokens"]), tuple(text["sizes"])) if text else None,
+        text=TextScore(**{name: tuple(values) for name, values in text.items()}) if text else None,
         tasks=tuple(TaskScore(**task) for task in content["tasks"]),
         answer_tokens=content["answer_tokens"],
+        reference=content["reference"],
+        bytes=content["bytes"],
     )

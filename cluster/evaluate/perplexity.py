@@ -1,7 +1,8 @@
 """Perplexity of text, scored by the engine: how well a checkpoint predicts what it never saw.
 
 A document is cut into windows that fit the context; each begins afresh, and its first token is given, not scored. So
-a number belongs to a window length, and numbers of two checkpoints are compared document by document.
+a number belongs to a window length, and numbers of two checkpoints are compared document by document. Beside the
+text's own tokens whole next-token distributions can be compared, with those that another checkpoint kept.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ...actors.request import Generate, Progress
 from ...actors.step_plan import Sampling
 from ..crew import work_through
 from ..text_lines import open_text
+from .distributions import Distributions
 from .intervals import Interval, ratio_of_sums
 
 # Plain text has no documents: it is cut between paragraphs into pieces of about this many characters.
@@ -66,11 +68,30 @@ class Window:
 
 @dataclass(frozen=True)
 class TextScore:
-    """The scored documents: nats, tokens and bytes of each, in the text's order."""
+    """The scored documents: nats, tokens and bytes of each, in the text's order.
+
+    Compared with a reference also: divergences, the sum of KL(reference ‖ this) over a document's positions in nats;
+    agreements, at how many of them both find the same token most likely. Both are empty otherwise.
+    """
 
     nats: tuple[float, ...]
     tokens: tuple[int, ...]
     sizes: tuple[int, ...]
+    divergences: tuple[float, ...] = ()
+    agreements: tuple[int, ...] = ()
+
+    @property
+    def kl(self) -> Interval:
+        """KL divergence from the reference in nats a token, over documents. It is never negative, and so is its
+        interval; ValueError if nothing was compared."""
+        interval = ratio_of_sums(self.divergences, self.tokens)
+        return Interval(interval.value, max(0.0, interval.low), interval.high)
+
+    @property
+    def top1(self) -> Interval:
+        """Share of positions with the reference's most likely token, over documents; ValueError as for `kl`."""
+        interval = ratio_of_sums(self.agreements, self.tokens)
+        return Interval(interval.value, max(0.0, interval.low), min(1.0, interval.high))
 
     @property
     def perplexity(self) -> Interval:
@@ -164,33 +185,61 @@ def cut_windows(tokenizer: TokenBytes, documents: Sequence[Document], length: in
     return windows
 
 
+@dataclass(frozen=True)
+class WindowScore:
+    """What the engine said of one window: a value for every token but the first. divergences and agreements are empty
+    unless it compared."""
+
+    logprobs: tuple[float, ...]
+    divergences: tuple[float, ...]
+    agreements: tuple[bool, ...]
+
+
 async def score_text(
-    scorer: Scorer, windows: Sequence[Window], *, concurrency: int, on_window: Callable[[Window], None] | None = None
+    scorer: Scorer,
+    windows: Sequence[Window],
+    *,
+    concurrency: int,
+    distributions: Distributions | None = None,
+    on_window: Callable[[Window], None] | None = None,
 ) -> TextScore:
-    """Scores every window. Raises ScoringError when the engine refuses or loses one."""
-    nats: dict[int, list[float]] = defaultdict(list)
-    tokens: dict[int, int] = defaultdict(int)
-    sizes: dict[int, int] = defaultdict(int)
+    """Scores every window. distributions: where this engine keeps its own, or finds those to compare with. Raises
+    ScoringError when the engine refuses or loses one."""
+    found: dict[int, WindowScore] = {}
 
-    async def score(window: Window) -> None:
-        logprobs = await score_window(scorer, window)
-        nats[window.document].append(-math.fsum(logprobs))
-        tokens[window.document] += len(logprobs)
-        sizes[window.document] += window.size
+    async def score(number: int) -> None:
+        if distributions is None:
+            found[number] = await score_window(scorer, windows[number])
+        else:
+            async with distributions.window(number) as use:
+                found[number] = await score_window(scorer, windows[number], keep=use.keep, compare=use.compare)
         if on_window:
-            on_window(window)
+            on_window(windows[number])
 
-    await work_through(windows, score, concurrency)
-    order = sorted(tokens)
+    await work_through(range(len(windows)), score, concurrency)
+    return _by_document(windows, [found[number] for number in range(len(windows))])
+
+
+def _by_document(windows: Sequence[Window], scores: Sequence[WindowScore]) -> TextScore:
+    """Sums over the windows of each document, exact, so that they do not depend on their order."""
+    documents: dict[int, list[int]] = defaultdict(list)
+    for number, window in enumerate(windows):
+        documents[window.document].append(number)
+    order = [documents[document] for document in sorted(documents)]
+    compared = bool(scores) and bool(scores[0].divergences)
     return TextScore(
-        nats=tuple(math.fsum(sorted(nats[number])) for number in order),
-        tokens=tuple(tokens[number] for number in order),
-        sizes=tuple(sizes[number] for number in order),
+        nats=tuple(-math.fsum(value for number in part for value in scores[number].logprobs) for part in order),
+        tokens=tuple(sum(len(scores[number].logprobs) for number in part) for part in order),
+        sizes=tuple(sum(windows[number].size for number in part) for part in order),
+        divergences=tuple(
+            math.fsum(value for number in part for value in scores[number].divergences) for part in order if compared
+        ),
+        agreements=tuple(sum(sum(scores[number].agreements) for number in part) for part in order if compared),
     )
 
 
-async def score_window(scorer: Scorer, window: Window) -> tuple[float, ...]:
-    """Log probabilities of all tokens but the first."""
+async def score_window(scorer: Scorer, window: Window, *, keep: str = "", compare: str = "") -> WindowScore:
+    """Log probabilities of all tokens but the first; keep and compare: as in `Generate`."""
     request = Generate(
         request=f"score-{uuid.uuid4().hex}",
         prompt=window.tokens,
@@ -199,12 +248,25 @@ async def score_window(scorer: Scorer, window: Window) -> tuple[float, ...]:
         stop_tokens=(),
         priority=1,
         score_prompt=True,
+        keep=keep,
+        compare=compare,
     )
-    scores: tuple[float, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    divergences: tuple[float, ...] = ()
+    agreements: tuple[bool, ...] = ()
     async for progress in scorer.generate(request):
-        scores += progress.scores
+        logprobs += progress.scores
+        divergences += progress.divergences
+        agreements += progress.agreements
         if progress.finish == "error":
             raise ScoringError(progress.error)
-    if len(scores) != len(window.tokens) - 1:
-        raise ScoringError(f"the engine gave {len(scores)} scores for a window of {len(window.tokens)} tokens")
-    return scores
+    scored = len(window.tokens) - 1
+    if len(logprobs) != scored:
+        raise ScoringError(f"the engine gave {len(logprobs)} scores for a window of {len(window.tokens)} tokens")
+    compared = scored if compare else 0
+    if (len(divergences), len(agreements)) != (compared, compared):
+        raise ScoringError(
+            f"the engine gave {len(divergences)} divergences and {len(agreements)} agreements for a window of "
+            f"{len(window.tokens)} tokens, {compared} are right"
+        )
+    return WindowScore(logprobs, divergences, agreements)

@@ -27,10 +27,9 @@ class KeptCheckpoint:
     seconds: float
 
     def figures(self) -> list[Figure]:
-        """weight_error.FORMAT, bytes.FORMAT, seconds.quantize.FORMAT."""
+        """weight_error.FORMAT, seconds.quantize.FORMAT."""
         return [
             Figure(f"weight_error.{self.format}", self.weight_error, "1"),
-            Figure(f"bytes.{self.format}", self.bytes, "bytes"),
             Figure(f"seconds.quantize.{self.format}", self.seconds, "seconds"),
         ]
 

@@ -42,6 +42,11 @@ def write_byte_model(path: Path, seed: int = 0) -> DeepseekV3ForCausalLM:
 
 def log_probabilities(model: DeepseekV3ForCausalLM, tokens: list[int]) -> list[float]:
     """Of every token but the first, given those before it."""
+    return all_log_probabilities(model, tokens)[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])].tolist()
+
+
+def all_log_probabilities(model: DeepseekV3ForCausalLM, tokens: list[int]) -> torch.Tensor:
+    """[T - 1, V] float64: of everything that could have stood in the place of every token but the first."""
     with torch.no_grad():
         logits = model(torch.tensor([tokens]), use_cache=False).logits[0, :-1]
-    return logits.double().log_softmax(-1)[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])].tolist()
+    return logits.double().log_softmax(-1)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from flyray.cluster.batch.line import RawLine, parse_line
 from flyray.cluster.chat import _message as as_message
@@ -11,7 +12,7 @@ from flyray.cluster.chat_template import render
 from flyray.cluster.config import DEMO_MODEL
 from flyray.cluster.demo import demo
 from flyray.cluster.demo.files import DEMO_TASKS, DEMO_TEXT
-from flyray.cluster.demo.quality import SETTINGS, DemoQuality, size_rows, tensor_bytes
+from flyray.cluster.demo.quality import SETTINGS, DemoQuality
 from flyray.cluster.evaluate.columns import ColumnScore, TaskScore
 from flyray.cluster.evaluate.kept_quality import KeptQuality
 from flyray.cluster.evaluate.perplexity import TextScore, choose, read_documents
@@ -24,7 +25,11 @@ from flyray.cluster.front.requests import ChatRequest, parse
 def quality() -> DemoQuality:
     text = TextScore((10.0, 21.0), (10, 20), (30, 60))
     tasks = (TaskScore("add", 9, 10), TaskScore("all", 9, 10))
-    scores = tuple(ColumnScore(label, text, tasks, 7) for label in ("bf16", "w4a16", *QUANTIZED_FORMATS))
+    other = TextScore((10.5, 22.0), (10, 20), (30, 60), (0.01, 0.05), (9, 19))
+    scores = tuple(
+        ColumnScore(label, text if label == "w4a16" else other, tasks, 7, "w4a16", 30_900_000 if label != "bf16" else 0)
+        for label in ("bf16", "w4a16", *QUANTIZED_FORMATS)
+    )
     kept = {
         format: KeptCheckpoint(format, Path("/kept") / format, 30_000_000, 0.01, 1.5) for format in QUANTIZED_FORMATS
     }
@@ -45,16 +50,21 @@ def test_figures_are_those_asked_for() -> None:
             f"weight_error.{format}",
             f"bytes.{format}",
             f"perplexity.{format}",
+            f"kl.{format}",
+            f"top1.{format}",
             f"task_score.add.{format}",
         } <= names
         assert f"perplexity_ratio.{format}" in names
     assert {"perplexity.bf16", "perplexity.w4a16", "bytes.w4a16", "seconds.evaluate"} <= names
 
 
-def test_size_rows_follow_the_columns() -> None:
-    [sizes, errors] = size_rows(["bf16", "w4a16", "w8a8"], quality().kept)
-    assert sizes == ("MB on disk", ["", f"{tensor_bytes(DEMO_MODEL) / 1e6:.1f}", "30.0"])
-    assert errors == ("weight error", ["", "0", "1.00%"])
+def test_table_has_sizes_errors_and_distances_in_eighty_characters() -> None:
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    quality().print(console)
+    text = console.export_text()
+    assert "…" not in text
+    for words in ("30.9", "1.00%", "0.00200", "93.33%", "Measured on 2026-01-01 10:00"):
+        assert words in text
 
 
 def write_tasks(path: Path, families: int, each: int) -> None:

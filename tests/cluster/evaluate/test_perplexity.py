@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flyray.actors.request import Generate, Progress
+from flyray.cluster.evaluate.distributions import Distributions, Shelf
 from flyray.cluster.evaluate.perplexity import (
     Document,
     ScoringError,
@@ -26,10 +27,13 @@ from flyray.cluster.tokenizer import Tokenizer
 
 
 class Dice:
-    """Gives every token the log probability -its id / 100; a prompt that begins with 13 is refused."""
+    """Gives every token the log probability -its id / 100; a prompt that begins with 13 is refused. Compared, a token's
+    divergence is its id / 1000, and the even ones agree. Wants what it compares with to have been kept."""
 
-    def __init__(self, short: bool = False) -> None:
+    def __init__(self, short: bool = False, distant: bool = True) -> None:
         self.short = short
+        self.distant = distant
+        self.kept: set[str] = set()
         self.requests: list[Generate] = []
 
     async def generate(self, request: Generate) -> AsyncIterator[Progress]:
@@ -38,8 +42,18 @@ class Dice:
         if request.prompt[0] == 13:
             yield Progress(request.request, (), (), (), "error", "no room for 13")
             return
-        yield Progress(request.request, (), (), scores[:2], "", "")
-        yield Progress(request.request, (), (), () if self.short else scores[2:], "length", "")
+        divergences: tuple[float, ...] = ()
+        agreements: tuple[bool, ...] = ()
+        if request.compare and self.distant:
+            assert request.compare in self.kept
+            divergences = tuple(token / 1000 for token in request.prompt[1:])
+            agreements = tuple(token % 2 == 0 for token in request.prompt[1:])
+        await asyncio.sleep(0)
+        yield Progress(request.request, (), (), scores[:2], "", "", divergences[:2], agreements[:2])
+        last = () if self.short else scores[2:]
+        yield Progress(request.request, (), (), last, "length", "", divergences[2:], agreements[2:])
+        if request.keep:
+            self.kept.add(request.keep)
 
 
 @given(texts=st.lists(st.text(max_size=80), max_size=5), length=st.integers(2, 20))
@@ -80,6 +94,49 @@ def test_lost_and_refused_windows_are_errors(tokenizer: Tokenizer) -> None:
     refused = [type(windows[0])(0, (13, 14), 1)]
     with pytest.raises(ScoringError, match="no room for 13"):
         asyncio.run(score_text(Dice(), refused, concurrency=1))
+
+
+def test_distances_are_sums_over_documents(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Both columns run at once: what is compared waits for what is kept."""
+    texts = ["one two three four five six", "seven eight", "nine ten eleven"]
+    windows = cut_windows(tokenizer, [Document("s", text) for text in texts], 3)
+    dice, shelf = Dice(), Shelf(tmp_path / "shelf")
+
+    async def both() -> tuple[TextScore, TextScore]:
+        comparing = asyncio.create_task(
+            score_text(dice, windows, concurrency=3, distributions=Distributions(shelf, False))
+        )
+        await asyncio.sleep(0)
+        kept = await score_text(dice, windows, concurrency=2, distributions=Distributions(shelf, True))
+        return kept, await comparing
+
+    kept, compared = asyncio.run(both())
+    assert (kept.divergences, kept.agreements) == ((), ())
+    assert kept.nats == compared.nats
+    assert len(dice.kept) == len(windows)
+    for number in range(len(texts)):
+        scored = [token for window in windows if window.document == number for token in window.tokens[1:]]
+        assert compared.divergences[number] == pytest.approx(sum(scored) / 1000)
+        assert compared.agreements[number] == sum(token % 2 == 0 for token in scored)
+    assert compared.kl.value == pytest.approx(sum(compared.divergences) / sum(compared.tokens))
+    assert compared.top1.value == sum(compared.agreements) / sum(compared.tokens)
+    with pytest.raises(ScoringError, match="0 divergences and 0 agreements for a window of"):
+        asyncio.run(score_text(Dice(distant=False), windows, concurrency=1, distributions=Distributions(shelf, False)))
+
+
+counts = st.integers(1, 200)
+
+
+@given(st.lists(counts.flatmap(lambda tokens: st.tuples(st.just(tokens), st.integers(0, tokens))), min_size=2))
+def test_distances_stay_where_they_can_be(documents: list[tuple[int, int]]) -> None:
+    tokens, agreed = zip(*documents, strict=True)
+    divergences = tuple(float(total - right) for total, right in documents)
+    score = TextScore((1.0,) * len(tokens), tokens, tokens, divergences, agreed)
+    assert 0 <= score.kl.low <= score.kl.value <= score.kl.high
+    assert 0 <= score.top1.low <= score.top1.value <= score.top1.high <= 1
+    assert score.kl.value == pytest.approx(1 - score.top1.value)
+    with pytest.raises(ValueError, match="0 sums"):
+        _ = TextScore((1.0,) * len(tokens), tokens, tokens).kl
 
 
 def test_ratio_of_paired_scores() -> None:

@@ -18,7 +18,7 @@ def test_made_once_for_a_content(tmp_path: Path) -> None:
     [made] = cache.ensure(["w4a8"]).values()
     assert Checkpoint(made.path).expert_format() == "w4a8"
     names = [figure.name for figure in made.figures()]
-    assert names == ["weight_error.w4a8", "bytes.w4a8", "seconds.quantize.w4a8"]
+    assert names == ["weight_error.w4a8", "seconds.quantize.w4a8"]
     written = (made.path / "config.json").stat().st_mtime_ns
 
     again = QuantizedCache(tmp_path / "work", tmp_path / "model")
