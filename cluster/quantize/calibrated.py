@@ -30,16 +30,17 @@ _MODULE = re.compile(
 class Calibrated:
     """Statistics as `rounding.quantize_matrix` needs them. smoothing: the exponent, None for none.
 
-    The last layer asked for is kept, so matrices are best asked for layer by layer. With second moments of B columns a
-    block that is 4 D B bytes for them and as much for their factor, which all gate_proj and up_proj of the layer share:
-    205 MB each at D = B = 7168 (and twice that while they are read), 7 MB each at B = 256. An expert's inner moments
-    and their factor live as long as the MatrixInputs of its down_proj.
+    The last layer and the last matrix asked for are kept, so matrices are best asked for layer by layer. With second
+    moments of B columns a block that is 4 D B bytes for the layer's and as much for their factor, which gate_proj and
+    up_proj of all experts share: 205 MB each at D = B = 7168 (and four times that while they are read and worked out),
+    7 MB each at B = 256; and the same with I for the inner moments of the last expert whose down_proj was asked for.
     """
 
     def __init__(self, statistics: Statistics, smoothing: float | None) -> None:
         self.statistics = statistics
         self.smoothing = smoothing
         self._last: tuple[int, _Layer] | None = None
+        self._last_matrix: tuple[str, MatrixInputs] | None = None
 
     def matrix(self, name: str) -> MatrixInputs:
         """name: of a matrix or linear, such as "model.layers.3.mlp.experts.5.up_proj". Of what calibration does not
@@ -47,17 +48,13 @@ class Calibrated:
 
         Raises QuantizeError for statistics that are not finite, and for an expert that they do not have.
         """
-        layer, match = self._find(name)
-        if layer is None or match is None:
-            return MatrixInputs()
-        try:
-            if match["expert"] is not None:
-                return layer.expert(int(match["expert"]), match["projection"])
-            if match["place"] == "mlp.shared_experts" and match["projection"] != "down_proj":
-                return layer.shared
-        except ValueError as error:
-            raise QuantizeError(f"{self.statistics.path}: {name}: {error}") from error
-        return MatrixInputs()
+        if self._last_matrix is None or self._last_matrix[0] != name:
+            self._last_matrix = None
+            try:
+                self._last_matrix = (name, self._matrix(name))
+            except ValueError as error:
+                raise QuantizeError(f"{self.statistics.path}: {name}: {error}") from error
+        return self._last_matrix[1]
 
     def copied(self, name: str) -> Tensor | None:
         """What the tensor `name` ("model.layers.3.mlp.gate.weight"), if its values stay as they are, must be multiplied
@@ -82,6 +79,15 @@ class Calibrated:
         if match["place"] == "post_attention_layernorm":
             return layer.input_factor.reciprocal()
         return None if match["projection"] == "down_proj" else layer.input_factor
+
+    def _matrix(self, name: str) -> MatrixInputs:
+        layer, match = self._find(name)
+        if layer is not None and match is not None:
+            if match["expert"] is not None:
+                return layer.expert(int(match["expert"]), match["projection"])
+            if match["place"] == "mlp.shared_experts" and match["projection"] != "down_proj":
+                return layer.shared
+        return MatrixInputs()
 
     def _find(self, module: str) -> tuple[_Layer | None, re.Match[str] | None]:
         match = _MODULE.fullmatch(module)

@@ -5,7 +5,6 @@ Shapes: N rows, K columns, G = K / 32 groups.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,8 +16,6 @@ from ...kernels.quantizer import WeightQuantizer
 from .error_feedback import ROW_GROUP, SecondMoments, one_torch_thread, round_with_feedback
 from .matrix import QuantizeError, dequantize
 from .recipe import Scheme
-
-_FP8_LARGEST = 448.0
 
 
 @dataclass(frozen=True)
@@ -244,13 +241,6 @@ class _Rounding:
             rows, words = parts["weight_packed"].shape
             parts["weight_shape"] = _shape(rows, words * formats.PACK)
         if self._format == "w4a8-channel":
-            parts["weight_scale"] = _tensor_scale(parts[scale])
-            parts[scale] = parts[scale] / parts["weight_scale"]
+            # Of Quark's two scales only the product counts; this one alike for all rows, so that rows may come apart.
+            parts["weight_scale"] = torch.tensor(1.0)
         return parts
-
-
-def _tensor_scale(row_scale: Tensor) -> Tensor:
-    """The first of the two scales of Quark's int4_fp8: by it the weights lie within FP8's range, as Quark's own do, for
-    engines that multiply them in FP8. A power of two, so that the product of both scales stays exact."""
-    _, exponent = math.frexp(8 * float(row_scale.max()) / _FP8_LARGEST)
-    return torch.tensor(math.ldexp(1.0, min(max(exponent, -120), 120)))
