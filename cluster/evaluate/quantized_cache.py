@@ -64,12 +64,14 @@ class QuantizedCache:
         return {format: kept for format, kept in found.items() if kept is not None}
 
     def _quantize(self, formats: Sequence[str], workers: int | None) -> None:
-        from ..quantize.command import quantize_all
+        from ..quantize.command import QuantizeInputs, quantize_all
+        from ..quantize.recipe import load_recipe
 
         targets: Mapping[str, Path] = {format: self.folder / f"{format}.part" for format in formats}
         for target in targets.values():
             shutil.rmtree(target, ignore_errors=True)
-        reports = quantize_all(self.source, targets, workers=workers)
+        recipes = {format: (load_recipe(format), QuantizeInputs(), target) for format, target in targets.items()}
+        reports = quantize_all(self.source, recipes, workers=workers)
         for format, report in reports.items():
             kept = KeptCheckpoint(
                 format=format,

@@ -5,99 +5,178 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from ...actors.checkpoint import Checkpoint
 from ..figures import write_figures
 from ..local_ray import LocalRay
+from .file_task import WorkSettings
+from .location import Location, locate
+from .manifest import Manifest
 from .matrix import QuantizeError
-from .plan import QuantizePlan, check_space, check_target, plan_quantization
-from .quark_quantizer import SCHEMES, require_quark
-from .report import QuantizeReport, tables
+from .memory import DEFAULT, MemoryBudget, calibration_bytes, parse_memory
+from .plan import FilePlan, QuantizePlan, check_space, check_target, plan_quantization
+from .plan_inputs import QuantizeInputs
+from .quantize_run import QuantizeRun
+from .quark_quantizer import require_quark
+from .recipe import Recipe, load_recipe
+from .report import QuantizeReport, remarks, tables
+from .resume import find_progress, origin_of
+
+__all__ = ["QuantizeInputs", "QuantizeReport", "quantize", "quantize_all", "run"]
+
+Place = str | os.PathLike[str] | Location
+"""A folder, or an fsspec URL of one."""
 
 
 def run(
-    src: str | Path,
-    dst: str | Path,
-    format: str,
+    src: Place,
+    dst: Place,
+    recipe: str | Path,
+    inputs: QuantizeInputs,
+    *,
     workers: int | None = None,
-    json_path: str | Path | None = None,
+    memory: str = DEFAULT,
     overwrite: bool = False,
+    json_path: str | Path | None = None,
 ) -> QuantizeReport:
-    """The command: quantizes with a progress bar, prints the report, and writes its figures to `json_path`."""
-    report = quantize(src, dst, format, workers=workers, overwrite=overwrite)
+    """The command: quantizes with a progress bar, prints the report, and writes its figures to `json_path`. recipe: the
+    name of a shipped one, or a YAML file."""
+    report = quantize(src, dst, load_recipe(recipe), inputs, workers=workers, memory=memory, overwrite=overwrite)
     console = Console()
     for table in tables([report]):
         console.print(table)
+    for remark in remarks([report]):
+        console.print(remark)
     if json_path is not None:
         write_figures(json_path, report.figures())
     return report
 
 
 def quantize(
-    src: str | Path,
-    dst: str | Path,
-    format: str,
+    src: Place,
+    dst: Place,
+    recipe: Recipe,
+    inputs: QuantizeInputs | None = None,
     *,
     workers: int | None = None,
+    memory: str = DEFAULT,
     overwrite: bool = False,
     progress: bool = True,
 ) -> QuantizeReport:
-    """Quantizes the checkpoint folder `src` into the folder `dst`; see `quantize_all`."""
-    return quantize_all(src, {format: dst}, workers=workers, overwrite=overwrite, progress=progress)[format]
+    """Quantizes the checkpoint `src` into the folder `dst`, labelled with the recipe's name; see `quantize_all`."""
+    targets = {recipe.name: (recipe, inputs or QuantizeInputs(), dst)}
+    options = {"workers": workers, "memory": memory, "overwrite": overwrite, "progress": progress}
+    return quantize_all(src, targets, **options)[recipe.name]
 
 
 def quantize_all(
-    src: str | Path,
-    targets: Mapping[str, str | Path],
+    src: Place,
+    targets: Mapping[str, tuple[Recipe, QuantizeInputs, Place]],
     *,
     workers: int | None = None,
+    memory: str = DEFAULT,
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, QuantizeReport]:
-    """Quantizes `src` into several formats at once, {format: folder}, so that each worker imports Quark once.
+    """Quantizes `src` by several recipes at once, {label: (recipe, inputs, folder)}, so that each worker imports Quark
+    once.
 
-    Runs in the Ray that the caller has initialized, whose nodes must all see both folders, or in a local one of its
-    own that ends with it. `workers` tasks run at a time (default: a CPU each). Everything is checked before
-    anything is written; on an error or Ctrl-C the target folders are left without a checkpoint.
+    Runs in the Ray that the caller has initialized, whose nodes must all see source and targets, or in a local one of
+    its own that ends with it. `workers` tasks run at a time (default: a CPU each), and each takes up to `memory`.
+    Everything is checked before anything is written. A run that is stopped, however hard, is continued by the same
+    call; it gives the same bytes. Until its end the target is no checkpoint (config.json comes last).
 
-    Raises QuantizeError (formats, dimensions, folders, disk space, Quark missing or failing) and CheckpointError.
+    Raises QuantizeError (recipes, inputs, dimensions, folders, disk space, memory, Quark missing or failing),
+    CheckpointError, StatisticsError and SensitivityError.
     """
     if workers is not None and workers < 1:
         raise QuantizeError(f"workers is {workers}, must be at least 1")
     if not targets:
-        raise QuantizeError("no format was asked for")
-    plans = _plans(Path(src), {format: Path(dst) for format, dst in targets.items()}, overwrite)
-    if any(plan.format in SCHEMES for plan in plans):
+        raise QuantizeError("no recipe was asked for")
+    size = parse_memory(memory)
+    plans = _plans(locate(src), targets)
+    settings = {plan.label: _settings(plan, size) for plan in plans}
+    found = [find_progress(plan, origin_of(plan), overwrite) for plan in plans]
+    _check_room(plans, found)
+    if any(file.by_quark for plan, done in zip(plans, found, strict=True) for file in _missing(plan, done)):
         require_quark()
-    with _ray(workers) as cpus:
-        from .task_pool import run_plans
+    with _bars(progress) as bars:
+        runs = [QuantizeRun(plan, done, bars) for plan, done in zip(plans, found, strict=True)]
+        _run(runs, settings, workers)
+        return {each.plan.label: each.finish() for each in runs}
 
-        reports = run_plans(plans, min(workers or cpus, cpus), progress)
-    return {report.format: report for report in reports}
+
+def _run(runs: Sequence[QuantizeRun], settings: Mapping[str, WorkSettings], workers: int | None) -> None:
+    with contextlib.ExitStack() as stack:
+        for each in runs:
+            each.plan.folder.create()
+            stack.enter_context(each.plan.folder.lock())
+            each.begin()
+        left = [each for each in runs if each.missing()]
+        if not left:
+            return
+        cpus = stack.enter_context(_ray(workers))
+        from .task_pool import run_files
+
+        run_files(left, settings, min(workers or cpus, cpus))
 
 
-def _plans(src: Path, targets: Mapping[str, Path], overwrite: bool) -> list[QuantizePlan]:
-    folders = [dst.resolve() for dst in targets.values()]
-    for dst in targets.values():
-        check_target(src, dst, overwrite)
-        if folders.count(dst.resolve()) > 1:
-            raise QuantizeError(f"{dst}: two formats cannot share a folder")
+def _plans(src: Location, targets: Mapping[str, tuple[Recipe, QuantizeInputs, Place]]) -> list[QuantizePlan]:
+    folders = {label: locate(dst) for label, (_, _, dst) in targets.items()}
+    resolved = [str(folder.resolve()) for folder in folders.values()]
+    for folder in folders.values():
+        check_target(src, folder)
+        if resolved.count(str(folder.resolve())) > 1:
+            raise QuantizeError(f"{folder}: two recipes cannot share a folder")
     checkpoint = Checkpoint(src)
-    plans = [plan_quantization(checkpoint, dst, format) for format, dst in targets.items()]
+    return [
+        plan_quantization(checkpoint, folders[label], label, recipe, inputs)
+        for label, (recipe, inputs, _) in targets.items()
+    ]
+
+
+def _settings(plan: QuantizePlan, memory: int) -> WorkSettings:
+    calibration = plan.inputs.calibration
+    budget = MemoryBudget(memory, calibration_bytes(calibration))
+    budget.check(plan.matrices)
+    return WorkSettings(budget, calibration, plan.recipe.smoothing)
+
+
+def _check_room(plans: Sequence[QuantizePlan], found: Sequence[Manifest]) -> None:
     needed: dict[int, int] = {}
-    for plan in plans:
-        device = _device(plan.target)
-        needed[device] = needed.get(device, 0) + plan.target_bytes
-        check_space(plan.target, needed[device])
-    return plans
+    for plan, done in zip(plans, found, strict=True):
+        if isinstance(plan.target, Path):
+            device = _device(plan.target)
+            needed[device] = needed.get(device, 0) + max(0, plan.target_bytes - done.bytes)
+            check_space(plan.target, needed[device])
+
+
+def _missing(plan: QuantizePlan, done: Manifest) -> Iterator[FilePlan]:
+    return (file for file in plan.files if file.name not in done.files)
 
 
 def _device(path: Path) -> int:
     return next(folder for folder in (path, *path.resolve().parents) if folder.exists()).stat().st_dev
+
+
+def _bars(shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    # The rate over five minutes: files end in bursts.
+    return Progress(*columns, *times, console=Console(stderr=True), disable=not shown, speed_estimate_period=300)
 
 
 @contextlib.contextmanager

@@ -3,180 +3,278 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ...actors.checkpoint import Checkpoint, read_tensor
-from ...actors.expert_format import EXPERT_TENSOR, expert_matrices
-from ...actors.safetensors_header import TensorEntry
+from ...actors.expert_format import EXPERT_TENSOR
+from ...actors.safetensors_header import TensorEntry, dtype_name
+from ...actors.statistics import Statistics, fingerprint
 from ...kernels.formats import PACK
-from .matrix import SOURCE_FORMATS, TARGET_FORMATS, QuantizeError, TensorSpec, check_columns, output_specs
+from .assignment import Modules, assign, check_experts, mixed_experts
+from .location import Location
+from .matrix import SOURCE_FORMATS, QuantizeError, TensorSpec, check_columns, output_specs
+from .mixed import Choice, choose_from_file
+from .plan_inputs import QuantizeInputs
+from .recipe import Recipe, Scheme
+from .target_folder import TargetFolder, same_place, target_folder
 
 
 @dataclass(frozen=True)
 class MatrixPlan:
-    """One routed expert's matrix. name is without the checkpoint's prefix, kind is gate_proj, up_proj or down_proj."""
+    """One matrix that is quantized. name is without the checkpoint's prefix; kind is gate_proj, up_proj or down_proj
+    of a routed expert, "self_attn.o_proj" and the like of a linear. source_format: "w4a16", or "bf16" for floats."""
 
     name: str
     kind: str
     rows: int
     columns: int
+    scheme: Scheme
+    source_format: str
     source: Mapping[str, TensorEntry]
 
-    def read(self) -> dict[str, Any]:
+    @property
+    def weights(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(entry.bytes for entry in self.source.values())
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """The tensors that are written, by the last part of their names."""
+        return output_specs(self.scheme.format, self.rows, self.columns)
+
+    def read(self) -> dict[str, Tensor]:
         """The source tensors by the last part of their names; they may lie in several files."""
         return {part: read_tensor(f"{self.name}.{part}", entry) for part, entry in self.source.items()}
 
 
 @dataclass(frozen=True)
-class FilePlan:
-    """One output file: tensors copied as they are, matrices to quantize, and the header (by stored names, in order)."""
+class CopyPlan:
+    """A tensor whose values stay as they are. name is without the checkpoint's prefix."""
 
-    target: Path
-    format: str
-    source_format: str
-    prefix: str
-    config: Mapping[str, Any]
-    copies: Mapping[str, TensorEntry]
-    matrices: tuple[MatrixPlan, ...]
-    specs: Mapping[str, TensorSpec]
+    name: str
+    stored_name: str
+    entry: TensorEntry
 
     @property
     def source_bytes(self) -> int:
-        matrices = sum(entry.bytes for matrix in self.matrices for entry in matrix.source.values())
-        return matrices + sum(entry.bytes for entry in self.copies.values())
+        return self.entry.bytes
+
+
+Item = MatrixPlan | CopyPlan
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """One output file: what becomes of the tensors of the source file of this name, in its order."""
+
+    name: str
+    target: Location
+    prefix: str
+    config: Mapping[str, Any]
+    items: tuple[Item, ...]
+
+    @property
+    def path(self) -> Location:
+        return self.target / self.name
+
+    @property
+    def matrices(self) -> tuple[MatrixPlan, ...]:
+        return tuple(item for item in self.items if isinstance(item, MatrixPlan))
+
+    @property
+    def by_quark(self) -> bool:
+        return any(matrix.scheme.by == "quark" for matrix in self.matrices)
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(item.source_bytes for item in self.items)
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """The header, by stored names."""
+        specs: dict[str, TensorSpec] = {}
+        for item in self.items:
+            if isinstance(item, CopyPlan):
+                specs[item.stored_name] = TensorSpec(item.entry.dtype, item.entry.shape)
+            else:
+                specs |= {f"{self.prefix}{item.name}.{part}": spec for part, spec in item.specs.items()}
+        return specs
 
 
 @dataclass(frozen=True)
 class QuantizePlan:
-    """A whole run. unquantized: stored names of the Linear modules that are copied, for config.json."""
+    """A whole run. label: its name in reports. unquantized: stored names of the Linear modules that are copied, for
+    config.json. choice: of a mixed recipe."""
 
-    source: Path
-    target: Path
-    format: str
+    label: str
+    recipe: Recipe
+    inputs: QuantizeInputs
+    source: Checkpoint
+    target: Location
     source_format: str
-    config: Mapping[str, Any]
     unquantized: tuple[str, ...]
     files: tuple[FilePlan, ...]
+    choice: Choice | None = None
 
     @property
+    def folder(self) -> TargetFolder:
+        return target_folder(self.target)
+
+    @cached_property
+    def matrices(self) -> tuple[MatrixPlan, ...]:
+        return tuple(matrix for file in self.files for matrix in file.matrices)
+
+    @cached_property
     def source_bytes(self) -> int:
         return sum(file.source_bytes for file in self.files)
 
-    @property
+    @cached_property
     def target_bytes(self) -> int:
         return sum(spec.bytes for file in self.files for spec in file.specs.values())
 
 
-def plan_quantization(checkpoint: Checkpoint, target: Path, format: str) -> QuantizePlan:
-    """Raises QuantizeError for an unknown format, a source that is already quantized, or a matrix that does not fit
-    the format (by name); CheckpointError for a source that cannot be read."""
-    if format not in TARGET_FORMATS:
-        raise QuantizeError(f"unknown format {format!r}; known are {', '.join(TARGET_FORMATS)}")
+def plan_quantization(
+    checkpoint: Checkpoint, target: Location, label: str, recipe: Recipe, inputs: QuantizeInputs
+) -> QuantizePlan:
+    """Raises QuantizeError for inputs that do not go with the recipe, a source that is already quantized, rules that
+    match nothing or what cannot be quantized, and a matrix that does not fit its format (by name); CheckpointError,
+    StatisticsError and SensitivityError for what cannot be read."""
+    inputs.check(recipe)
     source_format = checkpoint.expert_format()
     if source_format not in SOURCE_FORMATS:
         raise QuantizeError(
             f"{checkpoint.path} is already quantized to {source_format}; "
             "quantize the native (compressed-tensors INT4) or the bf16 checkpoint instead"
         )
-    matrices = _matrices(checkpoint, source_format, format)
+    if inputs.calibration is not None:
+        Statistics.open(inputs.calibration).check(checkpoint)
+    modules = Modules.of(checkpoint.names)
+    choice = _choice(checkpoint, recipe, inputs, modules)
+    schemes = assign(recipe, modules, choice)
+    check_experts(modules, schemes, source_format)
     return QuantizePlan(
-        source=checkpoint.path,
+        label=label,
+        recipe=recipe,
+        inputs=inputs,
+        source=checkpoint,
         target=target,
-        format=format,
         source_format=source_format,
-        config=checkpoint.config,
-        unquantized=_unquantized_linears(checkpoint),
-        files=tuple(_files(checkpoint, target, format, source_format, matrices)),
+        unquantized=_unquantized_linears(checkpoint, schemes),
+        files=tuple(_files(checkpoint, target, source_format, schemes)),
+        choice=choice,
     )
 
 
-def check_target(source: Path, target: Path, overwrite: bool) -> None:
-    """Refuses a target that is the source, is a file, or has anything in it (unless `overwrite`)."""
-    if source.resolve() == target.resolve():
+def check_target(source: Location, target: Location) -> None:
+    """Refuses a target that is the source, or is a file."""
+    if same_place(source, target):
         raise QuantizeError(f"{target}: source and target are the same folder")
     if target.exists() and not target.is_dir():
         raise QuantizeError(f"{target}: is a file, not a folder")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise QuantizeError(f"{target}: is not empty; pass --overwrite to replace the checkpoint in it")
 
 
-def check_space(target: Path, needed: int) -> None:
-    """Refuses a run that the disk of `target` certainly cannot hold."""
+def check_space(target: Location, needed: int) -> None:
+    """Refuses a run that the disk of a local `target` certainly cannot hold."""
+    if not isinstance(target, Path):
+        return
     existing = next(folder for folder in (target, *target.resolve().parents) if folder.is_dir())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise QuantizeError(f"{target}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
 
 
-def _matrices(checkpoint: Checkpoint, source_format: str, format: str) -> dict[str, MatrixPlan]:
-    entries = {name: checkpoint.entry(name) for name in checkpoint.names}
-    plans: dict[str, MatrixPlan] = {}
-    for matrix, parts in expert_matrices(entries).items():
-        rows, width = parts[_anchor(source_format)].shape
-        columns = width * PACK if source_format == "w4a16" else width
-        if "weight_shape" in parts:
-            stated = tuple(checkpoint.read(f"{matrix}.weight_shape").tolist())
-            if stated != (rows, columns):
-                raise QuantizeError(
-                    f"{matrix}.weight_shape says {list(stated)}, but weight_packed holds {[rows, columns]}; "
-                    "padded matrices cannot be quantized"
-                )
-        check_columns(matrix, columns, source_format, format)
-        plans[matrix] = MatrixPlan(matrix, matrix.rpartition(".")[2], rows, columns, parts)
-    return plans
+def _choice(checkpoint: Checkpoint, recipe: Recipe, inputs: QuantizeInputs, modules: Modules) -> Choice | None:
+    mixed = recipe.mixed
+    if mixed is None or inputs.sensitivity is None:
+        return None
+    experts = mixed_experts(recipe, modules)
+    first = min(experts)
+    shapes = [_shape(checkpoint, name) for name, expert in modules.matrices.items() if expert == first]
+    return choose_from_file(
+        inputs.sensitivity,
+        mixed,
+        inputs.budget,
+        experts=experts,
+        fingerprint=fingerprint(checkpoint),
+        low_bytes=_bytes(mixed.low.format, shapes),
+        high_bytes=_bytes(mixed.high.format, shapes),
+    )
+
+
+def _bytes(format: str, shapes: Sequence[tuple[int, int]]) -> int:
+    return sum(spec.bytes for rows, columns in shapes for spec in output_specs(format, rows, columns).values())
+
+
+def _shape(checkpoint: Checkpoint, module: str) -> tuple[int, int]:
+    """Rows and columns of a matrix's weights."""
+    if checkpoint.has(f"{module}.weight_packed"):
+        rows, words = checkpoint.entry(f"{module}.weight_packed").shape
+        return rows, words * PACK
+    shape = checkpoint.entry(f"{module}.weight").shape
+    if len(shape) != 2:
+        raise QuantizeError(f"{module}.weight has shape {list(shape)}, expected [rows, columns]")
+    return shape[0], shape[1]
 
 
 def _files(
-    checkpoint: Checkpoint, target: Path, format: str, source_format: str, matrices: Mapping[str, MatrixPlan]
-) -> list[FilePlan]:
+    checkpoint: Checkpoint, target: Location, source_format: str, schemes: Mapping[str, Scheme]
+) -> Iterator[FilePlan]:
     """Output files keep their source's names. A matrix goes where its weight lies, whatever file holds its scales; a
     source file of nothing but scales has no output file."""
-    copies: dict[str, dict[str, TensorEntry]] = {}
-    owned: dict[str, list[MatrixPlan]] = {}
-    specs: dict[str, dict[str, TensorSpec]] = {}
+    items: dict[str, list[Item]] = {}
+    parts = _parts(checkpoint, schemes)
     for name in checkpoint.names:
+        module, _, part = name.rpartition(".")
         entry = checkpoint.entry(name)
-        match = EXPERT_TENSOR.fullmatch(name)
-        stored = checkpoint.stored_name(name)
-        if match is None:
-            copies.setdefault(entry.file.name, {})[stored] = entry
-            specs.setdefault(entry.file.name, {})[stored] = TensorSpec(entry.dtype, entry.shape)
-        elif match["part"] == _anchor(source_format):
-            matrix = matrices[match["matrix"]]
-            owned.setdefault(entry.file.name, []).append(matrix)
-            outputs = output_specs(format, matrix.rows, matrix.columns)
-            specs.setdefault(entry.file.name, {}).update(
-                {f"{checkpoint.prefix}{matrix.name}.{part}": spec for part, spec in outputs.items()}
-            )
-    return [
-        FilePlan(
-            target=target / file,
-            format=format,
-            source_format=source_format,
-            prefix=checkpoint.prefix,
-            config=checkpoint.config,
-            copies=copies.get(file, {}),
-            matrices=tuple(owned.get(file, ())),
-            specs=file_specs,
-        )
-        for file, file_specs in sorted(specs.items())
-    ]
+        if module not in schemes:
+            items.setdefault(entry.file.name, []).append(CopyPlan(name, checkpoint.stored_name(name), entry))
+        elif part in ("weight", "weight_packed"):
+            matrix = _matrix(checkpoint, module, schemes[module], source_format, parts[module])
+            items.setdefault(entry.file.name, []).append(matrix)
+    for file, found in sorted(items.items()):
+        yield FilePlan(file, target, checkpoint.prefix, checkpoint.config, tuple(found))
 
 
-def _unquantized_linears(checkpoint: Checkpoint) -> tuple[str, ...]:
+def _parts(checkpoint: Checkpoint, schemes: Mapping[str, Scheme]) -> dict[str, dict[str, TensorEntry]]:
+    found: dict[str, dict[str, TensorEntry]] = {}
+    for name in checkpoint.names:
+        module, _, part = name.rpartition(".")
+        if module in schemes:
+            found.setdefault(module, {})[part] = checkpoint.entry(name)
+    return found
+
+
+def _matrix(
+    checkpoint: Checkpoint, module: str, scheme: Scheme, source_format: str, parts: Mapping[str, TensorEntry]
+) -> MatrixPlan:
+    expert = EXPERT_TENSOR.fullmatch(f"{module}.weight")
+    rows, columns = _shape(checkpoint, module)
+    if expert is not None:
+        check_columns(module, columns, source_format, scheme.format)
+        return MatrixPlan(module, f"{expert['kind']}_proj", rows, columns, scheme, source_format, parts)
+    if set(parts) != {"weight"} or not parts["weight"].dtype.is_floating_point or parts["weight"].dtype.itemsize < 2:
+        seen = ", ".join(f"{part} {dtype_name(entry.dtype)}" for part, entry in parts.items())
+        raise QuantizeError(f"{module} has the tensors {seen}: only bfloat16, float16 and float32 can be quantized")
+    kind = module.split(".", 3)[3].removeprefix("mlp.") if "shared_experts" in module else module.split(".", 3)[3]
+    return MatrixPlan(module, kind, rows, columns, scheme, "bf16", parts)
+
+
+def _unquantized_linears(checkpoint: Checkpoint, schemes: Mapping[str, Scheme]) -> tuple[str, ...]:
     """What Quark's file-to-file export lists as excluded: every module with a `weight` of two or more dimensions that
     is neither a norm nor an embedding, by stored name."""
     modules: list[str] = []
     for name in checkpoint.names:
-        module, _, part = checkpoint.stored_name(name).rpartition(".")
+        module, _, part = name.rpartition(".")
         is_linear = part == "weight" and not module.endswith("norm") and "embed" not in module
-        if is_linear and len(checkpoint.entry(name).shape) >= 2 and not EXPERT_TENSOR.fullmatch(name):
-            modules.append(module)
+        if is_linear and module not in schemes and len(checkpoint.entry(name).shape) >= 2:
+            modules.append(checkpoint.stored_name(name).removesuffix(".weight"))
     return tuple(sorted(modules))
-
-
-def _anchor(source_format: str) -> str:
-    return "weight_packed" if source_format == "w4a16" else "weight"
