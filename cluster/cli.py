@@ -31,6 +31,8 @@ _USAGE_ERRORS = (
     "EvalError",
     "PrecisionError",
     "QuantizeError",
+    "SensitivityError",
+    "StatisticsError",
     "SynthesizeError",
     "TaskError",
     "TextError",
@@ -176,19 +178,36 @@ def show_demo(
 
 @app.command()
 def quantize(
-    source: Annotated[Path, typer.Argument(help="A checkpoint's folder: native, or unquantized.")],
-    target: Annotated[Path, typer.Argument(help="The folder to write.")],
-    format: Annotated[str, typer.Option("--format", help="w4a8, w8a8, w8a8-fp8 or w4a8-channel.")],
+    source: Annotated[str, typer.Argument(help="A checkpoint, native or unquantized: a folder or an fsspec URL.")],
+    target: Annotated[str, typer.Argument(help="The folder to write, or an fsspec URL.")],
+    recipe: Annotated[str | None, typer.Option(help="A shipped recipe's name, or a YAML file.")] = None,
+    format: Annotated[str | None, typer.Option(help="The shipped recipe of this name.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="What flyray calibrate wrote.")] = None,
+    sensitivity: Annotated[Path | None, typer.Option(help="What flyray sensitivity wrote.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Of a mixed recipe: bytes as '400 GB', or a share.")] = None,
     workers: Annotated[int | None, typer.Option(help="Files quantized at once; by default one a CPU.", min=1)] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it exists.")] = False,
+    memory: Annotated[str, typer.Option(help="Most memory that a worker's work takes.")] = "4 GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint in the target.")] = False,
     json: JsonFile = None,
     debug: Debug = False,
 ) -> None:
-    """Quantize a checkpoint, file by file."""
+    """Quantize a checkpoint by a recipe, file by file; stop it at any time and go on with the same command."""
     with _clear_errors(debug):
         from .quantize import command
 
-        command.run(source, target, format, workers=workers, json_path=json, overwrite=overwrite)
+        chosen = recipe or format
+        if chosen is None or (recipe is not None and format is not None):
+            raise typer.BadParameter("give one of --recipe and --format")
+        command.run(
+            source,
+            target,
+            chosen,
+            command.QuantizeInputs(calibration, sensitivity, budget),
+            workers=workers,
+            memory=memory,
+            overwrite=overwrite,
+            json_path=json,
+        )
 
 
 @app.command()
