@@ -107,6 +107,47 @@ class Router:
         if self._engine_links is not None:
             self._engine_links.close()
 
+    def override_experts(self, layer: int, experts: Sequence[int], path: str) -> None:
+        """See `Engine.override_experts`. A shard that cannot read them leaves all shards as they were."""
+        loop, model = self._running_loop(), self.shape.model
+        if layer not in model.moe_layers:
+            raise EngineError(f"layer {layer} has no routed experts, {model.moe_layers} have")
+        unknown = [expert for expert in experts if expert not in range(model.n_routed_experts)]
+        if unknown or not experts:
+            raise EngineError(f"experts {unknown or 'of none'}: layer {layer} has 0..{model.n_routed_experts - 1}")
+        with loop.hold():
+            self._ask_all("override", (layer, tuple(experts), path))
+            self._change(loop, "apply_override")
+
+    def clear_overrides(self) -> None:
+        """See `Engine.clear_overrides`."""
+        loop = self._running_loop()
+        with loop.hold():
+            self._change(loop, "clear_overrides")
+
+    def _running_loop(self) -> RouterLoop:
+        if self._loop is None or not self.ready:
+            raise EngineError(self.error or "the engine is still starting")
+        return self._loop
+
+    def _change(self, loop: RouterLoop, method: str) -> None:
+        """Shards that do not all do it run different models: that is the end of the engine."""
+        try:
+            self._ask_all(method, ())
+        except EngineError as error:
+            loop.fail(f"{method}: {error}")
+            raise
+
+    def _ask_all(self, method: str, arguments: tuple[Any, ...]) -> None:
+        """Calls a method of every shard and waits for all, also if one fails. Raises EngineError."""
+        calls = [getattr(shard, method).remote(*arguments) for shard in self._shards]
+        _, silent = ray.wait(calls, num_returns=len(calls), timeout=self.config.start_timeout_s)
+        if silent:
+            names = ", ".join(f"shard {calls.index(call)}" for call in silent)
+            raise EngineError(f"{names}: no answer to {method} within {self.config.start_timeout_s:g} s")
+        for shard, call in enumerate(calls):
+            self._check(call, f"shard {shard}", f"in {method}")
+
     def _start_shards(self, deadline: float, on_progress: Callable[[StartProgress], None] | None) -> None:
         config = self.config
         places = self._ask("place", [()] * config.shards, deadline)
@@ -169,14 +210,14 @@ class Router:
                 on_progress(self._progress(left))
         return ray.get(calls)
 
-    def _check(self, call: ray.ObjectRef, name: str) -> None:
+    def _check(self, call: ray.ObjectRef, name: str, when: str = "while it started") -> None:
         try:
             ray.get(call)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
             raise EngineError(f"{name}: {type(cause).__name__}: {cause}") from cause
         except ray.exceptions.RayActorError as error:
-            raise EngineError(f"{name} died while it started: {error}") from error
+            raise EngineError(f"{name} died {when}: {error}") from error
 
     def _progress(self, timeout_s: float) -> StartProgress:
         try:

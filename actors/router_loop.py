@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import zmq
 
 from .client_port import ClientMessage, ClientPort
+from .engine_error import EngineError
 from .link import Links
 from .request import Cancel, EngineStatus, Generate, Progress, StatusQuery, TracedStep
 from .request_book import RequestBook
@@ -69,6 +73,8 @@ class RouterLoop:
         self._dropped = 0
         self._traces: list[_Trace] = []
         self._stopping = False
+        self._doom = ""
+        self._turned = threading.Condition()
         self._wake = links.context.socket(zmq.PULL)
         self._wake.bind(_WAKE)
         self._poller = zmq.Poller()
@@ -82,9 +88,13 @@ class RouterLoop:
             ready = dict(self._poller.poll(self._wait_ms()))
             if self._wake in ready:
                 self._wake.recv()
+                if self._doom and not self._stopping:
+                    self._fail(self._doom)
                 continue
             try:
-                self._turn(ready)
+                with self._turned:
+                    self._turn(ready)
+                    self._turned.notify_all()
             except (ShardLost, SchedulerError) as error:
                 self._fail(str(error))
             except Exception as error:  # a bug here must not leave clients waiting
@@ -95,9 +105,38 @@ class RouterLoop:
         self._end("the engine was stopped")
         self._shards.close()
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """While nothing runs: keeps it so, clients' messages wait; from any thread but the loop's.
+
+        Raises EngineError if there are requests, a step of theirs does not end, or the engine has failed.
+        """
+        deadline = time.monotonic() + self._step_timeout_s
+        with self._turned:
+            while True:
+                stats = self._scheduler.stats
+                if self.error:
+                    raise EngineError(self.error)
+                if stats.running or stats.waiting:
+                    raise EngineError(f"requests run ({stats.running}) or wait ({stats.waiting}); there must be none")
+                if not self._sent:
+                    break
+                # What has ended is told to the shards in a step of its own.
+                if not self._turned.wait(deadline - time.monotonic()):
+                    raise EngineError(f"the last step did not end within {self._step_timeout_s:g} s")
+            yield
+
+    def fail(self, reason: str) -> None:
+        """Ends all requests and takes no more; from any thread."""
+        self._doom = reason
+        self._wake_up()
+
     def stop(self) -> None:
         """Ends `run`; from any thread."""
         self._stopping = True
+        self._wake_up()
+
+    def _wake_up(self) -> None:
         socket = self._links.context.socket(zmq.PUSH)
         socket.connect(_WAKE)
         socket.send(b"")

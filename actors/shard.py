@@ -27,6 +27,7 @@ from .link import LinkError, LinkKeys, LinkPlace, Links, ProcessPlace, remove_fo
 from .model.config import ModelConfig
 from .model.kv_pages import KvPages
 from .model.stages import ModelStages
+from .overrides import Overrides
 from .program_check import check
 from .sequence import StageProgram
 from .shard_check import check_kernels
@@ -134,9 +135,9 @@ class Shard:
         )
         checks = check_kernels(kernels, model, weights, start.page_size)
         kv = KvPages.allocate(model, start.kv_pages, start.page_size, kernels)
-        self._interpreter = Interpreter(
-            ModelStages(model, weights, kernels, kv), kernels, self._exchange, start.program
-        )
+        stages = ModelStages(model, weights, kernels, kv)
+        self._overrides = Overrides(stages, kernels, start.page_size)
+        self._interpreter = Interpreter(stages, kernels, self._exchange, start.program)
         self._plans = self._links.connect(zmq.DEALER, start.plan_address)
         self._router_gone = self._plans.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         if isinstance(self._exchange, ZmqExchange):
@@ -145,6 +146,27 @@ class Shard:
         self._thread = threading.Thread(target=self._run, name=f"shard-{start.shard}", daemon=True)
         self._thread.start()
         return ShardReport(start.shard, checkpoint.bytes_read, time.monotonic() - begin, checks)
+
+    def override(self, layer: int, experts: Sequence[int], path: str) -> None:
+        """Reads experts of another checkpoint and keeps them aside; see `Overrides.prepare`."""
+        self._overrides.prepare(layer, experts, path)
+
+    def apply_override(self) -> None:
+        """Runs what `override` read. The router sends no plan meanwhile."""
+        self._overrides.apply()
+
+    def clear_overrides(self) -> None:
+        """Runs the shard's own experts again. The router sends no plan meanwhile."""
+        self._overrides.clear()
+
+    def progress(self) -> tuple[int, int]:
+        """Bytes of weights read, and how many there are; (0, 0) before that is known."""
+        return self._progress
+
+    def stats(self) -> ShardStats:
+        """What the loop did so far."""
+        dropped = self._dropped + (self._exchange.dropped if self._links else 0)
+        return ShardStats(self._start.shard, self._steps, len(self._table), dropped, self._error)
 
     def progress(self) -> tuple[int, int]:
         """Bytes of weights read, and how many there are; (0, 0) before that is known."""
@@ -252,6 +274,18 @@ class ShardActor:
     def start(self, addresses: list[str]) -> ShardReport:
         """See `Shard.start`."""
         return self._shard.start(addresses)
+
+    def override(self, layer: int, experts: Sequence[int], path: str) -> None:
+        """See `Shard.override`."""
+        self._shard.override(layer, experts, path)
+
+    def apply_override(self) -> None:
+        """See `Shard.apply_override`."""
+        self._shard.apply_override()
+
+    def clear_overrides(self) -> None:
+        """See `Shard.clear_overrides`."""
+        self._shard.clear_overrides()
 
     @ray.method(concurrency_group="ctl")
     def progress(self) -> tuple[int, int]:

@@ -46,12 +46,12 @@ def load_shard(
     formats = checkpoint.formats
     memory = memory_format(formats.experts, precision)
     total = check_tensors(checkpoint, shard_tensors(config, formats, expert_range))
-    with _one_torch_thread():
+    with one_torch_thread():
         return _Loading(checkpoint, config, memory, expert_range, kernels.device, progress, total).shard()
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> Iterator[None]:
     """Conversions are thousands of short operations: split over threads they gain nothing, and on a machine that is
     busy with other shards' loading each waits for a thread that does not run (tens of times slower, measured)."""
     before = torch.get_num_threads()

@@ -124,6 +124,20 @@ class Engine:
             raise
         return self
 
+    def override_experts(self, layer: int, experts: Sequence[int], path: str | os.PathLike[str]) -> None:
+        """From now on these experts of the layer are those of the checkpoint at `path`, in its format, on whatever
+        shards hold them; other overrides stay. Blocks until all shards have read them; clients' messages wait.
+
+        Only while no request runs. Raises EngineError, and changes nothing, if one does, for a layer or an expert that
+        is not there, for a folder that lacks them, and for experts that multiply another kind of activations.
+        """
+        text = str(path)
+        self.router.override_experts(layer, experts, text if "://" in text else os.path.abspath(text))
+
+    def clear_overrides(self) -> None:
+        """All experts are the engine's own again. Raises EngineError while a request runs."""
+        self.router.clear_overrides()
+
     def stop(self) -> None:
         """Ends router, shards and placement group; returns when the shards' processes here have exited. May be called
         twice, after a failure, and from another thread while `start` runs, which then fails."""

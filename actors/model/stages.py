@@ -7,13 +7,14 @@ same sums over the cached latents and a text does not depend on how its prompt w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ...kernels.protocol import Activations, Kernels, PagedBatch
 from .config import LATENT_NORM_EPS, ModelConfig
+from .expert_blocks import ExpertBlocks
 from .kv_pages import KvPages
 from .layer_weights import AttentionWeights, MlpWeights, MoeWeights, ShardWeights
 from .rope import rope_tables, softmax_scale
@@ -49,6 +50,12 @@ class ModelStages:
         length = min(config.max_position_embeddings, kv.num_pages * kv.page_size)
         cos, sin = rope_tables(config, length)
         self._cos, self._sin = cos.to(kernels.device), sin.to(kernels.device)
+
+    def replace_experts(self, layer: int, experts: ExpertBlocks) -> None:
+        """From the next stage on the layer runs these experts. Other layers and their weights stay where they are."""
+        layers = list(self.weights.layers)
+        layers[layer] = replace(layers[layer], mlp=replace(self._moe(layer), experts=experts))
+        self.weights = replace(self.weights, layers=tuple(layers))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [T] int64 -> hidden."""
