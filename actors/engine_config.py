@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 
 from ..kernels.select import BACKENDS
 
 TRANSPORTS = ("auto", "ipc", "tcp")
+FLUSH_TIMEOUT_S = 600.0
+"""How long a stopping engine may take to have its statistics on the disk."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class EngineConfig:
     transport: "ipc" (one node), "tcp", or "auto": Unix sockets where everything is on one node, else TCP with keys.
     start_timeout_s: from placement to ready. placement_timeout_s: how long to wait for reserved resources to be free.
     step_timeout_s: a step that takes longer ends the engine. silence_s: a TCP peer silent for so long is gone.
+    statistics: absolute path, the same on every node, of a folder to gather activation statistics in while the engine
+        runs (`StatisticsPlan`), complete when it has stopped; "" for none. moments_block: columns of the diagonal
+        blocks of their second moments, 0 for none.
     """
 
     model_path: str
@@ -46,6 +52,8 @@ class EngineConfig:
     placement_timeout_s: float = 20.0
     step_timeout_s: float = 60.0
     silence_s: float = 0.9
+    statistics: str = ""
+    moments_block: int = 0
 
     def __post_init__(self) -> None:
         """Raises ValueError with the name of a field that makes no sense and what would."""
@@ -54,7 +62,7 @@ class EngineConfig:
         if not self.name:
             raise ValueError("name: empty; the engine needs a name")
         self._at_least(1, "shards", "threads_per_shard", "page_size", "max_batch_tokens", "max_sequences")
-        self._at_least(0, "gpus_per_shard", "kv_pages", "kv_memory_bytes", "context_length")
+        self._at_least(0, "gpus_per_shard", "kv_pages", "kv_memory_bytes", "context_length", "moments_block")
         self._positive("start_timeout_s", "placement_timeout_s", "step_timeout_s", "silence_s")
         self._one_of("backend", BACKENDS)
         self._one_of("transport", TRANSPORTS)
@@ -62,6 +70,10 @@ class EngineConfig:
             raise ValueError(
                 f"gpus_per_shard: {self.gpus_per_shard:g}, but the backend {self.backend!r} runs on CPUs; 0 is right"
             )
+        if self.statistics and not os.path.isabs(self.statistics):
+            raise ValueError(f"statistics: {self.statistics!r} is not an absolute path, which the shards need")
+        if self.moments_block and not self.statistics:
+            raise ValueError(f"moments_block: {self.moments_block}, but statistics names no folder to write them to")
         if self.kv_pages == 0 and self.kv_memory_bytes == 0:
             raise ValueError("kv_pages and kv_memory_bytes: both 0; one of them must say how large the KV cache is")
 

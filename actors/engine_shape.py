@@ -13,13 +13,14 @@ from .model.kv_pages import KvPages
 from .precision import precision_plan
 from .scheduler_config import SchedulerConfig
 from .sequence import COLOCATED, StageProgram, sequence
+from .statistics_plan import StatisticsPlan
 
 
 @dataclass(frozen=True)
 class EngineShape:
     """kv_pages: of each shard. context_length: of prompt and answer together. experts: the range of each shard.
 
-    program: what every shard runs. precision_plan: lines to print.
+    program: what every shard runs. precision_plan: lines to print. statistics: what is gathered, if anything is.
     """
 
     model: ModelConfig
@@ -28,11 +29,13 @@ class EngineShape:
     experts: tuple[range, ...]
     program: StageProgram
     precision_plan: tuple[str, ...]
+    statistics: StatisticsPlan | None = None
 
     @staticmethod
     def read(config: EngineConfig) -> EngineShape:
         """Reads headers only. Raises CheckpointError, ConfigError, PrecisionError or ValueError, naming what is wrong:
-        a tensor, a field, a precision, more shards than experts, a cache of no page, too long a context."""
+        a tensor, a field, a precision, more shards than experts, a cache of no page, too long a context, blocks of
+        moments that do not fit."""
         checkpoint = Checkpoint(config.model_path)
         model = _model_config(checkpoint)
         experts = expert_ranges(model.n_routed_experts, config.shards)
@@ -46,7 +49,10 @@ class EngineShape:
             )
         pages = _pages(config, context, KvPages.page_bytes(model, config.page_size, kernels))
         program = sequence(model, COLOCATED, 1)
-        return EngineShape(model, pages, context, experts, program, plan.lines())
+        statistics = None
+        if config.statistics:
+            statistics = StatisticsPlan.of(checkpoint, model, experts, plan.memory, config.moments_block)
+        return EngineShape(model, pages, context, experts, program, plan.lines(), statistics)
 
     def longest_sequence(self, config: EngineConfig) -> int:
         """Tokens of the longest sequence that can run: of the context, or of all pages of a shard."""

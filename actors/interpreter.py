@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.protocol import ActivationFormat, Activations, Kernels
+from .calibration import Collector
 from .distributions import SliceDistributions
 from .exchange import Exchange, ExchangePoint, Received, Sent
 from .link import LinkError
@@ -52,10 +53,12 @@ class Interpreter:
     """Runs a program's stages in order. A stage's inputs are the buffers it reads, its outputs those it writes.
 
     A shard without tokens in a step runs the stages of the exchange alone: its experts work for the others.
+    collector: takes in what runs through the experts, once it is set; to be set between steps.
     """
 
     def __init__(self, stages: ModelStages, kernels: Kernels, exchange: Exchange, program: StageProgram) -> None:
         self._stages, self._kernels, self._exchange = stages, kernels, exchange
+        self.collector: Collector | None = None
         self._actions: dict[StageKind, Callable[..., Any]] = {
             "embed": self._embed,
             "attention": self._attention,
@@ -85,6 +88,8 @@ class Interpreter:
             self._run_stage(stage, buffers, idle)
             if times is not None:
                 times.append(StageTime(stage.name, begin, time.perf_counter_ns()))
+        if self.collector is not None:
+            self.collector.tokens += len(batch.tokens)
         return StepAnswer((), ()) if idle else buffers[self._order[-1].writes[0]]
 
     def _run_stage(self, stage: Stage, buffers: dict[str, Any], idle: bool) -> None:
@@ -135,6 +140,8 @@ class Interpreter:
     def _run_experts(self, layer: int, received: Received) -> Tensor:
         if not len(received.pair_token):
             return torch.empty((0, self._stages.config.hidden_size))
+        if self.collector is not None:
+            self.collector.add(layer, received, self._stages.experts_of(layer))
         return self._stages.experts(layer, received.activations, received.pair_token, received.pair_expert)
 
     def _combine(self, stage: Stage, hidden: Tensor, routing: Routing, sent: Sent, shared: Tensor) -> Tensor:

@@ -79,6 +79,11 @@ class EngineSection(Section):
     """Sequences that run at once, on all shards together; more wait."""
     context_length: int = Field(default=EngineConfig.context_length, ge=0)
     """Most tokens of a prompt and its answer; 0: the model's."""
+    statistics: str = EngineConfig.statistics
+    """Folder to gather activation statistics in while the engine runs, for quantizing with them; complete when it has
+    stopped, "" for none. On a file system of all nodes; relative paths count from the configuration file."""
+    moments_block: int = Field(default=EngineConfig.moments_block, ge=0)
+    """With statistics, also second moments in blocks of so many columns, for error feedback; 0 for none."""
     transport: str = EngineConfig.transport
     """"ipc" (one node), "tcp", or "auto"."""
     start_timeout_s: float = Field(default=EngineConfig.start_timeout_s, gt=0)
@@ -151,7 +156,11 @@ def load_config(path: str | Path) -> FlyrayConfig:
     folder = (file.parent / config.model.path).resolve()
     if not folder.is_dir():
         raise ConfigError(f"{file}: 'model.path': {folder} is no folder")
-    config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(folder)})})
+    changes: dict[str, Any] = {"model": config.model.model_copy(update={"path": str(folder)})}
+    if config.engine.statistics:
+        statistics = (file.parent / config.engine.statistics).resolve()
+        changes["engine"] = config.engine.model_copy(update={"statistics": str(statistics)})
+    config = config.model_copy(update=changes)
     try:
         config.engine_config()
     except ConfigError as error:

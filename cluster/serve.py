@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ..actors.engine_config import FLUSH_TIMEOUT_S
 from .config import FlyrayConfig
 from .local_ray import LocalRay
 from .ray_address import connect
@@ -197,7 +198,8 @@ class Server:
 
     def _stop_engine(self) -> None:
         try:
-            self._engine.stop.remote().result(timeout_s=_STOP_TIMEOUT_S)
+            flush = FLUSH_TIMEOUT_S if self.config.engine.statistics else 0.0
+            self._engine.stop.remote().result(timeout_s=_STOP_TIMEOUT_S + flush)
         except Exception as error:  # it may be dead or hang; with the cluster its processes end anyway
             self._say(f"the engine did not stop by itself: {error}")
 
