@@ -120,8 +120,7 @@ def test_weights_apart_from_their_scales_are_not_found(tmp_path: Path) -> None:
     source = scattered_checkpoint(tmp_path / "source")
     try:
         quark_quantizer("w8a8").direct_quantize_checkpoint(str(source), str(tmp_path / "target"), device="cpu")
-    except KeyError as error:
-        assert error.args == ("weight_packed",)
+    except KeyError:  # weight_packed, where only the scale is
         found = False
     else:
         made = [name for file in (tmp_path / "target").glob("*.safetensors") for name in load_file(file)]
