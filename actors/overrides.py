@@ -40,7 +40,7 @@ class Overrides:
             return
         checkpoint, config = Checkpoint(path), self._stages.config
         memory = {expert: checkpoint.matrix_format(layer, expert) for expert in mine}
-        blocks = self._stages.routed(layer)
+        blocks = self._stages.experts_of(layer)
         for expert, format in memory.items():
             if ACTIVATIONS[format] != blocks.activations:
                 raise CheckpointError(
@@ -60,7 +60,7 @@ class Overrides:
     def apply(self) -> None:
         """Puts what was prepared in place; no step may run."""
         for layer, blocks in self._prepared.items():
-            self._own.setdefault(layer, self._stages.routed(layer))
+            self._own.setdefault(layer, self._stages.experts_of(layer))
             self._stages.replace_experts(layer, blocks)
         self._prepared.clear()
 

@@ -168,15 +168,6 @@ class Shard:
         dropped = self._dropped + (self._exchange.dropped if self._links else 0)
         return ShardStats(self._start.shard, self._steps, len(self._table), dropped, self._error)
 
-    def progress(self) -> tuple[int, int]:
-        """Bytes of weights read, and how many there are; (0, 0) before that is known."""
-        return self._progress
-
-    def stats(self) -> ShardStats:
-        """What the loop did so far."""
-        dropped = self._dropped + (self._exchange.dropped if self._links else 0)
-        return ShardStats(self._start.shard, self._steps, len(self._table), dropped, self._error)
-
     def stop(self) -> None:
         """Ends the loop and closes the sockets. May be called at any time, and twice."""
         self._stopping.set()

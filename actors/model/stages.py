@@ -51,6 +51,10 @@ class ModelStages:
         cos, sin = rope_tables(config, length)
         self._cos, self._sin = cos.to(kernels.device), sin.to(kernels.device)
 
+    def experts_of(self, layer: int) -> ExpertBlocks:
+        """The layer's routed experts that this shard holds now."""
+        return self._moe(layer).experts
+
     def replace_experts(self, layer: int, experts: ExpertBlocks) -> None:
         """From the next stage on the layer runs these experts. Other layers and their weights stay where they are."""
         layers = list(self.weights.layers)
