@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .protocol import Kernels
+    from .quantizer import WeightQuantizer
 
 # Torch is imported with a backend, not with this module: configuration only needs the names.
 BACKENDS = ("cpu", "reference")
@@ -29,6 +30,24 @@ def select_kernels(backend: str, threads: int) -> Kernels:
         from .cpu.backend import CpuKernels
 
         return CpuKernels(threads)
+    raise ValueError(f"unknown kernel backend {backend!r}; known: {', '.join(BACKENDS)}")
+
+
+def select_quantizer(backend: str, threads: int) -> WeightQuantizer:
+    """The weight quantizer of `backend` with `threads` compute threads, as `select_kernels`; all give the same bits."""
+    if threads < 1:
+        raise ValueError(f"threads is {threads}, expected at least 1")
+    if backend == "reference":
+        import torch
+
+        from .reference_quantizer import ReferenceQuantizer
+
+        torch.set_num_threads(threads)
+        return ReferenceQuantizer()
+    if backend == "cpu":
+        from .cpu.quantizer import CpuQuantizer
+
+        return CpuQuantizer(threads)
     raise ValueError(f"unknown kernel backend {backend!r}; known: {', '.join(BACKENDS)}")
 
 

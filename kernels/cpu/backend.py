@@ -6,10 +6,6 @@ and with any number of threads. The protocol promises that for INT8 experts alon
 
 from __future__ import annotations
 
-import ctypes
-import os
-import weakref
-
 import torch
 from torch import Tensor
 
@@ -30,10 +26,9 @@ from ..protocol import (
     SamplingRow,
 )
 from ..sampling import sample
-from .library import LibraryError, load_library
+from .handle import CpuHandle
 
 _KINDS: dict[type, int] = {Int4Matrix: 0, Int8Matrix: 1, Fp8Matrix: 2, Bf16Matrix: 3}
-_OUT_OF_MEMORY = 2
 
 
 class CpuKernels:
@@ -49,23 +44,15 @@ class CpuKernels:
     activation_dtype = torch.float32
 
     def __init__(self, threads: int, variant: str = "") -> None:
-        if threads < 1:
-            raise ValueError(f"threads is {threads}, expected at least 1")
-        self._library = load_library()
-        self._handle = self._library.flyray_open(threads, variant.encode())
-        if not self._handle:
-            raise LibraryError(f"CPU kernels do not start: {self._library.flyray_error().decode()}")
+        self._handle = CpuHandle(threads, variant)
+        self._library = self._handle.library
+        self._run = self._handle.run
         self._check = ArgumentChecks(self.activation_dtype, self.device)
-        self._close = weakref.finalize(self, _close, self._library, self._handle, os.getpid())
-        # At the end of the process its threads end too.
-        self._close.atexit = False
-        self.threads = threads
-        self.variant: str = self._library.flyray_variant(self._handle).decode()
+        self.threads, self.variant = threads, self._handle.variant
 
     def close(self) -> None:
         """Ends the thread pool; no operation may run then or later. Also done when the object goes."""
-        self._handle = None
-        self._close()
+        self._handle.close()
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         tokens, size = self._check.rms_norm(x, weight)
@@ -112,7 +99,7 @@ class CpuKernels:
 
     def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
         tokens, rank, rope, limit = self._check.write_kv(pages, slots, latent, k_rope)
-        self._raise(
+        self._handle.check(
             self._library.flyray_write_kv(
                 pages.data_ptr(), slots.data_ptr(), latent.data_ptr(), k_rope.data_ptr(), tokens, rank, rope, limit
             )
@@ -186,22 +173,6 @@ class CpuKernels:
 
     def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Tensor:
         return sample(logits, rows)
-
-    def _run(self, function: ctypes._NamedFuncPointer, *arguments: int | float) -> None:
-        if self._handle is None:
-            raise LibraryError("these CPU kernels are closed")
-        self._raise(function(self._handle, *arguments))
-
-    def _raise(self, code: int) -> None:
-        if code:
-            message = self._library.flyray_error().decode()
-            raise MemoryError(message) if code == _OUT_OF_MEMORY else ValueError(message)
-
-
-def _close(library: ctypes.CDLL, handle: int, process: int) -> None:
-    """Joins the pool's threads, which a forked child does not have."""
-    if os.getpid() == process:
-        library.flyray_close(handle)
 
 
 def _empty(*shape: int) -> Tensor:

@@ -97,6 +97,15 @@ int call(void* library, void (*Operations::*operation)(Pool&, const Arguments&),
   }
 }
 
+// Runs an operation that lowers *bad to the first index it refuses; -1 when there is none.
+template <class Operation>
+int first_bad(int64_t* bad, const Operation& operation) {
+  *bad = INT64_MAX;
+  const int code = operation();
+  if (*bad == INT64_MAX) *bad = -1;
+  return code;
+}
+
 template <class Index>
 int check_indices(const char* operation, const char* name, const Index* indices, int64_t count, int64_t limit) {
   for (int64_t i = 0; i < count; ++i) {
@@ -148,7 +157,7 @@ const float* const kFp8Values = kFp8Table.values;
 
 using namespace flyray;
 
-EXPORT int flyray_abi_version() { return 3; }
+EXPORT int flyray_abi_version() { return 4; }
 
 EXPORT const char* flyray_error() { return error_text; }
 
@@ -250,4 +259,33 @@ EXPORT int flyray_experts(void* library, int kind, const void* values, const flo
               Experts{static_cast<MatrixKind>(kind), values, scale, pair_token, pair_expert,
                       Matrix{gate_up, gate_up_multipliers, gate_up_scale},
                       Matrix{down, down_multipliers, down_scale}, out, tokens, pairs, experts, hidden, intermediate});
+}
+
+// *bad: -1, or the least index of what is refused; the other results are then not to be used.
+EXPORT int flyray_fold(void* library, const void* packed, const void* group_scale, int type, const float* candidates,
+                       int64_t candidate_count, int64_t refits, uint8_t* multipliers, float* scale, double* difference,
+                       double* norm, int64_t* bad, int64_t rows, int64_t groups) {
+  return first_bad(bad, [&] {
+    return call(library, &Operations::fold_scales,
+                Fold{static_cast<const uint8_t*>(packed), group_scale, static_cast<WeightType>(type), candidates,
+                     candidate_count, refits, multipliers, scale, difference, norm, bad, rows, groups});
+  });
+}
+
+// groups: one scale for 32 columns, otherwise one for a row.
+EXPORT int flyray_scales(void* library, int groups, const float* weight, const float* importance, const float* clips,
+                         const float* steps, const float* squares, int64_t candidates, float limit, float* scale,
+                         int64_t* bad, int64_t rows, int64_t columns) {
+  return first_bad(bad, [&] {
+    return call(library, groups ? &Operations::group_scales : &Operations::row_scales,
+                ScaleSearch{weight, importance, clips, steps, squares, candidates, limit, scale, bad, rows, columns});
+  });
+}
+
+EXPORT int flyray_round(void* library, const float* weight, const float* scale, int8_t* out, int64_t* bad,
+                        int64_t rows, int64_t columns, int64_t group, float low, float high) {
+  return first_bad(bad, [&] {
+    return call(library, &Operations::round_weights,
+                Rounding{weight, scale, out, bad, rows, columns, group, low, high});
+  });
 }

@@ -7,7 +7,7 @@ from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 _LIBRARY = "libflyray_cpu"
 
 _P, _N = c_void_p, c_int64
@@ -23,6 +23,9 @@ _SIGNATURES: dict[str, list[type]] = {
     "flyray_silu_mul": [_P, _P, _P, _N, _N],
     "flyray_combine": [_P, _P, _P, _P, _N, _N, _N],
     "flyray_experts": [_P, c_int] + [_P] * 11 + [_N] * 5,
+    "flyray_fold": [_P, _P, _P, c_int, _P, _N, _N, _P, _P, _P, _P, _P, _N, _N],
+    "flyray_scales": [_P, c_int, _P, _P, _P, _P, _P, _N, c_float, _P, _P, _N, _N],
+    "flyray_round": [_P, _P, _P, _P, _P, _N, _N, _N, c_float, c_float],
 }
 
 

@@ -124,6 +124,47 @@ struct Experts {
   int64_t tokens, pairs, experts, hidden, intermediate;
 };
 
+// kernels/folding.py. packed [rows, groups * 16] bytes, group_scale [rows, groups]; `bad` becomes the least
+// row * groups + group whose scale is refused.
+struct Fold {
+  const uint8_t* packed;
+  const void* group_scale;
+  WeightType type;
+  const float* candidates;
+  int64_t candidate_count, refits;
+  uint8_t* multipliers;
+  float* scale;
+  double* difference;
+  double* norm;
+  int64_t* bad;
+  int64_t rows, groups;
+};
+
+// kernels/clipping.py; no candidates: absmax / limit. importance may be null; `bad` becomes the least row with a value
+// that is not finite.
+struct ScaleSearch {
+  const float* weight;
+  const float* importance;
+  const float* clips;
+  const float* steps;
+  const float* squares;
+  int64_t candidates;
+  float limit;
+  float* scale;
+  int64_t* bad;
+  int64_t rows, columns;
+};
+
+// scale [rows, columns / group]; `bad` as in ScaleSearch.
+struct Rounding {
+  const float* weight;
+  const float* scale;
+  int8_t* out;
+  int64_t* bad;
+  int64_t rows, columns, group;
+  float low, high;
+};
+
 struct Operations {
   const char* name;
   void (*rms_norm)(Pool&, const RmsNorm&);
@@ -136,6 +177,10 @@ struct Operations {
   void (*silu_mul)(Pool&, const SiluMul&);
   void (*combine)(Pool&, const Combine&);
   void (*experts)(Pool&, const Experts&);
+  void (*fold_scales)(Pool&, const Fold&);
+  void (*row_scales)(Pool&, const ScaleSearch&);
+  void (*group_scales)(Pool&, const ScaleSearch&);
+  void (*round_weights)(Pool&, const Rounding&);
 };
 
 extern const Operations kPortableOperations;

@@ -23,6 +23,10 @@ const Operations kAvx2Operations = {
     variant_avx2::silu_mul,
     variant_avx2::combine,
     variant_avx2::experts,
+    variant_avx2::fold_scales,
+    variant_avx2::row_scales,
+    variant_avx2::group_scales,
+    variant_avx2::round_weights,
 };
 
 }  // namespace flyray

@@ -23,6 +23,10 @@ const Operations kAvx512Operations = {
     variant_avx512::silu_mul,
     variant_avx512::combine,
     variant_avx512::experts,
+    variant_avx512::fold_scales,
+    variant_avx512::row_scales,
+    variant_avx512::group_scales,
+    variant_avx512::round_weights,
 };
 
 }  // namespace flyray

@@ -18,6 +18,10 @@ const Operations kPortableOperations = {
     variant_portable::silu_mul,
     variant_portable::combine,
     variant_portable::experts,
+    variant_portable::fold_scales,
+    variant_portable::row_scales,
+    variant_portable::group_scales,
+    variant_portable::round_weights,
 };
 
 }  // namespace flyray

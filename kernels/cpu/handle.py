@@ -1,0 +1,53 @@
+"""One opened CPU library: its thread pool and its instruction-set variant."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+
+from .library import LibraryError, load_library
+
+_OUT_OF_MEMORY = 2
+
+
+class CpuHandle:
+    """threads: how many compute at once, the caller included. variant: "avx512", "avx2", "portable", or "" for the best
+    that this CPU runs; the results are the same. Calls from several Python threads are safe and share the pool. Not
+    usable in a forked child."""
+
+    def __init__(self, threads: int, variant: str = "") -> None:
+        if threads < 1:
+            raise ValueError(f"threads is {threads}, expected at least 1")
+        self.library = load_library()
+        self._handle = self.library.flyray_open(threads, variant.encode())
+        if not self._handle:
+            raise LibraryError(f"CPU kernels do not start: {self.library.flyray_error().decode()}")
+        self._close = weakref.finalize(self, _close, self.library, self._handle, os.getpid())
+        # At the end of the process its threads end too.
+        self._close.atexit = False
+        self.threads = threads
+        self.variant: str = self.library.flyray_variant(self._handle).decode()
+
+    def close(self) -> None:
+        """Ends the thread pool; no operation may run then or later. Also done when the object goes."""
+        self._handle = None
+        self._close()
+
+    def run(self, function: ctypes._NamedFuncPointer, *arguments: int | float) -> None:
+        """Calls a function that computes on the pool; its refusals are ValueErrors."""
+        if self._handle is None:
+            raise LibraryError("these CPU kernels are closed")
+        self.check(function(self._handle, *arguments))
+
+    def check(self, code: int) -> None:
+        """Raises what a C function's result stands for, with its message."""
+        if code:
+            message = self.library.flyray_error().decode()
+            raise MemoryError(message) if code == _OUT_OF_MEMORY else ValueError(message)
+
+
+def _close(library: ctypes.CDLL, handle: int, process: int) -> None:
+    """Joins the pool's threads, which a forked child does not have."""
+    if os.getpid() == process:
+        library.flyray_close(handle)
