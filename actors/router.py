@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -14,7 +15,7 @@ import ray
 import ray.exceptions
 
 from .client_port import ClientPort
-from .engine_config import EngineConfig
+from .engine_config import FLUSH_TIMEOUT_S, EngineConfig
 from .engine_error import EngineError
 from .engine_links import EngineLinks
 from .engine_shape import EngineShape
@@ -24,9 +25,13 @@ from .router_loop import RouterLoop
 from .scheduler import Scheduler
 from .shard import ShardReport, ShardStart, here
 from .shard_group import ShardGroup
+from .statistics_plan import StatisticsError
+from .statistics_writer import StatisticsFolder
 
 STOP_TIMEOUT_S = 5.0
 _PROGRESS_PERIOD_S = 0.2
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Router:
         self._thread: threading.Thread | None = None
         self._engine_links: EngineLinks | None = None
         self._links: list[Links] = []
+        self._statistics: StatisticsFolder | None = None
 
     @property
     def ready(self) -> bool:
@@ -79,25 +85,35 @@ class Router:
     def start(self, on_progress: Callable[[StartProgress], None] | None = None) -> None:
         """Starts the shards and checks the golden prompt; `on_progress` is called while weights are read.
 
-        Raises EngineError, after closing all that was opened.
+        Raises EngineError, or StatisticsError for a folder that cannot take statistics, after closing all that was
+        opened.
         """
         deadline = time.monotonic() + self.config.start_timeout_s
         try:
+            if self.shape.statistics is not None:
+                self._statistics = StatisticsFolder(self.config.statistics, self.shape.statistics)
             with ThreadPoolExecutor(1) as pool:
                 longest = self.shape.longest_sequence(self.config)
                 reference = pool.submit(reference_scores, self.config, self.shape.model, longest)
                 self._start_shards(deadline, on_progress)
                 self._check_golden(reference.result(), longest, deadline)
+            self._open(deadline)
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Ends the loop and the shards' loops and removes the sockets. May be called twice, and after a failure."""
+        """Ends the loop and the shards' loops and removes the sockets. May be called twice, and after a failure.
+
+        Statistics are complete when it returns; after a failure they stay incomplete.
+        """
         if self._loop is not None and self._thread is not None:
             self._loop.stop()
             self._thread.join()
             self._thread = None
+        folder, self._statistics = self._statistics, None
+        if folder is not None:
+            self._finish_statistics(folder)
         # A shard that is dead already has nothing to stop; one that hangs is the caller's to kill.
         stopping = [shard.stop.remote() for shard in self._shards]
         ray.wait(stopping, num_returns=len(stopping), timeout=STOP_TIMEOUT_S)
@@ -236,6 +252,7 @@ class Router:
             self.config.step_timeout_s,
             self.shape.precision_plan,
             self._golden_identity,
+            drain=self.shape.statistics is not None,
         )
         self._thread = threading.Thread(target=self._loop.run, name=f"router-{self.config.name}", daemon=True)
         self._thread.start()
@@ -253,6 +270,24 @@ class Router:
             self.golden = "golden prompt: equal alone and in a batch; the model is too large for the reference kernels"
         else:
             self.golden = compare_scores(golden.scores, reference)
+
+    def _open(self, deadline: float) -> None:
+        """Lets clients in. Statistics begin here, without the golden prompt."""
+        assert self._loop is not None
+        if self.shape.statistics is not None:
+            self._ask("gather", [(self.config.statistics, self.shape.statistics)] * self.config.shards, deadline)
         self._loop.ready = True
         if self._loop.error:  # a shard was lost after the golden prompt's last step
             raise EngineError(self._loop.error)
+
+    def _finish_statistics(self, folder: StatisticsFolder) -> None:
+        """Completes the statistics, if all shards ran every step to its end. It must not keep `stop` from going on."""
+        try:
+            if self._loop is None or not self._loop.stopped_whole:
+                raise StatisticsError("the engine did not run to its end")
+            calls = [shard.finish_gathering.remote() for shard in self._shards]
+            folder.complete(sum(ray.get(calls, timeout=FLUSH_TIMEOUT_S)))
+        except (StatisticsError, ray.exceptions.RayError) as error:
+            logger.error("%s stays incomplete: %s", folder.path, error)
+        finally:
+            folder.close()

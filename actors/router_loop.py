@@ -48,6 +48,7 @@ class RouterLoop:
     The engine takes requests once `ready` is set, before that only from the client `golden`. It fails, once and for
     all, when a shard is lost, a step misses its deadline or a shard answers with an error: all requests end with that
     error, `error` says it, and new requests get it at once. It waits without spinning while there is nothing to do.
+    stopped_whole: after `run`, whether it was stopped and had not failed.
     """
 
     def __init__(
@@ -59,13 +60,17 @@ class RouterLoop:
         step_timeout_s: float,
         precision_plan: tuple[str, ...],
         golden: bytes,
+        drain: bool = False,
     ) -> None:
+        """drain: `stop` waits for the steps on their way, so that every shard has run the same ones."""
         self.ready = False
         self.error = ""
+        self.stopped_whole = False
         self._scheduler, self._shards, self._clients, self._links = scheduler, shards, clients, links
         self._step_timeout_s = step_timeout_s
         self._precision_plan = precision_plan
         self._golden = golden
+        self._drain = drain
         self._book = RequestBook()
         self._results: dict[int, list[StepResult]] = {}
         self._sent: dict[int, float] = {}
@@ -84,7 +89,7 @@ class RouterLoop:
 
     def run(self) -> None:
         """Runs until `stop`. Nothing that a client or a shard sends ends it."""
-        while not self._stopping:
+        while not self._stopping or (self._drain and self._sent):
             ready = dict(self._poller.poll(self._wait_ms()))
             if self._wake in ready:
                 self._wake.recv()
@@ -102,6 +107,7 @@ class RouterLoop:
                 if self.error:
                     raise
                 self._fail(f"router: {type(error).__name__}: {error}")
+        self.stopped_whole = not self.error
         self._end("the engine was stopped")
         self._shards.close()
 
@@ -158,7 +164,7 @@ class RouterLoop:
         for result in self._shards.receive(ready):
             self._take(result)
         self._check_deadline()
-        while self._scheduler.steps_in_flight < STEPS_AHEAD and self._send_step():
+        while not self._stopping and self._scheduler.steps_in_flight < STEPS_AHEAD and self._send_step():
             pass
 
     def _handle(self, client: bytes, message: ClientMessage) -> None:

@@ -20,6 +20,7 @@ import torch
 import zmq
 
 from ..kernels.select import select_kernels
+from .calibration import Collector
 from .checkpoint import Checkpoint
 from .exchange import Exchange, LocalExchange
 from .interpreter import Interpreter, StageError
@@ -32,6 +33,8 @@ from .program_check import check
 from .sequence import StageProgram
 from .shard_check import check_kernels
 from .shard_group import HELLO
+from .statistics_plan import StatisticsError, StatisticsPlan
+from .statistics_writer import ShardStatistics
 from .step_batch import PlanError, SequenceTable
 from .step_plan import StageTime, StepPlan, StepResult
 from .weights import load_shard
@@ -126,7 +129,7 @@ class Shard:
             raise LinkError(f"shard {start.shard} was stopped while it started")
         # Twice the same number, for the kernels and for what torch itself computes between them.
         torch.set_num_threads(start.threads)
-        kernels = select_kernels(start.backend, start.threads)
+        kernels = self._kernels = select_kernels(start.backend, start.threads)
         checkpoint = Checkpoint(start.model_path)
         model = ModelConfig.from_dict(checkpoint.config)
         check(start.program)
@@ -167,6 +170,17 @@ class Shard:
         """What the loop did so far."""
         dropped = self._dropped + (self._exchange.dropped if self._links else 0)
         return ShardStats(self._start.shard, self._steps, len(self._table), dropped, self._error)
+
+    def gather(self, path: str, plan: StatisticsPlan) -> None:
+        """From the next step on gathers activation statistics in the folder `path`. Raises StatisticsError."""
+        self._interpreter.collector = Collector(ShardStatistics(path, plan, self._start.shard), self._kernels)
+
+    def finish_gathering(self) -> int:
+        """Between steps: has all statistics on the disk; returns the tokens of this shard's sequences in them."""
+        collector, self._interpreter.collector = self._interpreter.collector, None
+        if collector is None:
+            raise StatisticsError(f"shard {self._start.shard} gathers no statistics")
+        return collector.finish()
 
     def stop(self) -> None:
         """Ends the loop and closes the sockets. May be called at any time, and twice."""
@@ -277,6 +291,14 @@ class ShardActor:
     def clear_overrides(self) -> None:
         """See `Shard.clear_overrides`."""
         self._shard.clear_overrides()
+
+    def gather(self, path: str, plan: StatisticsPlan) -> None:
+        """See `Shard.gather`."""
+        self._shard.gather(path, plan)
+
+    def finish_gathering(self) -> int:
+        """See `Shard.finish_gathering`."""
+        return self._shard.finish_gathering()
 
     @ray.method(concurrency_group="ctl")
     def progress(self) -> tuple[int, int]:
