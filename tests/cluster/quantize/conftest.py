@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from quantized import ALL, Made
+from quantized import ALL, Made, shipped_targets
 from source_checkpoints import bf16_checkpoint, native_checkpoint, scattered_checkpoint
 
 from flyray.cluster.quantize.command import quantize_all
@@ -27,7 +27,7 @@ def local_ray() -> Iterator[None]:
 
 def _make(source: Path, folder: Path) -> Made:
     targets = {format: folder / format for format in ALL}
-    return Made(source, targets, quantize_all(source, targets, progress=False))
+    return Made(source, targets, quantize_all(source, shipped_targets(targets), progress=False))
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from flyray.cluster.quantize.command import QuantizeInputs, quantize
+from flyray.cluster.quantize.recipe import Recipe, load_recipe
 from flyray.cluster.quantize.report import QuantizeReport
 
 ALL = ("w4a8", "w8a8", "w8a8-fp8", "w4a8-channel")
@@ -17,3 +23,19 @@ class Made:
     source: Path
     targets: dict[str, Path]
     reports: dict[str, QuantizeReport]
+
+
+def shipped_targets(targets: Mapping[str, Path]) -> dict[str, tuple[Recipe, QuantizeInputs, Path]]:
+    """What `quantize_all` takes, for shipped recipes by name."""
+    return {name: (load_recipe(name), QuantizeInputs(), target) for name, target in targets.items()}
+
+
+def quantize_by(name: str, source: Path, target: Path, **options: Any) -> QuantizeReport:
+    """Quantizes by a shipped recipe that needs no inputs."""
+    return quantize(source, target, load_recipe(name), progress=False, **options)
+
+
+def recipe_of(*rules: Mapping[str, Any], exclude: tuple[str, ...] = (), **keys: Any) -> Recipe:
+    """A recipe from its rules, as a file would hold them."""
+    data = {"name": "mine", "version": 1, "rules": list(rules), "exclude": list(exclude), **keys}
+    return Recipe.model_validate(yaml.safe_load(yaml.safe_dump(data)))

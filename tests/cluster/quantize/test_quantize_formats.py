@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import ray
 import torch
-from quantized import ALL, Made
+from quantized import ALL, Made, quantize_by
 from source_checkpoints import NATIVE_QUANTIZATION, OTHER_FILES, expert_matrices
 
 from flyray.actors.checkpoint import Checkpoint
 from flyray.cluster.config import DEMO_MODEL
 from flyray.cluster.figures import read_figures
-from flyray.cluster.quantize.command import quantize, run
+from flyray.cluster.quantize.command import QuantizeInputs, run
 from flyray.cluster.quantize.matrix import dequantize
 
 QUARK_SCHEMES = {"w8a8-fp8": "ptpc_fp8", "w4a8-channel": "int4_fp8"}
@@ -152,7 +152,9 @@ def test_quark_s_own_export_loads_and_is_the_same(
 def test_command_prints_and_writes_figures(
     local_ray: None, from_native: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = run(from_native.source, tmp_path / "out", "w4a8", workers=1, json_path=tmp_path / "figures.json")
+    report = run(
+        from_native.source, tmp_path / "out", "w4a8", QuantizeInputs(), workers=1, json_path=tmp_path / "figures.json"
+    )
     figures = read_figures(tmp_path / "figures.json")
     assert figures["weight_error.w4a8"].value == report.weight_error == from_native.reports["w4a8"].weight_error
     assert figures["bytes.w4a8"].value == report.bytes_after
@@ -165,10 +167,10 @@ def test_command_prints_and_writes_figures(
 
 def test_overwrite_replaces_the_checkpoint_and_nothing_else(local_ray: None, from_native: Made, tmp_path: Path) -> None:
     target = tmp_path / "out"
-    quantize(from_native.source, target, "w4a8", progress=False)
+    quantize_by("w4a8", from_native.source, target)
     (target / "stale.safetensors").write_bytes(b"old")
     (target / "notes.txt").write_text("mine")
-    quantize(from_native.source, target, "w4a8", overwrite=True, progress=False)
+    quantize_by("w4a8", from_native.source, target, overwrite=True)
     assert not (target / "stale.safetensors").exists()
     assert (target / "notes.txt").read_text() == "mine"
     assert Checkpoint(target).expert_format() == "w4a8"
@@ -181,7 +183,7 @@ def test_rounding_bf16_to_int4_is_what_w4a8_costs_there(from_bf16: Made, from_na
 
 
 def test_the_demo_model_folds_within_two_percent(local_ray: None, tmp_path: Path) -> None:
-    report = quantize(DEMO_MODEL, tmp_path / "out", "w4a8", progress=False)
+    report = quantize_by("w4a8", DEMO_MODEL, tmp_path / "out")
     assert report.weight_error < 0.02
     assert report.worst[0].relative < 0.03
     assert report.bytes_after < report.bytes_before
