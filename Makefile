@@ -28,7 +28,7 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 # The C++ kernels are built by this install; it runs again when they or the dependencies change.
-SOURCES := pyproject.toml $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h)
+SOURCES := pyproject.toml $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inc)
 
 $(VENV)/.demo-installed: $(SOURCES) | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[quantize]'
