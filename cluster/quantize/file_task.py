@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...actors.statistics import Statistics
 from ...kernels.quantizer import WeightQuantizer
-from ...kernels.reference_quantizer import ReferenceQuantizer
+from ...kernels.select import select_quantizer
 from .calibrated import Calibrated
 from .error_feedback import ROW_GROUP
 from .manifest import FileRecord, MatrixError
@@ -68,7 +68,7 @@ def quantize_files(plans: Sequence[FilePlan], settings: WorkSettings) -> Iterato
         import_quark()
         import_seconds = time.time() - started
     calibrated = settings.calibrated()
-    quantizer = ReferenceQuantizer()
+    quantizer = select_quantizer("cpu", threads=1)
     for plan in plans:
         for progress in _FileWork(plan, settings, calibrated, quantizer).run():
             yield replace(progress, import_seconds=import_seconds)
