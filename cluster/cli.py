@@ -21,6 +21,9 @@ app = typer.Typer(
     help="Serves Kimi-K2.5 on a Ray cluster, or a small demo model on this machine.",
 )
 
+bench_app = typer.Typer(no_args_is_help=True, help="Measure how fast parts of flyray are on this machine.")
+app.add_typer(bench_app, name="bench")
+
 USAGE_ERROR = 2
 RUN_ERROR = 1
 # Errors that lie in what the user gave, by name: their modules are not imported for this.
@@ -31,12 +34,15 @@ _USAGE_ERRORS = (
     "EvalError",
     "PrecisionError",
     "QuantizeError",
+    "ReportError",
     "SensitivityError",
+    "SpaceError",
     "StatisticsError",
     "SynthesizeError",
     "TaskError",
     "TextError",
     "TokenizerError",
+    "VerifyError",
 )
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and keep Ray's logs.")]
@@ -159,6 +165,73 @@ def evaluate(
         )
 
 
+@app.command()
+def verify(
+    a: Annotated[str, typer.Argument(help="A checkpoint: FOLDER, or FOLDER:PRECISION.", show_default=False)],
+    b: Annotated[str | None, typer.Argument(help="Another of the same model, compared with A.")] = None,
+    max_kl: Annotated[float | None, typer.Option(help="Most KL divergence of B from A, nats a token.", min=0)] = None,
+    min_top1: Annotated[
+        float | None, typer.Option(help="Least share of tokens where both find the same one likeliest.", min=0, max=1)
+    ] = None,
+    max_perplexity_ratio: Annotated[float | None, typer.Option(help="Most perplexity of B, over A's.", min=0)] = None,
+    max_weight_error: Annotated[
+        float | None,
+        typer.Option(help="Most relative error of any quantized tensor of B; copied ones must then be equal.", min=0),
+    ] = None,
+    max_row_error: Annotated[
+        float | None, typer.Option(help="Most relative error of any row of a quantized tensor of B.", min=0)
+    ] = None,
+    min_task_share: Annotated[float | None, typer.Option(help="Least right answers of B, over A's.", min=0)] = None,
+    engine: Annotated[bool, typer.Option(help="Also load and run what is verified.")] = True,
+    tasks: Annotated[int, typer.Option(help="Tasks of each family; 0 for none.", min=0)] = 20,
+    text_bytes: Annotated[int, typer.Option(help="Bytes of text; 0 for none.", min=0)] = 200_000,
+    text: Annotated[Path | None, typer.Option(help="Text of your own: .txt or .jsonl, also .xz, .gz.")] = None,
+    tasks_file: Annotated[Path | None, typer.Option(help="Tasks of your own: .jsonl, also .xz, .gz.")] = None,
+    window: Annotated[int, typer.Option(help="Tokens of text scored at once.", min=2)] = 1024,
+    shards: Annotated[int, typer.Option(help="Shards of each engine.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of each shard.", min=1)] = 1,
+    lanes: Annotated[int, typer.Option(help="Engines that run at once.", min=1)] = 2,
+    work_dir: WorkDir = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write checks and figures to this file.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Check that a checkpoint is whole and sound, and how far it is from another of the same model.
+
+    Alone: SHA256SUMS, every tensor's name, shape and dtype, config.json, the tokenizer, NaN and infinity, and that it
+    loads and passes the golden prompt. Against A also every tensor, KL divergence, top-1, perplexity and tasks.
+
+    Files and structure always count; numbers count where a limit is given. Who publishes an 8-bit checkpoint might set
+    --max-weight-error 0.03 --max-kl 0.005 --min-top1 0.97 --max-perplexity-ratio 1.005; of w4a8 from native INT4
+    --max-weight-error 0.03 as well; of one INT4 scale a row, --max-weight-error 0.2 --max-kl 0.1.
+
+    Exit code 0: nothing failed; 1: something did, and is named; 2: the call is wrong.
+    """
+    with _clear_errors(debug):
+        from .demo.files import DEMO_TASKS, DEMO_TEXT
+        from .evaluate.command import WORK_DIR, EvalSettings
+        from .verify import command as verify_command
+        from .verify.limits import Limits
+
+        settings = EvalSettings(
+            tasks=tasks, text_bytes=text_bytes, window=window, shards=shards, threads=threads, lanes=lanes
+        )
+        limits = Limits(max_kl, min_top1, max_perplexity_ratio, min_task_share, max_weight_error, max_row_error)
+        raise typer.Exit(
+            verify_command.run(
+                a,
+                b,
+                limits=limits,
+                text_file=text or DEMO_TEXT,
+                tasks_file=tasks_file or DEMO_TASKS,
+                settings=settings,
+                engine=engine,
+                work_dir=work_dir or WORK_DIR,
+                json_path=json,
+                keep_logs=debug,
+            )
+        )
+
+
 @app.command("demo")
 def show_demo(
     once: Annotated[bool, typer.Option("--once", help="End after the batch instead of serving on.")] = False,
@@ -210,6 +283,30 @@ def quantize(
         )
 
 
+@bench_app.command("quantize")
+def bench_quantize(
+    source: Annotated[Path, typer.Argument(help="A checkpoint's folder; `flyray synthesize` makes one of any size.")],
+    recipe: Annotated[str, typer.Option(help="A shipped recipe or a YAML file.")] = "w4a8",
+    work_dir: Annotated[Path, typer.Option(help="On the disk to measure; needs twice the checkpoint's size.")] = Path(),
+    runs: Annotated[int, typer.Option(help="Runs of each, in turns.", min=1)] = 3,
+    workers: Annotated[int | None, typer.Option(help="Files quantized at once; by default one a CPU.", min=1)] = None,
+    json: JsonFile = None,
+    debug: Debug = False,
+) -> None:
+    """Measure a recipe's rate on a checkpoint, beside `cp` of the same files."""
+    with _clear_errors(debug):
+        from rich.console import Console
+
+        from .bench.quantize import bench_quantize as measure
+        from .figures import write_figures
+        from .quantize.recipe import load_recipe
+
+        found = measure(source, work_dir, load_recipe(recipe), runs=runs, workers=workers, say=_say)
+        Console().print(found.table())
+        if json is not None:
+            write_figures(json, found.figures())
+
+
 @app.command()
 def synthesize(
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
@@ -243,6 +340,82 @@ def trace(
 
         settings = trace_command.TraceSettings(steps, sequences)
         raise typer.Exit(trace_command.run(_configuration(config, demo, None), output, settings, keep_logs=debug))
+
+
+@app.command()
+def sensitivity(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="[CHECKPOINT] OUT.json", help="A checkpoint (not with --demo); the file to write."),
+    ],
+    demo: Demo = False,
+    low: Annotated[str, typer.Option(help="The format of fewer bytes, or a checkpoint in it.")] = "w4a8-channel",
+    high: Annotated[str, typer.Option(help="The format of more bytes, or a checkpoint in it.")] = "w8a8",
+    groups: Annotated[int, typer.Option(help="Groups that each layer's experts are measured in.", min=1)] = 4,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Statistics of flyray calibrate: experts are grouped by use, not by number.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Text of your own: .txt or .jsonl, also .xz, .gz.")] = None,
+    text_bytes: Annotated[int, typer.Option(help="Bytes of text.", min=1)] = 100_000,
+    window: Annotated[int, typer.Option(help="Tokens of text scored at once.", min=2)] = 1024,
+    shards: Annotated[int, typer.Option(help="Shards of the engine.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of each shard.", min=1)] = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of another run.")] = False,
+    work_dir: WorkDir = None,
+    json: JsonFile = None,
+    debug: Debug = False,
+) -> None:
+    """Measure what each group of experts loses at the low format; stop it at any time and go on with the same command.
+
+    The file tells `flyray quantize --recipe mixed --sensitivity FILE --budget BYTES` what stays at the high format.
+    """
+    with _clear_errors(debug):
+        from .demo.files import DEMO_CALIBRATION, DEMO_MODEL
+        from .evaluate.command import WORK_DIR
+        from .sensitivity import command as sensitivity_command
+
+        if len(paths) != (1 if demo else 2):
+            raise typer.BadParameter("give a checkpoint and a file to write, or --demo and a file to write")
+        settings = sensitivity_command.SensitivitySettings(
+            low=low,
+            high=high,
+            groups=groups,
+            calibration=calibration,
+            text_bytes=text_bytes,
+            window=window,
+            shards=shards,
+            threads=threads,
+        )
+        raise typer.Exit(
+            sensitivity_command.run(
+                DEMO_MODEL if demo else paths[0],
+                paths[-1],
+                text_file=text or DEMO_CALIBRATION,
+                settings=settings,
+                work_dir=work_dir or WORK_DIR,
+                overwrite=overwrite,
+                json_path=json,
+                keep_logs=debug,
+            )
+        )
+
+
+@app.command()
+def report(
+    output: Annotated[Path, typer.Argument(help="The page to write (HTML).")],
+    evaluation: Annotated[Path | None, typer.Option("--eval", help="Figures of flyray eval --json.")] = None,
+    sensitivity: Annotated[Path | None, typer.Option(help="The file of flyray sensitivity.")] = None,
+    quantized: Annotated[
+        list[Path] | None, typer.Option(help="A checkpoint that flyray quantize made; may be given again.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write one page of what quantizing lost, with plots and what to do, from whatever was measured."""
+    with _clear_errors(debug):
+        from .quality_report import command as report_command
+
+        report_command.run(output, evaluation=evaluation, sensitivity=sensitivity, quantized=quantized or ())
+        _say(f"wrote {output}")
 
 
 def main() -> None:
