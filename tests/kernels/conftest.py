@@ -3,11 +3,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from cpu_variants import CPU_VARIANTS, open_cpu
+from cpu_variants import CPU_VARIANTS, open_cpu, open_cpu_quantizer
 
 from flyray.kernels.cpu.backend import CpuKernels
+from flyray.kernels.cpu.quantizer import CpuQuantizer
 from flyray.kernels.protocol import Kernels
+from flyray.kernels.quantizer import WeightQuantizer
 from flyray.kernels.reference import ReferenceKernels
+from flyray.kernels.reference_quantizer import ReferenceQuantizer
 
 
 @pytest.fixture(scope="session", params=("reference", *CPU_VARIANTS))
@@ -25,6 +28,25 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
 def cpu(request: pytest.FixtureRequest) -> Iterator[CpuKernels]:
     """The CPU backend in each of its variants."""
     opened = open_cpu(request.param, threads=2)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session", params=("reference", *CPU_VARIANTS))
+def quantizer(request: pytest.FixtureRequest) -> Iterator[WeightQuantizer]:
+    """Every weight quantizer, the CPU one in each of its variants."""
+    if request.param == "reference":
+        yield ReferenceQuantizer()
+        return
+    opened = open_cpu_quantizer(request.param, threads=2)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session", params=CPU_VARIANTS)
+def cpu_quantizer(request: pytest.FixtureRequest) -> Iterator[CpuQuantizer]:
+    """The CPU weight quantizer in each of its variants."""
+    opened = open_cpu_quantizer(request.param, threads=2)
     yield opened
     opened.close()
 

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import pytest
 
 from flyray.kernels.cpu.backend import CpuKernels
 from flyray.kernels.cpu.library import LibraryError
+from flyray.kernels.cpu.quantizer import CpuQuantizer
 
 CPU_VARIANTS = ("avx512", "avx2", "portable")
 
 
+_Backend = TypeVar("_Backend", CpuKernels, CpuQuantizer)
+
+
 def open_cpu(variant: str, threads: int) -> CpuKernels:
     """The CPU kernels in one variant, skipping the test on a machine that cannot run it."""
+    return _open(CpuKernels, variant, threads)
+
+
+def open_cpu_quantizer(variant: str, threads: int) -> CpuQuantizer:
+    """The CPU weight quantizer in one variant, skipping the test on a machine that cannot run it."""
+    return _open(CpuQuantizer, variant, threads)
+
+
+def _open(backend: type[_Backend], variant: str, threads: int) -> _Backend:
     try:
-        return CpuKernels(threads, variant)
+        return backend(threads, variant)
     except LibraryError as error:
         if "has no variant" not in str(error):
             raise
