@@ -93,7 +93,8 @@ def score_checks(a: ColumnScore, b: ColumnScore, limits: Limits) -> list[Check]:
     if a.tasks and b.tasks:
         before, after = a.tasks[-1], b.tasks[-1]
         share = after.right / before.right if before.right else math.nan
-        detail = f"{before.right} and {after.right} of {after.total} right, a share of {share:.4f}"
+        what = f"a share of {share:.4f}" if before.right else "no share of nothing"
+        detail = f"{before.right} and {after.right} of {after.total} right, {what}"
         checks.append(at_least("tasks", share, limits.min_task_share, detail))
     return checks
 
