@@ -12,13 +12,19 @@ import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .safetensors_header import CheckpointError, TensorEntry, dtype_name, read_header
+from .storage import StorageError, read_range, reason, stored_path
 from .weight_formats import WeightFormats, weight_formats
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+    from .storage import StoredPath
 
 PREFIX = "language_model."
 INDEX = "model.safetensors.index.json"
@@ -27,15 +33,19 @@ __all__ = ["Checkpoint", "CheckpointError", "TensorEntry", "read_header", "read_
 
 
 class Checkpoint:
-    """The tensors of one checkpoint folder.
+    """The tensors of one checkpoint folder, here or behind an fsspec URL ("s3://bucket/folder").
 
     Names are given without the multimodal prefix "language_model.", which `prefix` holds if the checkpoint has it;
     tensors of other parts of the model (a vision tower) keep their full names. `bytes_read` counts tensor data read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        if not self.path.is_dir():
+    def __init__(self, path: str | os.PathLike[str] | UPath) -> None:
+        try:
+            self.path = stored_path(path)
+        except StorageError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        # Not every remote file system has folders: there config.json says whether the checkpoint is there.
+        if isinstance(self.path, Path) and not self.path.is_dir():
             raise CheckpointError(f"{self.path}: no such checkpoint folder")
         self.config: dict[str, Any] = _read_json(self.path / "config.json")
         self.files = _find_files(self.path)
@@ -137,14 +147,20 @@ def read_tensor(name: str, entry: TensorEntry) -> Tensor:
     """The tensor at `entry`, without a `Checkpoint`; `name` is for the CheckpointError of a file that has changed."""
     data = torch.empty((entry.end - entry.begin) // entry.dtype.itemsize, dtype=entry.dtype)
     if entry.end > entry.begin:
-        _read_into(entry.file, entry.begin, data.view(torch.uint8).numpy().data, name)
+        target = data.view(torch.uint8).numpy().data
+        try:
+            done = read_range(entry.file, entry.begin, target)
+        except StorageError as error:
+            raise CheckpointError(f"{entry.file}: cannot be read for tensor {name}: {error}") from error
+        if done < len(target):
+            raise CheckpointError(f"{entry.file}: truncated while reading tensor {name} at byte {entry.begin + done}")
     return data.reshape(entry.shape)
 
 
-def _find_files(path: Path) -> tuple[Path, ...]:
+def _find_files(path: StoredPath) -> tuple[StoredPath, ...]:
     index = path / INDEX
     if not index.exists():
-        files = tuple(sorted(path.glob("*.safetensors")))
+        files = tuple(sorted(path.glob("*.safetensors"), key=lambda file: file.name))
         if not files:
             raise CheckpointError(f"{path}: neither {INDEX} nor any *.safetensors file")
         return files
@@ -159,7 +175,7 @@ def _find_files(path: Path) -> tuple[Path, ...]:
     return tuple(path / name for name in names)
 
 
-def _check_index(path: Path, stored: dict[str, TensorEntry]) -> None:
+def _check_index(path: StoredPath, stored: dict[str, TensorEntry]) -> None:
     index = path / INDEX
     if not index.exists():
         return
@@ -170,38 +186,22 @@ def _check_index(path: Path, stored: dict[str, TensorEntry]) -> None:
             raise CheckpointError(f"{index}: puts tensor {name} in {file}, it is in {stored[name].file.name}")
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _weight_map(index: StoredPath) -> dict[str, str]:
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{index}: no weight_map of tensor names to file names")
     return weight_map
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: StoredPath) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+        text = file.read_text(encoding="utf-8")
+    except Exception as error:  # each file system has its own
+        raise CheckpointError(f"{file}: cannot be read: {reason(error)}") from error
+    try:
+        content = json.loads(text)
     except ValueError as error:
         raise CheckpointError(f"{file}: is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: is not a JSON object")
     return content
-
-
-def _read_into(file: Path, begin: int, target: memoryview, name: str) -> None:
-    try:
-        descriptor = os.open(file, os.O_RDONLY)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read for tensor {name}: {error.strerror}") from error
-    try:
-        done = 0
-        while done < len(target):
-            count = os.preadv(descriptor, [target[done:]], begin + done)
-            if count == 0:
-                raise CheckpointError(f"{file}: truncated while reading tensor {name} at byte {begin + done}")
-            done += count
-    except OSError as error:
-        raise CheckpointError(f"{file}: reading tensor {name} failed: {error.strerror}") from error
-    finally:
-        os.close(descriptor)

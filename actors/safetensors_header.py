@@ -7,10 +7,14 @@ import json
 import math
 import struct
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from .storage import reason
+
+if TYPE_CHECKING:
+    from .storage import StoredPath
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -37,7 +41,7 @@ class CheckpointError(Exception):
 class TensorEntry:
     """Where a tensor lies: bytes begin..end of `file`."""
 
-    file: Path
+    file: StoredPath
     dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
@@ -48,7 +52,7 @@ class TensorEntry:
         return self.end - self.begin
 
 
-def read_header(file: Path) -> dict[str, TensorEntry]:
+def read_header(file: StoredPath) -> dict[str, TensorEntry]:
     """Every tensor of one safetensors file, by its stored name; CheckpointError if the header or data is damaged."""
     try:
         size = file.stat().st_size
@@ -62,8 +66,10 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             if 8 + length > size:
                 raise CheckpointError(f"{file}: truncated: header of {length} bytes in a file of {size}")
             raw = stream.read(length)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # each file system has its own
+        raise CheckpointError(f"{file}: cannot be read: {reason(error)}") from error
     try:
         header = json.loads(raw)
     except ValueError as error:
@@ -74,7 +80,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     return {name: _parse_entry(file, name, item, 8 + length, size) for name, item in header.items()}
 
 
-def _parse_entry(file: Path, name: str, item: Any, start: int, size: int) -> TensorEntry:
+def _parse_entry(file: StoredPath, name: str, item: Any, start: int, size: int) -> TensorEntry:
     try:
         dtype_name, shape, (first, last) = item["dtype"], tuple(item["shape"]), item["data_offsets"]
         numbers = (*shape, first, last)

@@ -189,7 +189,7 @@ def _read(entry: TensorEntry, index: int | None = None) -> Tensor:
         begin += index * math.prod(shape) * entry.dtype.itemsize
     count = math.prod(shape)
     try:
-        with open(entry.file, "rb") as stream:
+        with open(str(entry.file), "rb") as stream:  # statistics are always in a folder here
             data = np.fromfile(stream, np.uint8, count * entry.dtype.itemsize, offset=begin)
     except OSError as error:
         raise StatisticsError(f"{entry.file}: cannot be read: {error.strerror}") from error

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...actors.safetensors_header import CheckpointError, TensorEntry
+from ...actors.storage import StorageError, read_range
 
 T = TypeVar("T")
 _OPEN_FILES = 64
@@ -55,31 +56,29 @@ class SourceReader:
     def _read_into(self, name: str, entry: TensorEntry, target: memoryview) -> None:
         try:
             if isinstance(entry.file, Path):
-                self._pread(name, entry, target)
+                self._pread(name, entry.file, entry.begin, target)
             else:
                 self._fetch(name, entry, target)
         except OSError as error:
             what = error.strerror or str(error)
             raise CheckpointError(f"{entry.file}: reading tensor {name} failed: {what}") from error
 
-    def _pread(self, name: str, entry: TensorEntry, target: memoryview) -> None:
-        descriptor = self._descriptor(entry.file)
+    def _pread(self, name: str, file: Path, begin: int, target: memoryview) -> None:
+        descriptor = self._descriptor(file)
         done = 0
         while done < len(target):
-            count = os.preadv(descriptor, [target[done:]], entry.begin + done)
+            count = os.preadv(descriptor, [target[done:]], begin + done)
             if not count:
-                raise CheckpointError(
-                    f"{entry.file}: truncated while reading tensor {name} at byte {entry.begin + done}"
-                )
+                raise CheckpointError(f"{file}: truncated while reading tensor {name} at byte {begin + done}")
             done += count
 
     def _fetch(self, name: str, entry: TensorEntry, target: memoryview) -> None:
-        data = entry.file.fs.cat_file(entry.file.path, start=entry.begin, end=entry.end)
-        if len(data) != len(target):
-            raise CheckpointError(
-                f"{entry.file}: truncated while reading tensor {name} at byte {entry.begin + len(data)}"
-            )
-        target[:] = data
+        try:
+            done = read_range(entry.file, entry.begin, target)
+        except StorageError as error:
+            raise CheckpointError(f"{entry.file}: reading tensor {name} failed: {error}") from error
+        if done < len(target):
+            raise CheckpointError(f"{entry.file}: truncated while reading tensor {name} at byte {entry.begin + done}")
 
     def _descriptor(self, file: Path) -> int:
         if file not in self._open:
