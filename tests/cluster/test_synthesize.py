@@ -34,7 +34,9 @@ def test_every_tensor_of_the_architecture_is_there(tmp_path: Path, format: str) 
     checkpoint = Checkpoint(tmp_path)
     config = ModelConfig.from_dict(checkpoint.config)
     assert checkpoint.expert_format() == format
-    assert check_tensors(checkpoint, shard_tensors(config, WeightFormats(format), range(config.n_routed_experts))) == total
+    assert (
+        check_tensors(checkpoint, shard_tensors(config, WeightFormats(format), range(config.n_routed_experts))) == total
+    )
 
 
 def _weights(folder: Path, law: str, seed: int = 0) -> torch.Tensor:
