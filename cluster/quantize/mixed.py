@@ -99,6 +99,12 @@ def budget_bytes(budget: str, low: int, high: int) -> int:
     return limit
 
 
+def expert_sizes(sensitivity: Sensitivity) -> tuple[int, int]:
+    """Bytes of one expert in the low and the high format, as measured; all experts of a model have one size."""
+    unit = sensitivity.units[0]
+    return unit.bytes_low // len(unit.experts), unit.bytes_high // len(unit.experts)
+
+
 def unit_loss(unit: Unit) -> float:
     """What a unit at the low format loses, in nats a token."""
     return max(0.0, unit.loss.kl.value)
