@@ -132,6 +132,18 @@ def split_nibbles(values: Tensor) -> Tensor:
     return (halves[:, :, 0] | (halves[:, :, 1] << 4)).flatten(1)
 
 
+def split_packed(packed: Tensor) -> Tensor:
+    """packed [N, K/8] int32 native -> [N, K/2] uint8 as `split_nibbles(unpack_native(packed))`, without unpacking: in
+    both layouts a nibble is the value + 8, only their places differ. K must be a multiple of 32."""
+    _expect("packed", packed, torch.int32, 2)
+    _expect_multiple("packed", packed.shape[1] * PACK, GROUP_SIZE)
+    # Byte j of a group's 16 holds columns 2j and 2j + 1; those of its second half go to the high nibbles.
+    first, second = _bytes(packed).unflatten(1, (-1, 2, GROUP_SIZE // 4)).unbind(2)
+    even = (first & 15).bitwise_or_(second << 4)
+    odd = (first >> 4).bitwise_or_(second & 240)
+    return torch.stack((even, odd), dim=-1).flatten(1)
+
+
 def join_nibbles(nibbles: Tensor) -> Tensor:
     """[N, K/2] uint8 of `split_nibbles` -> values [N, K] int8."""
     _expect("nibbles", nibbles, torch.uint8, 2)
