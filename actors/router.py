@@ -123,6 +123,12 @@ class Router:
         if self._engine_links is not None:
             self._engine_links.close()
 
+    def abandon_statistics(self) -> None:
+        """`stop` will not complete them."""
+        folder, self._statistics = self._statistics, None
+        if folder is not None:
+            folder.close()
+
     def override_experts(self, layer: int, experts: Sequence[int], path: str) -> None:
         """See `Engine.override_experts`. A shard that cannot read them leaves all shards as they were."""
         loop, model = self._running_loop(), self.shape.model

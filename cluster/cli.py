@@ -283,6 +283,44 @@ def quantize(
         )
 
 
+@app.command()
+def calibrate(
+    paths: Annotated[list[Path], typer.Argument(help="A checkpoint's folder, unless --demo, and the folder to write.")],
+    demo: Demo = False,
+    text: Annotated[Path | None, typer.Option(help="Text to run: .txt or .jsonl, also .xz, .gz.")] = None,
+    tokens: Annotated[int, typer.Option(help="Most tokens to run; 0 for all of the text.", min=0)] = 0,
+    window: Annotated[int, typer.Option(help="Tokens of text run as one prompt.", min=1)] = 1024,
+    moments_block: Annotated[
+        int, typer.Option(help="For error feedback: second moments in blocks of so many columns; 0 for none.", min=0)
+    ] = 0,
+    precision: Annotated[str, typer.Option(help="A format to run the model in; auto is its own.")] = "auto",
+    shards: Annotated[int, typer.Option(help="Shards of the engine.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of each shard.", min=1)] = 1,
+    json: JsonFile = None,
+    debug: Debug = False,
+) -> None:
+    """Run text and keep statistics of what a model's routed experts see, to quantize it with."""
+    with _clear_errors(debug):
+        from .calibrate import command
+        from .demo.files import DEMO_CALIBRATION, DEMO_MODEL
+
+        if len(paths) != 2 - demo:
+            raise typer.BadParameter("give a checkpoint (or --demo) and the folder to write")
+        if text is None and not demo:
+            raise typer.BadParameter("give --text, such as the model will be used for; only --demo has text of its own")
+        settings = command.CalibrationSettings(
+            text=text or DEMO_CALIBRATION,
+            tokens=tokens,
+            window=window,
+            moments_block=moments_block,
+            precision=precision,
+            shards=shards,
+            threads=threads,
+        )
+        checkpoint = DEMO_MODEL if demo else paths[0]
+        raise typer.Exit(command.run(checkpoint, paths[-1], settings, json_path=json, keep_logs=debug))
+
+
 @bench_app.command("quantize")
 def bench_quantize(
     source: Annotated[Path, typer.Argument(help="A checkpoint's folder; `flyray synthesize` makes one of any size.")],

@@ -138,6 +138,11 @@ class Engine:
         """All experts are the engine's own again. Raises EngineError while a request runs."""
         self.router.clear_overrides()
 
+    def abandon_statistics(self) -> None:
+        """Leaves the statistics that the engine gathers incomplete for good."""
+        if self._router is not None:
+            self._router.abandon_statistics()
+
     def stop(self) -> None:
         """Ends router, shards and placement group; returns when the shards' processes here have exited. May be called
         twice, after a failure, and from another thread while `start` runs, which then fails."""

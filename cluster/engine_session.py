@@ -33,20 +33,28 @@ class EngineSession:
 
 @asynccontextmanager
 async def engine_session(
-    config: EngineConfig, model_name: str, default_max_tokens: int = 0
+    config: EngineConfig, model_name: str, default_max_tokens: int = 0, *, partial_statistics: bool = True
 ) -> AsyncIterator[EngineSession]:
     """Starts an engine in the Ray that is initialized, and ends it with the context, cancelled or not.
+
+    partial_statistics: whether what it gathered (`EngineConfig.statistics`) is complete also after an exception.
 
     Raises what `Engine` and `Engine.start` raise.
     """
     tokenizer = Tokenizer(config.model_path)
     engine = await asyncio.to_thread(Engine, config)
     starting = asyncio.ensure_future(asyncio.to_thread(engine.start))
+    failed = False
     try:
         await asyncio.shield(starting)
         async with EngineClient(engine.address, engine.keys) as client:
             limits = ServiceLimits(engine.shape.longest_sequence(config), default_max_tokens, NO_LIMIT)
             yield EngineSession(engine, client, ChatService(client, tokenizer, model_name, limits), tokenizer)
+    except BaseException:
+        failed = True
+        raise
     finally:
         await asyncio.wait([starting])  # a thread cannot be cancelled: what it starts must be stopped after it
+        if failed and not partial_statistics:
+            engine.abandon_statistics()
         await asyncio.to_thread(engine.stop)
