@@ -21,8 +21,8 @@ from .weights import one_torch_thread
 class Overrides:
     """One shard's. `prepare` reads, `apply` puts in place between two steps, so that all shards can change together."""
 
-    def __init__(self, stages: ModelStages, kernels: Kernels, page_size: int) -> None:
-        self._stages, self._kernels, self._page_size = stages, kernels, page_size
+    def __init__(self, stages: ModelStages, kernels: Kernels, page_size: int, threads: int) -> None:
+        self._stages, self._kernels, self._page_size, self._threads = stages, kernels, page_size, threads
         self._checked = set(matrix_kinds(stages.weights))
         self._own: dict[int, ExpertBlocks] = {}
         self._prepared: dict[int, ExpertBlocks] = {}
@@ -48,7 +48,7 @@ class Overrides:
                     f"{ACTIVATIONS[format].value}; this engine's experts of the layer take {blocks.activations.value}"
                 )
             check_tensors(checkpoint, routed_tensors(config, layer, expert, format))
-        reader = ExpertReader(checkpoint, config, self._kernels.device)
+        reader = ExpertReader(checkpoint, config, self._kernels.device, self._threads)
         for kind in dict.fromkeys(MATRIX_KINDS[format] for format in memory.values()):
             self._check(kind)
             members = [expert for expert in mine if MATRIX_KINDS[memory[expert]] is kind]

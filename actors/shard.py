@@ -133,13 +133,12 @@ class Shard:
         checkpoint = Checkpoint(start.model_path)
         model = ModelConfig.from_dict(checkpoint.config)
         check(start.program)
-        weights = load_shard(
-            checkpoint, model, start.precision, start.experts[start.shard], kernels, self._report_progress
-        )
+        mine = start.experts[start.shard]
+        weights = load_shard(checkpoint, model, start.precision, mine, kernels, self._report_progress, start.threads)
         checks = check_kernels(kernels, model, weights, start.page_size)
         kv = KvPages.allocate(model, start.kv_pages, start.page_size, kernels)
         stages = ModelStages(model, weights, kernels, kv)
-        self._overrides = Overrides(stages, kernels, start.page_size)
+        self._overrides = Overrides(stages, kernels, start.page_size, start.threads)
         self._interpreter = Interpreter(stages, kernels, self._exchange, start.program)
         self._plans = self._links.connect(zmq.DEALER, start.plan_address)
         self._router_gone = self._plans.get_monitor_socket(zmq.EVENT_DISCONNECTED)

@@ -33,11 +33,13 @@ def load_shard(
     expert_range: range,
     kernels: Kernels,
     progress: Progress | None = None,
+    threads: int = 1,
 ) -> ShardWeights:
     """Reads a shard's weights to the backend's device.
 
     precision: "auto" or a format that `precision.memory_format` allows. expert_range: the routed experts of every
-    layer that this shard holds. progress: called with (bytes done, bytes total), first with 0 done.
+    layer that this shard holds. progress: called with (bytes done, bytes total), first with 0 done. threads: what
+    quantizing native experts may use.
     Raises CheckpointError (before anything is read for what the headers show: missing, misshaped or mistyped
     tensors), PrecisionError, or ValueError for an expert range outside the model's.
     """
@@ -47,7 +49,7 @@ def load_shard(
     memory = memory_format(formats.experts, precision)
     total = check_tensors(checkpoint, shard_tensors(config, formats, expert_range))
     with one_torch_thread():
-        return _Loading(checkpoint, config, memory, expert_range, kernels.device, progress, total).shard()
+        return _Loading(checkpoint, config, memory, expert_range, kernels.device, threads, progress, total).shard()
 
 
 @contextmanager
@@ -72,6 +74,7 @@ class _Loading:
         memory: str,
         experts: range,
         device: torch.device,
+        threads: int,
         progress: Progress | None,
         total: int,
     ) -> None:
@@ -80,6 +83,7 @@ class _Loading:
         self._memory = memory
         self._experts = experts
         self._device = device
+        self._routed_reader = ExpertReader(checkpoint, config, device, threads, self._report)
         self._progress = progress
         self._total = total
         self._before = checkpoint.bytes_read
@@ -128,8 +132,7 @@ class _Loading:
     def _routed(self, layer: int) -> ExpertBlocks:
         formats = self._checkpoint.formats
         memory = [formats.matrix(layer, expert) if self._memory == MIXED else self._memory for expert in self._experts]
-        blocks = ExpertReader(self._checkpoint, self._config, self._device, self._report)
-        return blocks.read(layer, self._experts, memory)
+        return self._routed_reader.read(layer, self._experts, memory)
 
     def _linear(self, name: str) -> LinearWeight:
         if name not in self._checkpoint.formats.int8_linears:

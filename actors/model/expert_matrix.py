@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,20 +12,26 @@ from ...kernels.formats import (
     GROUP_SIZE,
     PACK,
     dequantize_native,
-    fold_scales,
-    quantize_int8_rows,
-    split_nibbles,
+    split_packed,
     unpack_awq,
     unpack_multipliers,
-    unpack_native,
 )
 from ...kernels.protocol import Bf16Matrix, ExpertMatrix, Fp8Matrix, Int4Matrix, Int8Matrix
+from ...kernels.quantizer import WeightQuantizer
+from ...kernels.select import select_quantizer
 from ..checkpoint import Checkpoint, CheckpointError
 
 # A matrix's tensors in the order of the fields of its protocol class, without the expert dimension.
 Parts = tuple[Tensor, ...]
-_Reader = Callable[[Checkpoint, str], Parts]
 
+_MEMORY: dict[str, tuple[str, ...]] = {
+    "w4a16": ("w4a16", "bf16", "w4a8", "w8a8"),
+    "bf16": ("bf16",),
+    "w4a8": ("w4a8",),
+    "w8a8": ("w8a8",),
+    "w8a8-fp8": ("w8a8-fp8",),
+    "w4a8-channel": ("w4a8-channel",),
+}
 
 MATRIX_KINDS: dict[str, type[ExpertMatrix]] = {
     "bf16": Bf16Matrix,
@@ -61,48 +67,9 @@ def fill_matrix(target: ExpertMatrix, expert: int, first_row: int, parts: Parts)
         getattr(target, field.name)[expert, first_row : first_row + part.shape[0]].copy_(part)
 
 
-def read_matrix(checkpoint: Checkpoint, name: str, disk: str, memory: str) -> Parts:
-    """Reads matrix `name` ("…experts.3.up_proj") and converts it. Raises CheckpointError naming the matrix."""
-    try:
-        return _READERS[disk, memory](checkpoint, name)
-    except ValueError as error:
-        raise CheckpointError(f"{checkpoint.path}: {name}: {error}") from error
-
-
 def memory_formats(disk: str) -> tuple[str, ...]:
     """The formats that a checkpoint in format `disk` can be run in, its own first."""
-    return tuple(memory for source, memory in _READERS if source == disk)
-
-
-def _read_native(checkpoint: Checkpoint, name: str) -> tuple[Tensor, Tensor]:
-    _check_shape(checkpoint, name)
-    return checkpoint.read(f"{name}.weight_packed"), checkpoint.read(f"{name}.weight_scale")
-
-
-def _native_as_bf16(checkpoint: Checkpoint, name: str) -> Parts:
-    return (dequantize_native(*_read_native(checkpoint, name)),)
-
-
-def _native_as_w4a8(checkpoint: Checkpoint, name: str) -> Parts:
-    packed, group_scale = _read_native(checkpoint, name)
-    values = unpack_native(packed)
-    folded = fold_scales(values, group_scale)
-    return split_nibbles(values), folded.multipliers, folded.scale
-
-
-def _native_as_w8a8(checkpoint: Checkpoint, name: str) -> Parts:
-    return quantize_int8_rows(dequantize_native(*_read_native(checkpoint, name), dtype=torch.float32))
-
-
-def _bf16(checkpoint: Checkpoint, name: str) -> Parts:
-    return (checkpoint.read(f"{name}.weight"),)
-
-
-def _w4a8(checkpoint: Checkpoint, name: str) -> Parts:
-    _check_shape(checkpoint, name)
-    nibbles = split_nibbles(unpack_native(checkpoint.read(f"{name}.weight_packed")))
-    multipliers = unpack_multipliers(checkpoint.read(f"{name}.weight_multiplier"))
-    return nibbles, multipliers, checkpoint.read(f"{name}.weight_scale")
+    return _MEMORY[disk]
 
 
 def read_int8(checkpoint: Checkpoint, name: str) -> tuple[Tensor, Tensor]:
@@ -114,34 +81,60 @@ def read_int8(checkpoint: Checkpoint, name: str) -> tuple[Tensor, Tensor]:
     return checkpoint.read(f"{name}.weight"), checkpoint.read(f"{name}.weight_scale")
 
 
-def _w8a8_fp8(checkpoint: Checkpoint, name: str) -> Parts:
-    return checkpoint.read(f"{name}.weight"), checkpoint.read(f"{name}.weight_scale")
+class MatrixReader:
+    """Reads expert matrices of one checkpoint. threads: what quantizing native matrices may use."""
 
+    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
+        self._checkpoint, self._threads = checkpoint, threads
 
-def _w4a8_channel(checkpoint: Checkpoint, name: str) -> Parts:
-    scale = checkpoint.read(f"{name}.weight_scale") * checkpoint.read(f"{name}.weight_scale_2")
-    return unpack_awq(checkpoint.read(f"{name}.weight")), scale
+    def read(self, name: str, disk: str, memory: str) -> Parts:
+        """Matrix `name` ("…experts.3.up_proj"), converted. Raises CheckpointError naming the matrix."""
+        if memory not in memory_formats(disk):
+            raise ValueError(f"{disk} cannot be read as {memory}")
+        try:
+            return self._native(name, memory) if disk == "w4a16" else self._as_stored(name, disk)
+        except ValueError as error:
+            raise CheckpointError(f"{self._checkpoint.path}: {name}: {error}") from error
 
+    @cached_property
+    def _quantizer(self) -> WeightQuantizer:
+        # Every backend's gives the same bits; this one does it at the speed of memory.
+        return select_quantizer("cpu", self._threads)
 
-def _check_shape(checkpoint: Checkpoint, name: str) -> None:
-    """`weight_shape`, where an exporter wrote it, must say what the packed tensor's own shape says."""
-    tensor = f"{name}.weight_shape"
-    if not checkpoint.has(tensor):
-        return
-    rows, words = checkpoint.entry(f"{name}.weight_packed").shape
-    found, expected = checkpoint.read(tensor).tolist(), [rows, words * PACK]
-    if found != expected:
-        raise CheckpointError(f"{checkpoint.entry(tensor).file}: tensor {tensor} says {found}, expected {expected}")
+    def _native(self, name: str, memory: str) -> Parts:
+        self._check_shape(name)
+        packed, scale = self._checkpoint.read(f"{name}.weight_packed"), self._checkpoint.read(f"{name}.weight_scale")
+        if memory == "w4a8":
+            folded = self._quantizer.fold(packed, scale)
+            return split_packed(packed), folded.multipliers, folded.scale
+        if memory == "w8a8":
+            weight = dequantize_native(packed, scale, dtype=torch.float32)
+            rows = self._quantizer.row_scales(weight, 8, None, clip=False)
+            return self._quantizer.round_rows(weight, rows, 8), rows
+        return (dequantize_native(packed, scale),)
 
+    def _as_stored(self, name: str, disk: str) -> Parts:
+        read = self._checkpoint.read
+        match disk:
+            case "w4a8":
+                self._check_shape(name)
+                nibbles = split_packed(read(f"{name}.weight_packed"))
+                return nibbles, unpack_multipliers(read(f"{name}.weight_multiplier")), read(f"{name}.weight_scale")
+            case "w8a8":
+                return read_int8(self._checkpoint, name)
+            case "w4a8-channel":
+                scale = read(f"{name}.weight_scale") * read(f"{name}.weight_scale_2")
+                return unpack_awq(read(f"{name}.weight")), scale
+            case "w8a8-fp8":
+                return read(f"{name}.weight"), read(f"{name}.weight_scale")
+        return (read(f"{name}.weight"),)
 
-_READERS: dict[tuple[str, str], _Reader] = {
-    ("w4a16", "w4a16"): _native_as_bf16,
-    ("w4a16", "bf16"): _native_as_bf16,
-    ("w4a16", "w4a8"): _native_as_w4a8,
-    ("w4a16", "w8a8"): _native_as_w8a8,
-    ("bf16", "bf16"): _bf16,
-    ("w4a8", "w4a8"): _w4a8,
-    ("w8a8", "w8a8"): read_int8,
-    ("w8a8-fp8", "w8a8-fp8"): _w8a8_fp8,
-    ("w4a8-channel", "w4a8-channel"): _w4a8_channel,
-}
+    def _check_shape(self, name: str) -> None:
+        """`weight_shape`, where an exporter wrote it, must say what the packed tensor's own shape says."""
+        tensor, checkpoint = f"{name}.weight_shape", self._checkpoint
+        if not checkpoint.has(tensor):
+            return
+        rows, words = checkpoint.entry(f"{name}.weight_packed").shape
+        found, expected = checkpoint.read(tensor).tolist(), [rows, words * PACK]
+        if found != expected:
+            raise CheckpointError(f"{checkpoint.entry(tensor).file}: tensor {tensor} says {found}, expected {expected}")

@@ -10,14 +10,14 @@ from ...kernels.protocol import ExpertMatrix, ExpertWeights
 from ..checkpoint import Checkpoint
 from .config import ModelConfig
 from .expert_blocks import ExpertBlocks
-from .expert_matrix import MATRIX_KINDS, allocate_matrix, fill_matrix, read_matrix
+from .expert_matrix import MATRIX_KINDS, MatrixReader, allocate_matrix, fill_matrix
 from .tensors import expert_shapes
 
 
 class ExpertReader:
     """Reads experts matrix by matrix, so that beside the result one matrix's temporaries are alive.
 
-    report: called after every matrix.
+    threads: what quantizing may use. report: called after every matrix.
     """
 
     def __init__(
@@ -25,9 +25,11 @@ class ExpertReader:
         checkpoint: Checkpoint,
         config: ModelConfig,
         device: torch.device,
+        threads: int,
         report: Callable[[], None] = lambda: None,
     ) -> None:
         self._checkpoint, self._config, self._device, self._report = checkpoint, config, device, report
+        self._matrices = MatrixReader(checkpoint, threads)
 
     def read(self, layer: int, experts: range, memory: Sequence[str]) -> ExpertBlocks:
         """The layer's experts; memory: the format in memory of each."""
@@ -50,6 +52,6 @@ class ExpertReader:
             disk = self._checkpoint.matrix_format(layer, expert)
             at = f"model.layers.{layer}.mlp.experts.{expert}"
             for target, row, name in ((gate_up, 0, "gate_proj"), (gate_up, inner, "up_proj"), (down, 0, "down_proj")):
-                fill_matrix(target, place, row, read_matrix(self._checkpoint, f"{at}.{name}", disk, format))
+                fill_matrix(target, place, row, self._matrices.read(f"{at}.{name}", disk, format))
                 self._report()
         return ExpertWeights(experts[0], gate_up, down)

@@ -25,7 +25,7 @@ FORMATS = ("w4a8", "w8a8", "w4a8-channel")
 
 def reader(path: Path) -> ExpertReader:
     checkpoint = Checkpoint(path)
-    return ExpertReader(checkpoint, ModelConfig.from_dict(checkpoint.config), torch.device("cpu"))
+    return ExpertReader(checkpoint, ModelConfig.from_dict(checkpoint.config), torch.device("cpu"), 1)
 
 
 @pytest.fixture(scope="module")
