@@ -105,12 +105,11 @@ def activation_format(matrix: ExpertMatrix) -> ActivationFormat:
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """The routed experts of one layer that one shard holds; local expert e is the layer's `first_expert + e`.
+    """Routed experts of one layer, by numbers of their own, 0..E-1.
 
     gate_up: N = 2 * I rows, the gate's I rows first; K = D. down: N = D rows, K = I. Both of one kind.
     """
 
-    first_expert: int
     gate_up: ExpertMatrix
     down: ExpertMatrix
 

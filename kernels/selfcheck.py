@@ -210,7 +210,7 @@ class _Check:
         for hidden, inner in ((self._shapes.hidden, _COLUMNS), (_COLUMNS, self._shapes.intermediate)):
             gate_up = random_matrix(kind, 2, 2 * inner, hidden, self._generator)
             down = random_matrix(kind, 2, hidden, inner, self._generator)
-            weights = ExpertWeights(0, gate_up, down)
+            weights = ExpertWeights(gate_up, down)
             x = self._reference.quantize(self._floats(_TOKENS, hidden), activation_format(down))
             self._both(
                 f"experts[{kind.__name__}]",

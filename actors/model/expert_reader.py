@@ -54,4 +54,4 @@ class ExpertReader:
             for target, row, name in ((gate_up, 0, "gate_proj"), (gate_up, inner, "up_proj"), (down, 0, "down_proj")):
                 fill_matrix(target, place, row, self._matrices.read(f"{at}.{name}", disk, format))
                 self._report()
-        return ExpertWeights(experts[0], gate_up, down)
+        return ExpertWeights(gate_up, down)

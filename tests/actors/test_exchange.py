@@ -86,7 +86,7 @@ class Experts:
                 **{name: values[held.start : held.stop].contiguous() for name, values in vars(matrix).items()}
             )
 
-        return ExpertWeights(held.start, part(gate_up), part(down))
+        return ExpertWeights(part(gate_up), part(down))
 
 
 def run_layer(exchange: LocalExchange | ZmqExchange, point: ExchangePoint, case: Case, experts: Experts) -> Tensor:

@@ -27,7 +27,7 @@ def normal(seed: int, *shape: int) -> Tensor:
 def expert_weights(kind: type[ExpertMatrix], experts: int, hidden: int, inner: int, seed: int = 0) -> ExpertWeights:
     generator = torch.Generator().manual_seed(seed)
     gate_up = random_matrix(kind, experts, 2 * inner, hidden, generator)
-    return ExpertWeights(0, gate_up, random_matrix(kind, experts, hidden, inner, generator))
+    return ExpertWeights(gate_up, random_matrix(kind, experts, hidden, inner, generator))
 
 
 def int8_weight(outputs: int, inner: int, seed: int = 0) -> Int8Weight:

@@ -182,7 +182,7 @@ def test_fp8_weights_decode_every_code(kernels: Kernels) -> None:
     codes = codes[(codes & 127) != 127].view(torch.float8_e4m3fn)
     count = codes.shape[0]
     gate_up = Fp8Matrix(torch.ones(1, 2, count).to(torch.float8_e4m3fn), torch.full((1, 2), 1 / count))
-    weights = ExpertWeights(0, gate_up, Fp8Matrix(codes.view(1, count, 1), torch.ones(1, count)))
+    weights = ExpertWeights(gate_up, Fp8Matrix(codes.view(1, count, 1), torch.ones(1, count)))
     zero = torch.zeros(1, dtype=torch.int32)
     result = kernels.experts(kernels.quantize(torch.ones(1, count), ActivationFormat.FP8), zero, zero, weights)[0]
     one = result[codes.float() == 1.0]
