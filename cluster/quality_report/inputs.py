@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +78,7 @@ class Inputs:
 
 
 def read_inputs(evaluation: Path | None, sensitivity: Path | None, quantized: Sequence[Path]) -> Inputs:
-    """Raises ReportError, SensitivityError and QuantizeError, naming the file."""
+    """Raises ReportError and SensitivityError, naming the file."""
     if evaluation is None and sensitivity is None and not quantized:
         raise ReportError("give at least one of --eval, --sensitivity and --quantized")
     labels = [folder.name for folder in quantized]
@@ -149,11 +148,11 @@ def _interval(file: Path, found: Mapping[str, Figure], name: str) -> Interval | 
 
 
 def read_quantized(folder: Path, label: str) -> Quantized:
-    """From the manifest of a finished quantizing run. Raises QuantizeError."""
+    """From the manifest of a quantizing run. Raises ReportError."""
     try:
         manifest = Manifest.read(folder)
-    except json.JSONDecodeError as error:
-        raise QuantizeError(f"{folder}: its manifest is not JSON: {error}") from None
+    except (QuantizeError, OSError) as error:
+        raise ReportError(str(error)) from None
     records = [manifest.files[name] for name in sorted(manifest.files)]
     return Quantized(
         label,

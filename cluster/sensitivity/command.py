@@ -23,6 +23,7 @@ from ..evaluate.perplexity import TextScore, Window, cut_windows
 from ..evaluate.quantized_cache import QUANTIZED_FORMATS, QuantizedCache
 from ..figures import write_figures
 from ..job import job_ray, nothing, run_stoppable
+from ..quantize.fingerprint import source_fingerprint
 from ..stop_signals import Stopped
 from ..tokenizer import Tokenizer
 from .measure import Measuring, Progress, measure
@@ -33,7 +34,6 @@ from .units import plan_units
 STOPPED = 130
 # Everything that the measured numbers come from.
 MEASURING_CODE = ("kernels", "actors", "cluster.evaluate.perplexity", "cluster.sensitivity.measure")
-_SAMPLE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -137,14 +137,15 @@ def measure_sensitivity(
     """
     checkpoint = Checkpoint(source)
     windows = _windows(source, text_file, settings)
-    low, high = _checkpoints(source, settings, work_dir)
+    low_path, high_path = _checkpoints(source, settings, work_dir)
+    low, high = Checkpoint(low_path), Checkpoint(high_path)
     statistics = None
     if settings.calibration is not None:
         statistics = Statistics.open(settings.calibration)
         statistics.check(checkpoint)
     units = plan_units(low, high, settings.groups, statistics)
     measuring = Measuring(
-        settings.engine(source), source, low.path, high.path, windows, units, settings.shares, settings.concurrency
+        settings.engine(source), source, low_path, high_path, windows, units, settings.shares, settings.concurrency
     )
     key = _key(measuring)
     kept = None if overwrite else _kept(target, key)
@@ -169,14 +170,14 @@ def measure_sensitivity(
     def save(found: Sensitivity) -> None:
         found.write(target)
 
-    done = kept.units if kept is not None else ()
+    done = len(kept.units) + len(kept.checks) if kept is not None else 0
     tokens = [window.tokens for window in windows]
     vocabulary = EngineShape.read(measuring.engine).model.vocab_size
     with (
         distributions_folder(work_dir, needed_bytes(tokens, vocabulary)) as folder,
-        SensitivityProgress(console or Console(quiet=True), measuring, len(done)) as progress,
+        SensitivityProgress(console or Console(quiet=True), measuring, done) as progress,
     ):
-        found = run_stoppable(partial(measure, measuring, folder, blank, done, save, progress), end_now)
+        found = run_stoppable(partial(measure, measuring, folder, blank, kept, save, progress), end_now)
     found.write(target)
     return found
 
@@ -190,8 +191,8 @@ def _windows(source: Path, text_file: Path, settings: SensitivitySettings) -> li
     return cut_windows(Tokenizer(source), documents, length)
 
 
-def _checkpoints(source: Path, settings: SensitivitySettings, work_dir: Path) -> tuple[Checkpoint, Checkpoint]:
-    """The low and the high checkpoint; formats are taken from, or made in, work_dir."""
+def _checkpoints(source: Path, settings: SensitivitySettings, work_dir: Path) -> tuple[Path, Path]:
+    """Folders of the low and the high checkpoint; formats are taken from, or made in, work_dir."""
     names = {"low": settings.low, "high": settings.high}
     formats = [name for name in names.values() if name in QUANTIZED_FORMATS]
     for option, name in names.items():
@@ -200,30 +201,17 @@ def _checkpoints(source: Path, settings: SensitivitySettings, work_dir: Path) ->
                 f"{option}: {name!r} is neither a folder nor one of the formats {', '.join(QUANTIZED_FORMATS)}"
             )
     made = QuantizedCache(work_dir, source).ensure(formats) if formats else {}
-    low, high = (Checkpoint(made[name].path if name in made else Path(name)) for name in names.values())
+    low, high = (made[name].path if name in made else Path(name) for name in names.values())
     return low, high
 
 
 def _key(run: Measuring) -> str:
-    """Of everything that the numbers depend on; weights by samples of their files."""
-    whole = hashlib.sha256(code_version(*MEASURING_CODE).encode())
-    for folder in (run.source, run.low, run.high):
-        for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-            whole.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-            _sample(file, whole.update)
+    """Of everything that the numbers depend on."""
+    checkpoints = [source_fingerprint(Checkpoint(path)) for path in (run.source, run.low, run.high)]
     units = [(unit.layer, unit.experts) for unit in run.units]
-    whole.update(json.dumps([[window.tokens for window in run.windows], units, list(run.shares)]).encode())
-    return whole.hexdigest()
-
-
-def _sample(file: Path, update: Callable[[bytes], None]) -> None:
-    """A file's beginning, middle and end: no two checkpoints that differ agree in all of their files' samples, unless
-    by intent."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        for begin in sorted({0, max(0, size // 2 - _SAMPLE // 2), max(0, size - _SAMPLE)}):
-            stream.seek(begin)
-            update(stream.read(_SAMPLE))
+    windows = [window.tokens for window in run.windows]
+    parts = [code_version(*MEASURING_CODE), checkpoints, units, windows, run.shares]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _kept(target: Path, key: str) -> Sensitivity | None:

@@ -53,11 +53,11 @@ async def measure(
     run: Measuring,
     folder: Path,
     blank: Callable[[Base, TextScore], Sensitivity],
-    kept: Sequence[Unit],
+    kept: Sensitivity | None,
     save: Callable[[Sensitivity], None],
     progress: Progress,
 ) -> Sensitivity:
-    """Measures what `kept` lacks, and calls `save` after every unit. Ray must be initialized.
+    """Measures what `kept` lacks, and calls `save` after every unit and choice. Ray must be initialized.
 
     folder: takes the source's distributions. blank: the file without units, from the base's scores. Raises what
     starting an engine raises, ScoringError, and EngineError when an override fails.
@@ -67,15 +67,17 @@ async def measure(
     async with engine_session(replace(run.engine, model_path=str(run.high), name="sensitivity"), "high") as session:
         scorer = _Scorer(run, session, shelf, progress)
         base = await scorer.score("all high")
-        found = blank(_base(base, native), base).model_copy(update={"units": tuple(kept)})
-        done = {(unit.layer, unit.experts) for unit in kept}
+        found = blank(_base(base, native), base)
+        if kept is not None:
+            found = found.model_copy(update={"units": kept.units, "checks": kept.checks})
+        units = {(unit.layer, unit.experts) for unit in found.units}
         for planned in run.units:
-            if (planned.layer, planned.experts) not in done:
+            if (planned.layer, planned.experts) not in units:
                 low = [(planned.layer, expert) for expert in planned.experts]
                 score = await scorer.score_with(low, f"layer {planned.layer}, experts {spans(planned.experts)}")
                 found = _with_unit(found, planned, loss_against(score, base))
                 save(found)
-        for share in run.shares:
+        for share in run.shares[len(found.checks) :]:
             found = await _check(found, share, scorer, base)
             save(found)
     return found.model_copy(update={"complete": True})

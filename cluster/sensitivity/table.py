@@ -40,8 +40,8 @@ def _units(found: Sensitivity) -> Table:
 
 
 def _checks(found: Sensitivity) -> Table:
-    table = Table(title="Mixed choices measured as a whole", box=box.SIMPLE_HEAD)
-    for name in ("high", "MB of experts", "predicted, millinats", "measured", "perplexity", "top-1"):
+    table = Table(title="Mixed choices measured as a whole, loss in millinats", box=box.SIMPLE_HEAD)
+    for name in ("high", "experts, MB", "predicted", "measured", "perplexity", "top-1, points"):
         table.add_column(name, justify="right")
     for check in found.checks:
         table.add_row(
@@ -50,7 +50,7 @@ def _checks(found: Sensitivity) -> Table:
             f"{1000 * check.predicted:.3f}",
             _millinats(check.loss.kl),
             f"{check.loss.perplexity_ratio.value - 1:+.3%}",
-            f"{100 * check.loss.top1.value:+.2f} points",
+            f"{100 * check.loss.top1.value:+.2f}",
         )
     return table
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
 
 from ...actors.checkpoint import Checkpoint
 from ...actors.expert_format import EXPERT_TENSOR
-from ...actors.statistics import Statistics
 from .sensitivity import Expert, SensitivityError
+
+
+class Use(Protocol):
+    """What of calibration's `Statistics` is needed here."""
+
+    def counts(self, number: int, /) -> Tensor:
+        """[E] int64, tokens of layer `number` routed to each expert."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -22,11 +32,9 @@ class PlannedUnit:
     bytes_high: int
 
 
-def plan_units(
-    low: Checkpoint, high: Checkpoint, groups: int, statistics: Statistics | None = None
-) -> tuple[PlannedUnit, ...]:
+def plan_units(low: Checkpoint, high: Checkpoint, groups: int, use: Use | None = None) -> tuple[PlannedUnit, ...]:
     """`groups` units of every layer, of sizes that differ by one at most: experts in order of their use, the most used
-    first, if there are statistics, else of their numbers.
+    first, if `use` is given, else of their numbers.
 
     Raises SensitivityError if the two checkpoints do not hold the same experts, low does not take less, or there are
     more groups than experts.
@@ -47,9 +55,9 @@ def plan_units(
     for layer, experts in layers.items():
         if groups > len(experts):
             raise SensitivityError(f"groups: {groups} groups of the {len(experts)} experts of layer {layer}")
-        if statistics is not None:
-            use = statistics.layer(layer).count.tolist()
-            experts = sorted(experts, key=lambda expert: (-use[expert], expert))
+        if use is not None:
+            counts = use.counts(layer).tolist()
+            experts.sort(key=lambda expert, counts=counts: (-counts[expert], expert))
         for group in split(experts, groups):
             units.append(
                 PlannedUnit(
