@@ -29,6 +29,7 @@ RUN_ERROR = 1
 # Errors that lie in what the user gave, by name: their modules are not imported for this.
 _USAGE_ERRORS = (
     "BatchFileError",
+    "CalibrationTextError",
     "CheckpointError",
     "ConfigError",
     "EvalError",
@@ -128,11 +129,17 @@ def batch(
 def evaluate(
     checkpoints: Annotated[list[Path] | None, typer.Argument(help="Checkpoint folders.", show_default=False)] = None,
     demo: Demo = False,
-    format: Annotated[str, typer.Option(help="Formats to compare, separated by commas, or all.")] = "all",
+    format: Annotated[
+        str, typer.Option(help="Formats, shipped recipes and recipes' .yaml files, separated by commas; all: formats.")
+    ] = "all",
     tasks: Annotated[int, typer.Option(help="Tasks of each family; 0 for none.", min=0)] = 20,
     text_bytes: Annotated[int, typer.Option(help="Bytes of text; 0 for none.", min=0)] = 200_000,
     text: Annotated[Path | None, typer.Option(help="Text of your own: .txt or .jsonl, also .xz, .gz.")] = None,
     tasks_file: Annotated[Path | None, typer.Option(help="Tasks of your own: .jsonl, also .xz, .gz.")] = None,
+    calibration_text: Annotated[
+        Path | None,
+        typer.Option(help="Text to calibrate recipes with that need it; with --demo, its own."),
+    ] = None,
     window: Annotated[int, typer.Option(help="Tokens of text scored at once.", min=2)] = 1024,
     shards: Annotated[int, typer.Option(help="Shards of each engine.", min=1)] = 1,
     threads: Annotated[int, typer.Option(help="Threads of each shard.", min=1)] = 1,
@@ -141,9 +148,14 @@ def evaluate(
     json: JsonFile = None,
     debug: Debug = False,
 ) -> None:
-    """Measure perplexity and task scores of checkpoints, in several formats side by side."""
+    """Measure checkpoints in several formats and recipes side by side: perplexity, KL divergence from the checkpoint's
+    own weights, top-1 agreement with them, and task scores.
+
+    The checkpoint itself (w4a16 or bf16) is the reference and is always measured. While it runs, its predictions lie in
+    the work folder: 4 bytes times the vocabulary for every token of text. What recipes need is made and kept there too.
+    """
     with _clear_errors(debug):
-        from .demo.files import DEMO_MODEL, DEMO_TASKS, DEMO_TEXT
+        from .demo.files import DEMO_CALIBRATION, DEMO_MODEL, DEMO_TASKS, DEMO_TEXT
         from .evaluate import command as eval_command
 
         if demo == bool(checkpoints):
@@ -156,6 +168,7 @@ def evaluate(
                 checkpoints or [DEMO_MODEL],
                 text_file=text or DEMO_TEXT,
                 tasks_file=tasks_file or DEMO_TASKS,
+                calibration_file=calibration_text or (DEMO_CALIBRATION if demo else None),
                 formats=format.split(","),
                 settings=settings,
                 work_dir=work_dir or eval_command.WORK_DIR,
@@ -208,7 +221,7 @@ def verify(
     """
     with _clear_errors(debug):
         from .demo.files import DEMO_TASKS, DEMO_TEXT
-        from .evaluate.command import WORK_DIR, EvalSettings
+        from .evaluate.settings import WORK_DIR, EvalSettings
         from .verify import command as verify_command
         from .verify.limits import Limits
 

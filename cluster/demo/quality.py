@@ -10,13 +10,16 @@ from pathlib import Path
 from rich.console import Console
 
 from ..code_version import code_version, digest
-from ..evaluate.command import EvalSettings, measure_columns, read_material
+from ..evaluate.command import measure_columns, read_material
 from ..evaluate.kept_quality import KeptQuality, load_quality
 from ..evaluate.quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint, QuantizedCache
+from ..evaluate.recipe_inputs import Calibrating
 from ..evaluate.selection import FORMATS, select
+from ..evaluate.settings import EvalSettings
 from ..evaluate.table import figures, quality_tables
 from ..figures import Figure
 from ..job import job_ray
+from ..quantize.recipe import load_recipe
 from .files import DEMO_MODEL, DEMO_TASKS, DEMO_TEXT
 
 # Enough to tell the formats apart, within a minute and a half on two cores.
@@ -52,13 +55,13 @@ def demo_quality(work_dir: Path, console: Console, *, keep_logs: bool = False) -
     cache = QuantizedCache(work_dir, DEMO_MODEL)
     path = cache.folder / "quality.json"
     key = f"{code_version(*MEASURING_CODE)}-{digest([DEMO_TEXT, DEMO_TASKS])}"
-    kept = {format: found for format in QUANTIZED_FORMATS if (found := cache.kept(format))}
+    kept = {format: found for format in QUANTIZED_FORMATS if (found := cache.kept(load_recipe(format)))}
     quality = load_quality(path, key)
     if quality and len(kept) == len(QUANTIZED_FORMATS):
         return DemoQuality(kept, quality, fresh=False)
     material = read_material(DEMO_TEXT, DEMO_TASKS, SETTINGS)
     with job_ray(SETTINGS.cpus, keep_logs=keep_logs) as end_now:
-        selection = select(DEMO_MODEL, FORMATS, work_dir)
+        selection = select(DEMO_MODEL, FORMATS, work_dir, Calibrating(None, None, SETTINGS, console, end_now))
         kept = selection.kept
         begin = time.monotonic()
         scores = measure_columns(selection.columns, material, SETTINGS, work_dir, console, end_now)

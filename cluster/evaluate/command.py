@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ...actors.checkpoint import Checkpoint
-from ...actors.engine_config import EngineConfig
 from ...actors.model.config import ModelConfig
 from ..figures import write_figures
 from ..job import job_ray, run_stoppable
@@ -19,40 +17,12 @@ from ..stop_signals import Stopped
 from . import perplexity, score
 from .columns import Column, ColumnScore, Material, evaluate, windows_of
 from .distributions import distributions_folder, needed_bytes
+from .recipe_inputs import Calibrating
 from .selection import EvalError, Selection, check_labels, select
+from .settings import WORK_DIR, EvalSettings
 from .table import figures, quality_tables
 
 STOPPED = 130
-WORK_DIR = Path.home() / ".cache" / "flyray"
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """What is measured and how. tasks: of each family, 0 for none. text_bytes: of text, 0 for none. window: tokens
-    scored at once. lanes: engines that run at a time, each of `shards` shards with `threads` threads."""
-
-    tasks: int = 20
-    text_bytes: int = 200_000
-    window: int = 1024
-    max_tokens: int = 400
-    shards: int = 1
-    threads: int = 1
-    lanes: int = 2
-    concurrency: int = 16
-
-    @property
-    def cpus(self) -> int:
-        return self.shards * self.threads * self.lanes
-
-    def engine(self, path: Path, precision: str = "auto") -> EngineConfig:
-        """The engines' settings, with a KV cache for `concurrency` sequences."""
-        return EngineConfig(
-            model_path=str(path),
-            precision=precision,
-            shards=self.shards,
-            threads_per_shard=self.threads,
-            max_sequences=self.concurrency,
-        )
 
 
 def run(
@@ -60,6 +30,7 @@ def run(
     *,
     text_file: str | Path,
     tasks_file: str | Path,
+    calibration_file: str | Path | None = None,
     formats: Sequence[str] = (),
     settings: EvalSettings | None = None,
     work_dir: str | Path = WORK_DIR,
@@ -69,18 +40,22 @@ def run(
 ) -> int:
     """The command: quantizes what is missing into work_dir, measures, prints the tables, writes figures to json_path.
 
-    formats: as `select` takes them. Raises EvalError, SpaceError, TextError, TaskError, CheckpointError, QuantizeError,
-    and what starting an engine raises. Returns the exit code: 0, or 130 after a signal.
+    formats: as `select` takes them. calibration_file: text for recipes that need a calibration or a sensitivity file.
+    Raises EvalError, CalibrationTextError, SpaceError, TextError, TaskError, CheckpointError, QuantizeError, and what
+    calibrating and starting an engine raise. Returns the exit code: 0, or 130 after a signal.
     """
     settings = settings or EvalSettings()
     console = console or Console()
     if not checkpoints:
         raise EvalError("name a checkpoint to evaluate")
     material = read_material(Path(text_file), Path(tasks_file), settings)
+    calibration = None if calibration_file is None else Path(calibration_file)
     try:
         with job_ray(settings.cpus, keep_logs=keep_logs) as end_now:
             compared = bool(material.documents)
-            selections = _selections(list(map(Path, checkpoints)), formats, Path(work_dir), compared)
+            evaluated = Path(text_file) if compared else None
+            calibrating = Calibrating(calibration, evaluated, settings, console, end_now)
+            selections = _selections(list(map(Path, checkpoints)), formats, Path(work_dir), calibrating, compared)
             columns = [column for selection in selections for column in selection.columns]
             check_labels(columns)
             scores = measure_columns(columns, material, settings, Path(work_dir), console, end_now)
@@ -88,17 +63,20 @@ def run(
         console.print("stopped")
         return STOPPED
     kept = [found for selection in selections for found in selection.kept.values()]
-    for table in quality_tables(scores, {found.format: found.weight_error for found in kept}):
+    for table in quality_tables(scores, {found.label: found.weight_error for found in kept}):
         console.print(table)
     if json_path is not None:
         write_figures(json_path, [*figures(scores), *(figure for found in kept for figure in found.figures())])
     return 0
 
 
-def _selections(paths: Sequence[Path], formats: Sequence[str], work_dir: Path, compared: bool) -> list[Selection]:
+def _selections(
+    paths: Sequence[Path], formats: Sequence[str], work_dir: Path, calibrating: Calibrating, compared: bool
+) -> list[Selection]:
+    prefixes = [f"{path.name}:" if len(paths) > 1 else "" for path in paths]
     return [
-        select(path, formats, work_dir, prefix=f"{path.name}:" if len(paths) > 1 else "", compared=compared)
-        for path in paths
+        select(path, formats, work_dir, calibrating, prefix=prefix, compared=compared)
+        for path, prefix in zip(paths, prefixes, strict=True)
     ]
 
 

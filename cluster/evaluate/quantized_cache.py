@@ -1,87 +1,100 @@
-"""Quantized checkpoints that are kept: made once for a source, a format and the code that quantizes."""
+"""Quantized checkpoints that are kept: made once for a source, a recipe with its inputs, and the quantizing code."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..code_version import code_version, digest
+from ..code_version import digest
 from ..figures import Figure, replace_text
+from ..quantize.fingerprint import code_fingerprint, inputs_digests
+from ..quantize.plan_inputs import QuantizeInputs
+from ..quantize.recipe import Recipe, load_recipe
 
 REPORT = "report.json"
 QUANTIZED_FORMATS = ("w4a8", "w8a8", "w8a8-fp8", "w4a8-channel")
-QUANTIZERS = ("cluster.quantize", "kernels.formats", "actors.checkpoint", "actors.expert_format")
 
 
 @dataclass(frozen=True)
 class KeptCheckpoint:
-    """A quantized checkpoint in the cache, and what quantizing it found."""
+    """A quantized checkpoint in the cache, and what quantizing it found. label: the recipe's name."""
 
-    format: str
+    label: str
     path: Path
     bytes: int
     weight_error: float
     seconds: float
 
     def figures(self) -> list[Figure]:
-        """weight_error.FORMAT, seconds.quantize.FORMAT."""
+        """weight_error.LABEL, seconds.quantize.LABEL."""
         return [
-            Figure(f"weight_error.{self.format}", self.weight_error, "1"),
-            Figure(f"seconds.quantize.{self.format}", self.seconds, "seconds"),
+            Figure(f"weight_error.{self.label}", self.weight_error, "1"),
+            Figure(f"seconds.quantize.{self.label}", self.seconds, "seconds"),
         ]
 
 
 class QuantizedCache:
-    """A folder of checkpoints made from one source. It is keyed by the source's content, so reading the whole source
-    is the price of every use: 0.1 s for the demo model, minutes for hundreds of gigabytes."""
+    """A folder of what was made from one source. It is keyed by the source's content, so reading the whole source is
+    the price of every use: 0.1 s for the demo model, minutes for hundreds of gigabytes."""
 
     def __init__(self, folder: Path, source: Path) -> None:
         self.source = source
-        self.key = f"{digest(sorted(source.glob('*')))}-{code_version(*QUANTIZERS)}"
-        self.folder = folder / self.key
+        self.folder = folder / digest(file for file in source.glob("*") if file.is_file())
 
-    def kept(self, format: str) -> KeptCheckpoint | None:
-        """The checkpoint in a format, if it was finished."""
-        path = self.folder / format
+    def place(self, recipe: Recipe, inputs: QuantizeInputs | None = None) -> Path:
+        """Where a recipe's checkpoint is, or would be: a name of all that decides its content."""
+        content = recipe.model_dump(mode="json", exclude={"name", "about"})
+        whole = json.dumps([content, inputs_digests(inputs or QuantizeInputs()), code_fingerprint(recipe)])
+        return self.folder / f"{recipe.name}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
+
+    def kept(self, recipe: Recipe, inputs: QuantizeInputs | None = None) -> KeptCheckpoint | None:
+        """A recipe's checkpoint, if it was finished."""
+        path = self.place(recipe, inputs)
         try:
             values = json.loads((path / REPORT).read_text())
         except (OSError, ValueError):
             return None
         return KeptCheckpoint(path=path, **values)
 
-    def ensure(self, formats: Sequence[str], workers: int | None = None) -> dict[str, KeptCheckpoint]:
-        """The checkpoints in these formats; those that are missing are quantized, all in one run.
+    def ensure(self, names: Sequence[str]) -> dict[str, KeptCheckpoint]:
+        """The checkpoints of shipped recipes that need no inputs, such as every format's; see `ensure_recipes`."""
+        return self.ensure_recipes({name: (load_recipe(name), QuantizeInputs()) for name in names})
+
+    def ensure_recipes(
+        self, wanted: Mapping[str, tuple[Recipe, QuantizeInputs]], workers: int | None = None
+    ) -> dict[str, KeptCheckpoint]:
+        """The checkpoints of recipes by any labels; those that are missing are quantized, all in one run, which goes on
+        where a stopped one was.
 
         Uses the Ray that is initialized, or one for the while. Raises what `quantize_all` raises.
         """
-        missing = [format for format in formats if self.kept(format) is None]
+        missing = {label: each for label, each in wanted.items() if self.kept(*each) is None}
         if missing:
             self._quantize(missing, workers)
-        found = {format: self.kept(format) for format in formats}
-        return {format: kept for format, kept in found.items() if kept is not None}
+        found = {label: self.kept(*each) for label, each in wanted.items()}
+        return {label: kept for label, kept in found.items() if kept is not None}
 
-    def _quantize(self, formats: Sequence[str], workers: int | None) -> None:
-        from ..quantize.command import QuantizeInputs, quantize_all
-        from ..quantize.recipe import load_recipe
+    def _quantize(self, wanted: Mapping[str, tuple[Recipe, QuantizeInputs]], workers: int | None) -> None:
+        from ..quantize.command import quantize_all
 
-        targets: Mapping[str, Path] = {format: self.folder / f"{format}.part" for format in formats}
-        for target in targets.values():
-            shutil.rmtree(target, ignore_errors=True)
-        recipes = {format: (load_recipe(format), QuantizeInputs(), target) for format, target in targets.items()}
-        reports = quantize_all(self.source, recipes, workers=workers)
-        for format, report in reports.items():
+        places = {label: self.place(*each) for label, each in wanted.items()}
+        parts = {label: place.with_name(f"{place.name}.part") for label, place in places.items()}
+        targets = {label: (recipe, inputs, parts[label]) for label, (recipe, inputs) in wanted.items()}
+        reports = quantize_all(self.source, targets, workers=workers, overwrite=True)
+        for label, report in reports.items():
             kept = KeptCheckpoint(
-                format=format,
-                path=self.folder / format,
+                label=wanted[label][0].name,
+                path=places[label],
                 bytes=report.bytes_after,
                 weight_error=report.weight_error,
                 seconds=report.seconds,
             )
             values = asdict(kept)
             del values["path"]
-            replace_text(targets[format] / REPORT, json.dumps(values))
+            replace_text(parts[label] / REPORT, json.dumps(values))
             shutil.rmtree(kept.path, ignore_errors=True)
-            targets[format].replace(kept.path)
+            parts[label].replace(kept.path)

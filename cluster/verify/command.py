@@ -16,8 +16,9 @@ from ...actors.engine_error import EngineError
 from ...actors.model.config import ModelConfig
 from ..engine_session import engine_session
 from ..evaluate.columns import Column, ColumnScore, Material
-from ..evaluate.command import WORK_DIR, EvalSettings, measure_columns, read_material
+from ..evaluate.command import measure_columns, read_material
 from ..evaluate.selection import tensor_bytes
+from ..evaluate.settings import WORK_DIR, EvalSettings
 from ..evaluate.table import figures
 from ..figures import Figure
 from ..job import job_ray, run_stoppable

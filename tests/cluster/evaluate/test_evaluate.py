@@ -15,16 +15,19 @@ from flyray.actors.checkpoint import Checkpoint
 from flyray.cluster.demo.files import DEMO_MODEL
 from flyray.cluster.evaluate import command as eval_command
 from flyray.cluster.evaluate.columns import Column, ColumnScore, TaskScore, task_scores
-from flyray.cluster.evaluate.command import EvalSettings, read_material
+from flyray.cluster.evaluate.command import read_material
 from flyray.cluster.evaluate.kept_quality import KeptQuality, load_quality
 from flyray.cluster.evaluate.perplexity import TextScore
+from flyray.cluster.evaluate.recipe_inputs import Calibrating
 from flyray.cluster.evaluate.score import Task
 from flyray.cluster.evaluate.selection import EvalError, check_labels, select, tensor_bytes
+from flyray.cluster.evaluate.settings import EvalSettings
 from flyray.cluster.evaluate.table import figures, heading, quality_tables
 from flyray.cluster.figures import read_figures
 
 TEXTS = ["The quick brown fox jumps over the lazy dog. " * 4, "Kimi zählt: 1, 2, 3, 4, 5, 6, 7.", "a b c " * 20]
 WINDOW = 100
+NO_TEXT = Calibrating(None, None, EvalSettings(), Console(quiet=True))
 
 
 def write_material(folder: Path) -> tuple[Path, Path]:
@@ -78,8 +81,8 @@ def test_perplexity_is_that_of_transformers_and_equal_weights_have_no_kl(tmp_pat
 
 def test_formats_that_a_checkpoint_cannot_be_had_in(tmp_path: Path) -> None:
     with pytest.raises(EvalError, match="unknown format 'w3a8'; known are bf16, w4a16"):
-        select(DEMO_MODEL, ["w3a8"], tmp_path)
-    selection = select(DEMO_MODEL, ["bf16", "w4a16", "bf16"], tmp_path)
+        select(DEMO_MODEL, ["w3a8"], tmp_path, NO_TEXT)
+    selection = select(DEMO_MODEL, ["bf16", "w4a16", "bf16"], tmp_path, NO_TEXT)
     size = tensor_bytes(Checkpoint(DEMO_MODEL))
     assert selection.columns == (
         Column("bf16", DEMO_MODEL, "bf16", "w4a16"),
@@ -91,14 +94,14 @@ def test_formats_that_a_checkpoint_cannot_be_had_in(tmp_path: Path) -> None:
 
 
 def test_the_reference_is_the_checkpoint_itself_and_comes_with_what_is_compared(tmp_path: Path) -> None:
-    alone = select(DEMO_MODEL, ["w4a16"], tmp_path)
+    alone = select(DEMO_MODEL, ["w4a16"], tmp_path, NO_TEXT)
     assert [(column.label, column.reference) for column in alone.columns] == [("w4a16", "")]
-    pair = select(DEMO_MODEL, ["bf16"], tmp_path, prefix="nano:")
+    pair = select(DEMO_MODEL, ["bf16"], tmp_path, NO_TEXT, prefix="nano:")
     assert [(column.label, column.reference) for column in pair.columns] == [
         ("nano:w4a16", "nano:w4a16"),
         ("nano:bf16", "nano:w4a16"),
     ]
-    plain = select(DEMO_MODEL, ["bf16"], tmp_path, compared=False)
+    plain = select(DEMO_MODEL, ["bf16"], tmp_path, NO_TEXT, compared=False)
     assert [(column.label, column.reference) for column in plain.columns] == [("bf16", "")]
 
 

@@ -9,12 +9,14 @@ from byte_model import write_byte_model
 from flyray.actors.checkpoint import Checkpoint
 from flyray.cluster.code_version import code_version, digest
 from flyray.cluster.evaluate.quantized_cache import REPORT, QuantizedCache
+from flyray.cluster.quantize.recipe import load_recipe
 
 
 def test_made_once_for_a_content(tmp_path: Path) -> None:
     write_byte_model(tmp_path / "model")
     cache = QuantizedCache(tmp_path / "work", tmp_path / "model")
-    assert cache.kept("w4a8") is None
+    recipe = load_recipe("w4a8")
+    assert cache.kept(recipe) is None
     [made] = cache.ensure(["w4a8"]).values()
     assert Checkpoint(made.path).expert_format() == "w4a8"
     names = [figure.name for figure in made.figures()]
@@ -26,7 +28,7 @@ def test_made_once_for_a_content(tmp_path: Path) -> None:
     assert (made.path / "config.json").stat().st_mtime_ns == written
 
     (made.path / REPORT).unlink()  # as after a crash between the last tensor and the report
-    assert again.kept("w4a8") is None
+    assert again.kept(recipe) is None
 
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"bos_token_id": 3}))

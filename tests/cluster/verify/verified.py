@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DeepseekV3ForCausalLM
 
-from flyray.cluster.evaluate.command import EvalSettings
+from flyray.cluster.evaluate.settings import EvalSettings
 from flyray.cluster.quantize.manifest import SUMS, dump_sums
 from flyray.cluster.verify import command
 from flyray.cluster.verify.limits import Limits
