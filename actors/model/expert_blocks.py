@@ -17,21 +17,18 @@ from ...kernels.protocol import ActivationFormat, Activations, ExpertWeights, Ke
 
 @dataclass(frozen=True)
 class ExpertBlocks:
-    """E experts, by local numbers: local expert e is the layer's `first_expert + e`.
+    """E experts, by local numbers: those of a shard's range, from 0 on.
 
     blocks: at least one; all multiply one activation format. block: [E] int64, the block that holds each expert.
     place: [E] int32, its number there; ascending with the expert, so that in a single block it is the expert's own.
     """
 
-    first_expert: int
     blocks: tuple[ExpertWeights, ...]
     block: Tensor
     place: Tensor
 
     @staticmethod
-    def of(
-        first_expert: int, blocks: Sequence[tuple[Sequence[int], ExpertWeights]], device: torch.device
-    ) -> ExpertBlocks:
+    def of(blocks: Sequence[tuple[Sequence[int], ExpertWeights]], device: torch.device) -> ExpertBlocks:
         """blocks: local experts, ascending, and their weights in that order; together 0..E-1, each once."""
         members = [list(experts) for experts, _ in blocks]
         count = sum(map(len, members))
@@ -44,7 +41,7 @@ class ExpertBlocks:
                 raise ValueError(f"a block's experts must be in ascending order, are {experts}")
             block[experts] = number
             place[experts] = torch.arange(len(experts), dtype=torch.int32)
-        return ExpertBlocks(first_expert, tuple(each for _, each in blocks), block.to(device), place.to(device))
+        return ExpertBlocks(tuple(each for _, each in blocks), block.to(device), place.to(device))
 
     def __len__(self) -> int:
         return len(self.block)
@@ -80,4 +77,4 @@ class ExpertBlocks:
         place[list(experts)] = torch.arange(len(experts), dtype=place.dtype, device=place.device)
         used, block = block.unique(return_inverse=True)
         every = (*self.blocks, weights)
-        return ExpertBlocks(self.first_expert, tuple(every[number] for number in used.tolist()), block, place)
+        return ExpertBlocks(tuple(every[number] for number in used.tolist()), block, place)

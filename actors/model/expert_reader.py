@@ -40,7 +40,7 @@ class ExpertReader:
         for members in groups.values():
             numbers = [experts[local] for local in members]
             blocks.append((members, self.block(layer, numbers, [memory[local] for local in members])))
-        return ExpertBlocks.of(experts.start, blocks, self._device)
+        return ExpertBlocks.of(blocks, self._device)
 
     def block(self, layer: int, experts: Sequence[int], memory: Sequence[str]) -> ExpertWeights:
         """Experts of the layer, by their numbers there, whose formats in memory are of one kind of matrix."""

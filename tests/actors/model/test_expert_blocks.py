@@ -68,7 +68,7 @@ def test_the_grouping_changes_nothing(groups: list[int], backend: str, folders: 
     x, token, expert = pairs(kernels)
     members = [[e for e in range(EXPERTS) if groups[e] == group] for group in sorted(set(groups))]
     blocks = [(each, source.block(LAYER, each, ["w4a8"] * len(each))) for each in members]
-    found = ExpertBlocks.of(0, blocks, torch.device("cpu"))
+    found = ExpertBlocks.of(blocks, torch.device("cpu"))
     whole = source.read(LAYER, range(EXPERTS), ["w4a8"] * EXPERTS)
     assert torch.equal(found.run(kernels, x, token, expert), whole.run(kernels, x, token, expert))
     for each in range(EXPERTS):
@@ -106,8 +106,8 @@ def test_blocks_hold_each_expert_once(folders: SimpleNamespace) -> None:
     block = reader(folders.w4a8).block(LAYER, [0, 1], ["w4a8"] * 2)
     device = torch.device("cpu")
     with pytest.raises(ValueError, match="do not hold each of 3 experts once"):
-        ExpertBlocks.of(0, [([0, 1], block), ([1], block)], device)
+        ExpertBlocks.of([([0, 1], block), ([1], block)], device)
     with pytest.raises(ValueError, match=r"ascending order, are \[1, 0\]"):
-        ExpertBlocks.of(0, [([1, 0], block)], device)
+        ExpertBlocks.of([([1, 0], block)], device)
     with pytest.raises(ValueError, match=r"ascending order, each once, are \[1, 1\]"):
-        ExpertBlocks.of(0, [([0, 1], block)], device).replaced([1, 1], block)
+        ExpertBlocks.of([([0, 1], block)], device).replaced([1, 1], block)

@@ -175,7 +175,7 @@ def test_a_shard_reads_its_own_bytes(disk: str, shards: int, model: Any, tmp_pat
         assert seen == sorted(seen)
         assert shard.experts == range(begin, end)
         for layer in (1, 2):
-            assert moe(shard, layer).experts.first_expert == begin
+            assert len(moe(shard, layer).experts) == end - begin
             (mine,), (all_experts,) = moe(shard, layer).experts.blocks, moe(whole, layer).experts.blocks
             for part, full in zip(
                 parts(mine.gate_up) + parts(mine.down),
