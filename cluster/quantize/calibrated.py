@@ -96,15 +96,16 @@ class Calibrated:
         number = int(match["layer"])
         if self._last is None or self._last[0] != number:
             self._last = None  # before the next is read, so that two are never alive
-            self._last = (number, _Layer(self.statistics.layer(number), self.smoothing))
+            self._last = (number, _Layer(self.statistics.layer(number), self.statistics.tokens, self.smoothing))
         return self._last[1], match
 
 
 class _Layer:
-    """One layer's statistics, smoothed."""
+    """One layer's statistics, smoothed. tokens: that were run."""
 
-    def __init__(self, statistics: LayerStatistics, smoothing: float | None) -> None:
+    def __init__(self, statistics: LayerStatistics, tokens: int, smoothing: float | None) -> None:
         self._statistics = statistics
+        self._tokens = tokens
         self._smoothing = smoothing
 
     @cached_property
@@ -129,7 +130,7 @@ class _Layer:
         if projection == "down_proj":
             energy = self._energy(statistics.inner_energy[expert], count, inner)
             moments = statistics.inner_moments(expert) if count else None
-            return MatrixInputs(energy, _moments(moments, inner), column_factor=self._or_none(inner))
+            return MatrixInputs(energy, _moments(moments, count, inner), column_factor=self._or_none(inner))
         return MatrixInputs(
             energy=self._energy(statistics.input_energy[expert], count, self.input_factor),
             moments=self._input_moments if count else None,
@@ -139,7 +140,7 @@ class _Layer:
 
     @cached_property
     def _input_moments(self) -> SecondMoments | None:
-        return _moments(self._statistics.input_moments, self.input_factor)
+        return _moments(self._statistics.input_moments, self._tokens, self.input_factor)
 
     def _factor(self, absmax: Tensor) -> Tensor:
         if self._smoothing is None:
@@ -157,11 +158,11 @@ class _Layer:
         return total / count / factor.square() if count else None
 
 
-def _moments(blocks: Tensor | None, factor: Tensor) -> SecondMoments | None:
-    if blocks is None:
+def _moments(blocks: Tensor | None, tokens: int, factor: Tensor) -> SecondMoments | None:
+    if blocks is None or not tokens:
         return None
     each = factor.reciprocal().view(blocks.shape[0], -1)
-    return SecondMoments(blocks * each.unsqueeze(1) * each.unsqueeze(2))
+    return SecondMoments(blocks * each.unsqueeze(1) * each.unsqueeze(2), tokens)
 
 
 def _product(inputs: MatrixInputs) -> Tensor | None:

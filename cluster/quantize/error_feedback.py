@@ -25,6 +25,10 @@ from torch import Tensor
 
 DAMPING = 0.01
 """Of the mean of a block's diagonal, added to the diagonal: GPTQ's own choice."""
+DAMPING_FOR_FEW = 0.2
+"""Of the same, for each column a token: moments of few tokens see directions without any error at all, and feedback
+that trusts them is up to 1.25 times as wrong as none on other tokens. On correlated inputs of 256 columns, 0.1 to 0.3
+made 16 to 65,536 tokens better than none, and lost nothing where tokens are many."""
 ROW_GROUP = 256
 """Rows rounded at a time. Fixed, because the last bits of a matrix product depend on its shape, and a checkpoint must
 not depend on how much memory a worker has."""
@@ -46,15 +50,19 @@ class Factor:
 
 class SecondMoments:
     """Sums of x xᵀ of the inputs of a matrix: blocks [K/B, B, B] float32, symmetric, of which the lower half is read.
+    tokens: how many different inputs they are of, at least 1.
 
     factor: 4 K B bytes, so 205 MB for K = B = 7168, and three times as much while it is worked out (it takes
     4/3 K B² operations); kept as long as this object.
     """
 
-    def __init__(self, blocks: Tensor) -> None:
+    def __init__(self, blocks: Tensor, tokens: int) -> None:
         if blocks.dim() != 3 or blocks.shape[1] != blocks.shape[2] or not blocks.is_floating_point():
             raise MomentsError(f"second moments are {blocks.dtype} {list(blocks.shape)}, expected float [K/B, B, B]")
+        if tokens < 1:
+            raise MomentsError(f"second moments of {tokens} tokens, expected at least 1")
         self.blocks = blocks
+        self.tokens = tokens
 
     @property
     def columns(self) -> int:
@@ -66,9 +74,10 @@ class SecondMoments:
         count, size, _ = self.blocks.shape
         order = torch.empty((count, size), dtype=torch.int64)
         upper = torch.empty((count, size, size), dtype=torch.float32)
+        damping = DAMPING + DAMPING_FOR_FEW * size / self.tokens
         with one_torch_thread():
             for block, moments in enumerate(self.blocks):
-                order[block], upper[block] = _factor(moments, block * size)
+                order[block], upper[block] = _factor(moments, damping, block * size)
         return Factor(order, upper)
 
 
@@ -102,7 +111,7 @@ def one_torch_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _factor(moments: Tensor, first_column: int) -> tuple[Tensor, Tensor]:
+def _factor(moments: Tensor, damping: float, first_column: int) -> tuple[Tensor, Tensor]:
     """One block [B, B] -> order [B], upper [B, B]."""
     diagonal = moments.diagonal().float()
     mean = float(diagonal.double().mean())
@@ -116,7 +125,7 @@ def _factor(moments: Tensor, first_column: int) -> tuple[Tensor, Tensor]:
     # (GPTQ's code sets its weights to 0, which is wrong for any text that does reach it.)
     backwards = order.flip(0)
     turned = moments[backwards][:, backwards].float() / mean
-    turned.diagonal().add_(DAMPING)
+    turned.diagonal().add_(damping)
     # H = R Rᵀ with R upper triangular is the Cholesky factorization from the last column to the first; then U = R⁻¹.
     lower, failed = torch.linalg.cholesky_ex(turned)
     if int(failed):

@@ -23,6 +23,8 @@ from flyray.cluster.quantize.error_feedback import (
 LIMITS = (-8, 7)
 # A row that comes this close to a tie (in steps) may be rounded either way in float32.
 CLOSE = 1e-3
+MANY = 1 << 40
+"""Tokens, where the moments are to be trusted."""
 
 
 def correlated(tokens: int, columns: int, seed: int = 0) -> Tensor:
@@ -66,7 +68,7 @@ def test_as_a_plain_gptq_in_float64(rows: int, blocks: int, size: int, groups: i
     weight = torch.randn(rows, columns, generator=generator)
     scale = weight.unflatten(1, (groups, -1)).abs().amax(-1) / limits[1] * 0.8
     moments = diagonal_blocks(correlated(2 * size, columns, seed), size)
-    found = round_with_feedback(weight, scale, limits, SecondMoments(moments))
+    found = round_with_feedback(weight, scale, limits, SecondMoments(moments, MANY))
     spread = scale.repeat_interleave(columns // groups, 1).double().numpy()
     for block in range(blocks):
         part = slice(block * size, (block + 1) * size)
@@ -93,17 +95,33 @@ def test_less_output_error_than_to_the_nearest(size: int, at_most: float) -> Non
     seen, unseen = correlated(2048, 256).chunk(2)
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(2))
     scale = row_scales(weight)
-    values = round_with_feedback(weight, scale, LIMITS, SecondMoments(diagonal_blocks(seen, size)))
+    values = round_with_feedback(weight, scale, LIMITS, SecondMoments(diagonal_blocks(seen, size), MANY))
     nearest = (weight / scale).round()
     error, plain = (((x * scale - weight) @ unseen.T).norm() for x in (values, nearest))
     assert error < at_most * plain
+
+
+@pytest.mark.parametrize("tokens", [4, 16, 64])
+def test_few_tokens_are_trusted_little(tokens: int) -> None:
+    """Of fewer tokens than columns there are directions that no token saw."""
+    unseen = correlated(4096, 256)
+    seen = unseen[:tokens]
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(2))
+    scale = row_scales(weight)
+    errors = []
+    for trust in (tokens, MANY):
+        values = round_with_feedback(weight, scale, LIMITS, SecondMoments(diagonal_blocks(seen, 256), trust))
+        errors.append(((values * scale - weight) @ unseen.T).norm())
+    nearest = ((weight / scale).round() * scale - weight) @ unseen.T
+    assert errors[0] < nearest.norm()
+    assert errors[0] < 0.97 * errors[1]
 
 
 def test_uncorrelated_inputs_leave_rounding_to_the_nearest() -> None:
     weight = torch.randn(8, 96, generator=torch.Generator().manual_seed(3))
     scale = row_scales(weight)
     moments = torch.diag_embed(torch.rand(3, 32, generator=torch.Generator().manual_seed(4)) + 0.1)
-    found = round_with_feedback(weight, scale, LIMITS, SecondMoments(moments))
+    found = round_with_feedback(weight, scale, LIMITS, SecondMoments(moments, MANY))
     assert torch.equal(found, (weight / scale).round().to(torch.int8))
 
 
@@ -114,16 +132,17 @@ def test_columns_that_no_input_reached_are_rounded_to_the_nearest_and_carry_noth
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(5))
     scale = row_scales(weight)
     moments = diagonal_blocks(inputs, 64)
-    values = round_with_feedback(weight, scale, LIMITS, SecondMoments(moments))
+    values = round_with_feedback(weight, scale, LIMITS, SecondMoments(moments, MANY))
     assert torch.equal(values[:, dead], (weight / scale).round().to(torch.int8)[:, dead])
     weight[:, dead] = 0  # whatever stands there, the other columns are rounded alike
-    assert torch.equal(round_with_feedback(weight, scale, LIMITS, SecondMoments(moments))[:, ~dead], values[:, ~dead])
+    again = round_with_feedback(weight, scale, LIMITS, SecondMoments(moments, MANY))
+    assert torch.equal(again[:, ~dead], values[:, ~dead])
 
 
 def test_moments_of_zeros_leave_rounding_to_the_nearest() -> None:
     weight = torch.randn(4, 32, generator=torch.Generator().manual_seed(6))
     scale = row_scales(weight)
-    found = round_with_feedback(weight, scale, LIMITS, SecondMoments(torch.zeros(2, 16, 16)))
+    found = round_with_feedback(weight, scale, LIMITS, SecondMoments(torch.zeros(2, 16, 16), MANY))
     assert torch.equal(found, (weight / scale).round().to(torch.int8))
 
 
@@ -131,7 +150,7 @@ def test_a_row_of_scale_0_is_0() -> None:
     weight = torch.zeros(2, 16)
     weight[1] = 1
     found = round_with_feedback(
-        weight, row_scales(weight), LIMITS, SecondMoments(diagonal_blocks(correlated(32, 16), 16))
+        weight, row_scales(weight), LIMITS, SecondMoments(diagonal_blocks(correlated(32, 16), 16), MANY)
     )
     assert not bool(found[0].any())
     assert bool(found[1].any())
@@ -142,7 +161,7 @@ def test_moments_scaled_by_any_number_give_the_same_integers() -> None:
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(7))
     moments = diagonal_blocks(correlated(128, 64), 64)
     found = [
-        round_with_feedback(weight, row_scales(weight), LIMITS, SecondMoments(moments * factor))
+        round_with_feedback(weight, row_scales(weight), LIMITS, SecondMoments(moments * factor, MANY))
         for factor in (1.0, 2.0**40, 2.0**-40)
     ]
     assert torch.equal(found[0], found[1])
@@ -152,11 +171,11 @@ def test_moments_scaled_by_any_number_give_the_same_integers() -> None:
 def test_the_result_does_not_depend_on_threads_or_on_other_rows(four_threads: None) -> None:
     weight = torch.randn(2 * ROW_GROUP + 3, 128, generator=torch.Generator().manual_seed(8))
     inputs = correlated(256, 128)
-    many = round_with_feedback(weight, row_scales(weight), LIMITS, SecondMoments(diagonal_blocks(inputs, 128)))
+    many = round_with_feedback(weight, row_scales(weight), LIMITS, SecondMoments(diagonal_blocks(inputs, 128), MANY))
     assert torch.get_num_threads() == 4
     torch.set_num_threads(1)
     last = weight[ROW_GROUP:]
-    alone = round_with_feedback(last, row_scales(last), LIMITS, SecondMoments(diagonal_blocks(inputs, 128)))
+    alone = round_with_feedback(last, row_scales(last), LIMITS, SecondMoments(diagonal_blocks(inputs, 128), MANY))
     assert torch.equal(many[ROW_GROUP:], alone)
 
 
@@ -170,7 +189,7 @@ def test_the_result_does_not_depend_on_threads_or_on_other_rows(four_threads: No
 )
 def test_what_is_no_block_of_moments_is_refused(blocks: Tensor, says: str) -> None:
     with pytest.raises(MomentsError, match=says):
-        SecondMoments(blocks)
+        SecondMoments(blocks, MANY)
 
 
 @pytest.mark.parametrize(
@@ -184,11 +203,16 @@ def test_what_is_no_block_of_moments_is_refused(blocks: Tensor, says: str) -> No
 )
 def test_what_cannot_be_moments_is_refused(block: Tensor, says: str) -> None:
     with pytest.raises(MomentsError, match=says):
-        _ = SecondMoments(torch.stack([torch.eye(2), block])).factor
+        _ = SecondMoments(torch.stack([torch.eye(2), block]), MANY).factor
+
+
+def test_moments_of_no_token_are_refused() -> None:
+    with pytest.raises(MomentsError, match="second moments of 0 tokens, expected at least 1"):
+        SecondMoments(torch.eye(4).unsqueeze(0), 0)
 
 
 def test_moments_that_do_not_fit_the_weight_are_refused() -> None:
-    moments = SecondMoments(torch.eye(16).expand(2, 16, 16))
+    moments = SecondMoments(torch.eye(16).expand(2, 16, 16), MANY)
     with pytest.raises(MomentsError, match=r"second moments of 32 columns and 1 scales a row do not fit .*\[4, 48\]"):
         round_with_feedback(torch.ones(4, 48), torch.ones(4, 1), LIMITS, moments)
     with pytest.raises(MomentsError, match="3 scales a row"):

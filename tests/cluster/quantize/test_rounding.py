@@ -55,7 +55,7 @@ def calibrated(columns: int, block: int | None = None, seed: int = 0) -> tuple[M
     inputs = torch.randn(4 * columns, columns, generator=generator) @ mixing
     inputs *= torch.where(torch.arange(columns) % 17 == 3, 20.0, 1.0)
     cut = inputs.unflatten(1, (-1, block or columns)).movedim(1, 0)
-    return MatrixInputs(energy=inputs.square().mean(0), moments=SecondMoments(cut.mT @ cut)), inputs
+    return MatrixInputs(energy=inputs.square().mean(0), moments=SecondMoments(cut.mT @ cut, len(inputs))), inputs
 
 
 def relative(made: QuantizedMatrix) -> float:

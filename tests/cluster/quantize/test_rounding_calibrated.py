@@ -61,6 +61,8 @@ def test_gate_and_up_read_the_layers_input_and_down_the_experts_own(statistics: 
     assert inner is not None
     assert torch.equal(energy(down), layer.inner_energy[expert] / count)
     assert torch.equal(blocks(down), inner)
+    assert down.moments is not None
+    assert down.moments.tokens == count
 
 
 def test_shared_experts_read_what_all_routed_experts_read(statistics: Statistics) -> None:
@@ -69,6 +71,8 @@ def test_shared_experts_read_what_all_routed_experts_read(statistics: Statistics
     assert torch.allclose(energy(found), layer.input_energy.sum(0) / 24)
     assert layer.input_moments is not None
     assert torch.equal(blocks(found), layer.input_moments)
+    assert found.moments is not None
+    assert found.moments.tokens == 12
 
 
 @pytest.mark.parametrize(
