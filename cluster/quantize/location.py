@@ -7,22 +7,23 @@ from pathlib import Path
 
 from upath import UPath
 
-Location = Path | UPath
-"""A local folder, or one on another file system of fsspec's."""
+from ...actors.storage import StorageError, stored_path
+from .matrix import QuantizeError
 
-_LOCAL = ("file", "local")
+Location = Path | UPath
+"""A folder here, or one on another file system of fsspec's."""
 
 
 def locate(place: str | os.PathLike[str] | UPath) -> Location:
-    """A plain path, or a "file://" URL, as a Path; any other URL as a UPath."""
-    if isinstance(place, UPath):
-        return Path(place.path) if place.protocol in ("", *_LOCAL) else place
-    text = os.fspath(place)
-    if "://" not in text:
-        return Path(text)
-    url = UPath(text)
-    return Path(url.path) if url.protocol in _LOCAL else url
+    """A plain path, or a "file://" URL, as a Path; any other URL as a UPath. Raises QuantizeError for a URL whose file
+    system is unknown or not installed."""
+    try:
+        return stored_path(place)
+    except StorageError as error:
+        raise QuantizeError(f"{place}: {error}") from error
 
 
-def is_local(place: Location) -> bool:
-    return isinstance(place, Path)
+def same_place(one: Location, other: Location) -> bool:
+    if isinstance(one, Path) != isinstance(other, Path):
+        return False
+    return str(one.resolve()) == str(other.resolve())

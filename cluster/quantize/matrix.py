@@ -68,24 +68,6 @@ def check_columns(matrix: str, columns: int, source_format: str, format: str) ->
             raise QuantizeError(f"{matrix} has {columns} columns, not a multiple of {multiple} as needed for {what}")
 
 
-def fold(source_format: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The `w4a8` tensors of one matrix. From native its nibbles are kept as they are; a bf16 matrix is first rounded
-    to the native format's INT4 groups (absmax / 7)."""
-    if source_format == "w4a16":
-        packed = parts["weight_packed"]
-        values, group_scale = formats.unpack_native(packed), parts["weight_scale"]
-    else:
-        values, group_scale = formats.quantize_native(parts["weight"])
-        packed = formats.pack_native(values)
-    folded = formats.fold_scales(values, group_scale)
-    return {
-        "weight_packed": packed,
-        "weight_multiplier": formats.pack_multipliers(folded.multipliers),
-        "weight_scale": folded.scale,
-        "weight_shape": torch.tensor(values.shape, dtype=torch.int32),
-    }
-
-
 def dequantize(format: str, parts: Mapping[str, Tensor]) -> Tensor:
     """The weights [N, K] float32 that a matrix's tensors stand for, in any of `formats.FORMATS`."""
     match format:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -17,12 +16,12 @@ from ...actors.safetensors_header import TensorEntry, dtype_name
 from ...actors.statistics import Statistics, fingerprint
 from ...kernels.formats import PACK
 from .assignment import Modules, assign, check_experts, mixed_experts
-from .location import Location
+from .location import Location, same_place
 from .matrix import SOURCE_FORMATS, QuantizeError, TensorSpec, check_columns, output_specs
 from .mixed import Choice, choose_from_file
 from .plan_inputs import QuantizeInputs
 from .recipe import Recipe, Scheme
-from .target_folder import TargetFolder, same_place, target_folder
+from .target_folder import TargetFolder, target_folder
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,6 @@ class FilePlan:
     name: str
     target: Location
     prefix: str
-    config: Mapping[str, Any]
     items: tuple[Item, ...]
 
     @property
@@ -161,6 +159,7 @@ def plan_quantization(
     choice = _choice(checkpoint, recipe, inputs, modules)
     schemes = assign(recipe, modules, choice)
     check_experts(modules, schemes, source_format)
+    _check_smoothing(recipe, schemes)
     return QuantizePlan(
         label=label,
         recipe=recipe,
@@ -172,6 +171,12 @@ def plan_quantization(
         files=tuple(_files(checkpoint, target, source_format, schemes)),
         choice=choice,
     )
+
+
+def _check_smoothing(recipe: Recipe, schemes: Mapping[str, Scheme]) -> None:
+    for module, scheme in schemes.items():
+        if recipe.smoothing is not None and scheme.by == "quark":
+            raise QuantizeError(f"recipe {recipe.name}: smoothing needs by: flyray, but {module} is by quark")
 
 
 def check_target(source: Location, target: Location) -> None:
@@ -241,7 +246,7 @@ def _files(
             matrix = _matrix(checkpoint, module, schemes[module], source_format, parts[module])
             items.setdefault(entry.file.name, []).append(matrix)
     for file, found in sorted(items.items()):
-        yield FilePlan(file, target, checkpoint.prefix, checkpoint.config, tuple(found))
+        yield FilePlan(file, target, checkpoint.prefix, tuple(found))
 
 
 def _parts(checkpoint: Checkpoint, schemes: Mapping[str, Scheme]) -> dict[str, dict[str, TensorEntry]]:

@@ -20,8 +20,8 @@ from .matrix import QuantizeError, TensorSpec
 from .target_folder import part_path, sync_folder
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-# Data is sent to the disk while the rest is worked on, so that the flush at the end has little left to do.
-_FLUSH_BYTES = 256 << 20
+# So often is data sent to the disk, so that the flush at the end has little left to do.
+_FLUSH_BYTES = 64 << 20
 WRITE_BEHIND = 32 << 20
 """Bytes that wait to be written."""
 
@@ -194,4 +194,5 @@ class _Sink:
             done += os.write(self._file, data[done:])
         before, self._size = self._size, self._size + len(data)
         if before // _FLUSH_BYTES != self._size // _FLUSH_BYTES:
-            os.fdatasync(self._file)
+            # Linux begins to write what is dirty, and does not wait for it.
+            os.posix_fadvise(self._file, 0, self._size, os.POSIX_FADV_DONTNEED)

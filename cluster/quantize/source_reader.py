@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...actors.safetensors_header import CheckpointError, TensorEntry
-from ...actors.storage import StorageError, read_range
+from ...actors.storage import StorageError, read_range, reason
 
 T = TypeVar("T")
 _OPEN_FILES = 64
@@ -56,29 +56,23 @@ class SourceReader:
     def _read_into(self, name: str, entry: TensorEntry, target: memoryview) -> None:
         try:
             if isinstance(entry.file, Path):
-                self._pread(name, entry.file, entry.begin, target)
+                done = self._pread(entry.file, entry.begin, target)
             else:
-                self._fetch(name, entry, target)
-        except OSError as error:
-            what = error.strerror or str(error)
-            raise CheckpointError(f"{entry.file}: reading tensor {name} failed: {what}") from error
+                done = read_range(entry.file, entry.begin, target)
+        except (OSError, StorageError) as error:
+            raise CheckpointError(f"{entry.file}: reading tensor {name} failed: {reason(error)}") from error
+        if done < len(target):
+            raise CheckpointError(f"{entry.file}: truncated while reading tensor {name} at byte {entry.begin + done}")
 
-    def _pread(self, name: str, file: Path, begin: int, target: memoryview) -> None:
-        descriptor = self._descriptor(file)
-        done = 0
+    def _pread(self, file: Path, begin: int, target: memoryview) -> int:
+        """Returns how many bytes there were."""
+        descriptor, done = self._descriptor(file), 0
         while done < len(target):
             count = os.preadv(descriptor, [target[done:]], begin + done)
             if not count:
-                raise CheckpointError(f"{file}: truncated while reading tensor {name} at byte {begin + done}")
+                break
             done += count
-
-    def _fetch(self, name: str, entry: TensorEntry, target: memoryview) -> None:
-        try:
-            done = read_range(entry.file, entry.begin, target)
-        except StorageError as error:
-            raise CheckpointError(f"{entry.file}: reading tensor {name} failed: {error}") from error
-        if done < len(target):
-            raise CheckpointError(f"{entry.file}: truncated while reading tensor {name} at byte {entry.begin + done}")
+        return done
 
     def _descriptor(self, file: Path) -> int:
         if file not in self._open:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from upath import UPath
 
-from .location import Location, is_local
+from .location import Location
 from .matrix import QuantizeError
 
 
@@ -196,9 +196,3 @@ class RemoteFolder:
     def lock(self) -> Iterator[None]:
         """Object stores have no locks; two runs of the same recipe write the same bytes."""
         yield
-
-
-def same_place(one: Location, other: Location) -> bool:
-    if is_local(one) != is_local(other):
-        return False
-    return str(one.resolve()) == str(other.resolve())
