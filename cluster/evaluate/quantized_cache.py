@@ -53,12 +53,7 @@ class QuantizedCache:
 
     def kept(self, recipe: Recipe, inputs: QuantizeInputs | None = None) -> KeptCheckpoint | None:
         """A recipe's checkpoint, if it was finished."""
-        path = self.place(recipe, inputs)
-        try:
-            values = json.loads((path / REPORT).read_text())
-        except (OSError, ValueError):
-            return None
-        return KeptCheckpoint(path=path, **values)
+        return _read(self.place(recipe, inputs))
 
     def ensure(self, names: Sequence[str]) -> dict[str, KeptCheckpoint]:
         """The checkpoints of shipped recipes that need no inputs, such as every format's; see `ensure_recipes`."""
@@ -72,21 +67,23 @@ class QuantizedCache:
 
         Uses the Ray that is initialized, or one for the while. Raises what `quantize_all` raises.
         """
-        missing = {label: each for label, each in wanted.items() if self.kept(*each) is None}
-        if missing:
-            self._quantize(missing, workers)
-        found = {label: self.kept(*each) for label, each in wanted.items()}
-        return {label: kept for label, kept in found.items() if kept is not None}
+        places = {label: self.place(*each) for label, each in wanted.items()}
+        found = {label: _read(place) for label, place in places.items()}
+        missing = {label: each for label, each in wanted.items() if found[label] is None}
+        made = self._quantize(missing, places, workers) if missing else {}
+        return {label: kept for label, kept in (found | made).items() if kept is not None}
 
-    def _quantize(self, wanted: Mapping[str, tuple[Recipe, QuantizeInputs]], workers: int | None) -> None:
+    def _quantize(
+        self, wanted: Mapping[str, tuple[Recipe, QuantizeInputs]], places: Mapping[str, Path], workers: int | None
+    ) -> dict[str, KeptCheckpoint]:
         from ..quantize.command import quantize_all
 
-        places = {label: self.place(*each) for label, each in wanted.items()}
-        parts = {label: place.with_name(f"{place.name}.part") for label, place in places.items()}
+        parts = {label: places[label].with_name(f"{places[label].name}.part") for label in wanted}
         targets = {label: (recipe, inputs, parts[label]) for label, (recipe, inputs) in wanted.items()}
         reports = quantize_all(self.source, targets, workers=workers, overwrite=True)
+        made = {}
         for label, report in reports.items():
-            kept = KeptCheckpoint(
+            kept = made[label] = KeptCheckpoint(
                 label=wanted[label][0].name,
                 path=places[label],
                 bytes=report.bytes_after,
@@ -98,3 +95,13 @@ class QuantizedCache:
             replace_text(parts[label] / REPORT, json.dumps(values))
             shutil.rmtree(kept.path, ignore_errors=True)
             parts[label].replace(kept.path)
+        return made
+
+
+def _read(path: Path) -> KeptCheckpoint | None:
+    """The checkpoint in a folder of the cache, if it was finished."""
+    try:
+        values = json.loads((path / REPORT).read_text())
+    except (OSError, ValueError):
+        return None
+    return KeptCheckpoint(path=path, **values)
