@@ -52,7 +52,7 @@ class SecondMoments:
     """Sums of x xᵀ of the inputs of a matrix: blocks [K/B, B, B] float32, symmetric, of which the lower half is read.
     tokens: how many different inputs they are of, at least 1.
 
-    factor: 4 K B bytes, so 205 MB for K = B = 7168, and three times as much while it is worked out (it takes
+    factor: 4 K B bytes, so 205 MB for K = B = 7168, and four times that while it is worked out (it takes
     4/3 K B² operations); kept as long as this object.
     """
 
@@ -130,6 +130,7 @@ def _factor(moments: Tensor, damping: float, first_column: int) -> tuple[Tensor,
     lower, failed = torch.linalg.cholesky_ex(turned)
     if int(failed):
         raise MomentsError(f"second moments of columns from {first_column} on are not positive definite")
+    del turned  # 205 MB of a large model's
     inverse = torch.linalg.solve_triangular(lower, torch.eye(size), upper=False)
     return order, inverse.flip(0, 1)
 
