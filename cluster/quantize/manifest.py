@@ -25,7 +25,7 @@ SUMS = "SHA256SUMS"
 VERSION = 1
 
 _FIRST = re.compile(rb'\{"sha256": "([0-9a-f]{64})",\n')
-_SUM = re.compile(r"([0-9a-f]{64})  (\S.*)")
+_SUM = re.compile(r"([0-9a-f]{64}) [ *](\S.*)")
 _COMMENT = "# sha256 of the lines below: "
 
 
@@ -151,12 +151,15 @@ def check_sums(path: str | Path | Location) -> list[str]:
 
 
 def _parse_sums(data: bytes) -> tuple[dict[str, str], list[str]]:
-    """Digests by name, and SUMS itself if it is damaged."""
+    """Digests by name, and SUMS itself if it is damaged. One that sha256sum wrote has no digest of itself."""
     head, _, rest = data.partition(b"\n")
-    if head != f"{_COMMENT}{hashlib.sha256(rest).hexdigest()}".encode():
+    plain = _SUM.fullmatch(head.decode(errors="replace")) is not None
+    if not plain and head != f"{_COMMENT}{hashlib.sha256(rest).hexdigest()}".encode():
         return {}, [SUMS]
-    matches = (_SUM.fullmatch(line) for line in rest.decode().splitlines())
-    return {match[2]: match[1] for match in matches if match is not None}, []
+    lines = (data if plain else rest).decode(errors="replace").splitlines()
+    matches = [_SUM.fullmatch(line) for line in lines]
+    damaged = [] if all(matches) else [SUMS]
+    return {match[2]: match[1] for match in matches if match is not None}, damaged
 
 
 def _digest(file: Location) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,19 @@ def test_sums_notice_any_bit_of_any_file(made: dict[str, Path], tmp_path: Path) 
         flip_bit(b / file, (b / file).stat().st_size - 1, 0)
         _, report = verify(b)
         assert f"FAIL  A checksums: not as in SHA256SUMS: {file}" in report
+
+
+def test_sums_of_sha256sum_itself(pair: tuple[Path, Path]) -> None:
+    _, b = pair
+    names = sorted(file.name for file in b.iterdir())
+    done = subprocess.run(["sha256sum", *names], cwd=b, capture_output=True, text=True, check=True)
+    (b / "SHA256SUMS").write_text(done.stdout)
+    assert "ok    A checksums: all files are as in SHA256SUMS" in verify(b)[1]
+    (b / names[1]).write_bytes((b / names[1]).read_bytes() + b" ")
+    (b / "SHA256SUMS").write_text(done.stdout.replace(f"  {names[0]}", f" *{names[0]}"))
+    assert f"FAIL  A checksums: not as in SHA256SUMS: {names[1]}" in verify(b)[1]
+    (b / "SHA256SUMS").write_text(done.stdout + "nonsense\n")
+    assert f"not as in SHA256SUMS: SHA256SUMS, {names[1]}" in verify(b)[1]
 
 
 def test_swapped_experts_are_named(pair: tuple[Path, Path]) -> None:
