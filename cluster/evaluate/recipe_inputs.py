@@ -170,7 +170,7 @@ def _sensitivity(
 def _uniform(recipe: Recipe, side: str, scheme: Scheme) -> Recipe:
     """A recipe that gives all that is mixed one of its two schemes, and leaves out the rest."""
     rules = tuple(Rule(modules=rule.modules, scheme=scheme) for rule in recipe.rules if rule.mixed)
-    name = f"{recipe.name}-{side}"
+    name = f"mixed-{side}"  # not the recipe's: several budgets share what is measured
     return Recipe(name=name, version=1, rules=rules, exclude=recipe.exclude, smoothing=recipe.smoothing)
 
 

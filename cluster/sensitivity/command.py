@@ -201,7 +201,7 @@ def _checkpoints(source: Path, settings: SensitivitySettings, work_dir: Path) ->
                 f"{option}: {name!r} is neither a folder nor one of the formats {', '.join(QUANTIZED_FORMATS)}"
             )
     made = QuantizedCache(work_dir, source).ensure(formats) if formats else {}
-    low, high = (made[name].path if name in made else Path(name) for name in names.values())
+    low, high = (made[name].path if name in formats else Path(name) for name in names.values())
     return low, high
 
 
