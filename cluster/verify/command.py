@@ -208,7 +208,7 @@ class ReadingProgress:
 
     def __init__(self, console: Console, what: str) -> None:
         shape = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        self._progress = Progress(*shape, console=console, transient=True)
+        self._progress = Progress(*shape, console=console, transient=True, disable=not console.is_terminal)
         self._what = what
         self._task = self._progress.add_task(what, total=None)
 
