@@ -17,7 +17,12 @@ from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.single import SingleProcessModel
 from flyray.actors.statistics import Statistics, StatisticsPlan
 from flyray.cluster.quantize.calibrated import Calibrated
+from flyray.cluster.quantize.matrix import dequantize
+from flyray.cluster.quantize.recipe import Scheme
+from flyray.cluster.quantize.rounding import MatrixInputs, quantize_matrix
 from flyray.cluster.quantize.smoothing import LARGEST_EXPONENT, smoothing_factors
+from flyray.kernels.formats import dequantize_rows, quantize_int8_rows
+from flyray.kernels.reference_quantizer import ReferenceQuantizer
 from flyray.kernels.select import select_kernels
 
 magnitudes = st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=20)
@@ -56,6 +61,27 @@ def test_factors_are_the_nearest_powers_of_the_ratio_to_the_geometric_mean() -> 
 def test_what_is_no_magnitude_or_exponent_is_refused(absmax: Tensor, exponent: float, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         smoothing_factors(absmax, exponent)
+
+
+@pytest.mark.parametrize(("outliers", "at_most"), [(60.0, 0.4), (1.0, 1.1)])
+def test_smoothing_pays_where_few_channels_are_large_and_costs_little_where_none_is(
+    outliers: float, at_most: float
+) -> None:
+    """Output error with activations and weights both in INT8, against the same without smoothing."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(256, 512, generator=generator)
+    inputs[:, ::100] *= outliers
+    weight = torch.randn(128, 512, generator=generator).bfloat16()
+    scheme = Scheme(format="w8a8")
+
+    def error(factor: Tensor) -> float:
+        matrix = MatrixInputs(column_factor=factor)
+        made = quantize_matrix(scheme, "bf16", {"weight": weight}, matrix, ReferenceQuantizer(), 1)
+        rounded = dequantize_rows(*quantize_int8_rows(inputs / factor))
+        return float((rounded @ dequantize("w8a8", made.parts).T - inputs @ weight.float().T).norm())
+
+    smooth = smoothing_factors(inputs.abs().amax(0), 0.5)
+    assert error(smooth) < at_most * error(torch.ones(512))
 
 
 @pytest.fixture(scope="module")
