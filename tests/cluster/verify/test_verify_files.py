@@ -11,8 +11,11 @@ import torch
 from verified import UP, change, flip_bit, put, verify, write_as, write_native, write_sums
 
 from flyray.actors.checkpoint import Checkpoint
+from flyray.cluster.quantize.command import quantize
+from flyray.cluster.quantize.recipe import load_recipe
 from flyray.cluster.verify.limits import Limits
 from flyray.cluster.verify.target import AUTO, VerifyError, parse_target
+from flyray.cluster.verify.weights import compare_weights, relative_error
 
 DOWN = UP.replace("up_proj", "down_proj")
 OTHER = UP.replace("experts.5", "experts.2")
@@ -59,6 +62,37 @@ def test_every_format_against_itself_has_no_error(made: dict[str, Path]) -> None
     for path in made.values():
         code, report = verify(path, path, Limits(max_weight_error=0.0, max_row_error=0.0))
         assert (code, failures(report)) == (0, [])
+
+
+BLEND = """version: 1
+rules:
+  - {modules: ["model.layers.1.mlp.experts.*"], format: w8a8, clip: mse}
+  - {modules: ["model.layers.2.mlp.experts.*"], format: w4a8}
+  - {modules: ["*.self_attn.o_proj", "*.mlp.shared_experts.*"], format: w8a8}
+"""
+
+
+def test_several_formats_and_linears_in_one_checkpoint(made: dict[str, Path], tmp_path: Path) -> None:
+    """What `flyray quantize` writes passes; its own errors of both formats and of the linears are found again."""
+    (tmp_path / "blend.yaml").write_text(BLEND)
+    report = quantize(made["native"], tmp_path / "blend", load_recipe(tmp_path / "blend.yaml"), progress=False)
+    code, text = verify(made["native"], tmp_path / "blend", Limits(max_weight_error=0.03, max_row_error=0.1))
+    assert (code, failures(text)) == (0, [])
+    assert "B checksums: all files are as in SHA256SUMS" in text
+    assert "copied tensors: 34 are the same to the bit" in text
+    assert "quantized linears: weight error: 9 compared" in text
+    compared = compare_weights(Checkpoint(made["native"]), Checkpoint(tmp_path / "blend"), lambda name: None)
+    error = relative_error([*compared.experts, *compared.linears])
+    assert error == pytest.approx(report.weight_error, rel=1e-4)
+    linear = "model.layers.1.self_attn.o_proj"
+
+    def halve(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"{linear}.weight_scale"][5] *= 0.5
+
+    change(tmp_path / "blend", f"{linear}.weight_scale", halve)
+    code, text = verify(made["native"], tmp_path / "blend", Limits(max_row_error=0.1))
+    assert code == 1
+    assert f"in row 5 of {linear}.weight, which is 0.50" in failures(text)[1]
 
 
 def test_four_bits_are_beyond_the_limits_of_eight(made: dict[str, Path]) -> None:
