@@ -9,6 +9,8 @@ of its up_proj, and its down_proj's columns multiplied.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -49,36 +51,46 @@ class Calibrated:
         Raises QuantizeError for statistics that are not finite, and for an expert that they do not have.
         """
         if self._last_matrix is None or self._last_matrix[0] != name:
-            self._last_matrix = None
-            try:
+            with self._named(name):
                 self._last_matrix = (name, self._matrix(name))
-            except ValueError as error:
-                raise QuantizeError(f"{self.statistics.path}: {name}: {error}") from error
         return self._last_matrix[1]
 
     def copied(self, name: str) -> Tensor | None:
         """What the tensor `name` ("model.layers.3.mlp.gate.weight"), if its values stay as they are, must be multiplied
         with elementwise: powers of two that broadcast to its shape; None for nothing.
 
-        Raises QuantizeError for an expert's matrix that is packed, for its columns cannot be multiplied.
+        Raises QuantizeError for an expert's matrix that is packed, for its columns cannot be multiplied, and for
+        statistics that are not finite.
         """
+        if self.smoothing is None:
+            return None
+        with self._named(name):
+            return self._factor(name)
+
+    def _factor(self, name: str) -> Tensor | None:
         module, _, part = name.rpartition(".")
         layer, match = self._find(module)
-        if self.smoothing is None or layer is None or match is None:
+        if layer is None or match is None:
             return None
         if match["expert"] is not None:
-            factor = _product(self.matrix(module))
-            if factor is not None and part != "weight":
-                raise QuantizeError(
-                    f"{name}: smoothing multiplies columns, which packed INT4 cannot take; "
+            if part != "weight":
+                raise ValueError(
+                    "smoothing multiplies columns, which packed INT4 cannot take; "
                     "let the recipe quantize every routed expert of the layer, or leave smoothing out"
                 )
-            return factor
+            return _product(self.matrix(module))
         if part != "weight":
             return None
         if match["place"] == "post_attention_layernorm":
             return layer.input_factor.reciprocal()
         return None if match["projection"] == "down_proj" else layer.input_factor
+
+    @contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise QuantizeError(f"{self.statistics.path}: {name}: {error}") from error
 
     def _matrix(self, name: str) -> MatrixInputs:
         layer, match = self._find(name)
@@ -95,7 +107,7 @@ class Calibrated:
             return None, match
         number = int(match["layer"])
         if self._last is None or self._last[0] != number:
-            self._last = None  # before the next is read, so that two are never alive
+            self._last = self._last_matrix = None  # before the next is read, so that two are never alive
             self._last = (number, _Layer(self.statistics.layer(number), self.statistics.tokens, self.smoothing))
         return self._last[1], match
 

@@ -181,8 +181,11 @@ def test_an_expert_that_the_statistics_do_not_have_is_refused(statistics: Statis
         Calibrated(statistics, None).matrix(f"{LAYER}.experts.8.up_proj")
 
 
-@pytest.mark.parametrize(("tensor", "kind"), [("input_energy", "gate_proj"), ("inner_energy", "down_proj")])
-def test_statistics_that_are_not_finite_are_refused_by_matrix(tmp_path: Path, tensor: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [("input_energy", "gate_proj"), ("inner_energy", "down_proj"), ("input_absmax", "up_proj")],
+)
+def test_statistics_that_are_not_finite_are_refused_by_name(tmp_path: Path, tensor: str, kind: str) -> None:
     plan = StatisticsPlan("f" * 64, "bf16", (2,), (range(1),), 1, HIDDEN, INNER, 0)
     writing = StatisticsFolder(tmp_path / "bad", plan)
     shard = ShardStatistics(tmp_path / "bad", plan, 0)
@@ -191,8 +194,12 @@ def test_statistics_that_are_not_finite_are_refused_by_matrix(tmp_path: Path, te
     getattr(sums, tensor)[0, 5] = float("nan")
     shard.flush()
     writing.complete(1)
-    with pytest.raises(QuantizeError, match=rf"bad: model\.layers\.2\.mlp\.experts\.0\.{kind}: .* calibrate again"):
-        Calibrated(Statistics.open(tmp_path / "bad"), None).matrix(f"{LAYER}.experts.0.{kind}")
+    calibrated = Calibrated(Statistics.open(tmp_path / "bad"), 0.5)
+    with pytest.raises(QuantizeError, match=rf"bad: model\.layers\.2\.mlp\.experts\.0\.{kind}: .* not finite"):
+        calibrated.matrix(f"{LAYER}.experts.0.{kind}")
+    if tensor == "input_absmax":
+        with pytest.raises(QuantizeError, match=r"bad: model\.layers\.2\.mlp\.gate\.weight: .* not finite"):
+            calibrated.copied(f"{LAYER}.gate.weight")
 
 
 def test_the_factor_of_a_layers_input_is_worked_out_once(statistics: Statistics) -> None:
