@@ -68,6 +68,8 @@ def _of_formats(evaluation: Evaluation) -> Iterator[Advice]:
         )
     ratios = [(column.label, column.perplexity_ratio) for column in evaluation.columns if column.perplexity_ratio]
     same = [label for label, ratio in ratios if ratio.low <= 1 <= ratio.high and ratio.low < ratio.high]
+    sized = [column for column in evaluation.columns if column.label in same and column.bytes]
+    smallest = min(sized, key=lambda column: column.bytes or 0, default=None)
     higher = [(label, ratio) for label, ratio in ratios if ratio.low > 1]
     if higher:
         listed = ", ".join(f"{label} {_percent(ratio)}" for label, ratio in higher)
@@ -77,7 +79,8 @@ def _of_formats(evaluation: Evaluation) -> Iterator[Advice]:
     if same:
         yield Advice(
             f"On this text the perplexity of {_listed(same)} cannot be told from the reference's.",
-            f"The intervals of the ratio hold 1 ({evaluation.tokens:,} tokens of {evaluation.documents} documents).",
+            f"The intervals of the ratio hold 1 ({evaluation.tokens:,} tokens of {evaluation.documents} documents)."
+            + (f" The smallest of them is {smallest.label}, {_size(smallest)}." if smallest and len(same) > 1 else ""),
         )
 
 
@@ -152,14 +155,18 @@ def _of_checks(found: Sensitivity) -> Iterator[Advice]:
             f"All {len(found.checks)} mixed choices that were measured as a whole lose what the sum of their units "
             "predicts, within their intervals.",
         )
-    for check in off:
-        kl = check.loss.kl
-        where = "more" if check.predicted < kl.low else "less"
-        yield Advice(
-            f"Losses do not quite add up at {check.share:.0%}: the choice loses {where} than predicted.",
-            f"Measured {_kl(kl)}, predicted {1000 * check.predicted:.3f} millinats a token. Measure a finished mixed "
-            "checkpoint before you state its loss.",
-        )
+    for word, part in (
+        ("less", [check for check in off if check.predicted > check.loss.kl.high]),
+        ("more", [check for check in off if check.predicted < check.loss.kl.low]),
+    ):
+        if part:
+            measured = (f"{check.share:.0%}: {_kl(check.loss.kl)} for {1000 * check.predicted:.3f}" for check in part)
+            shares = _listed(f"{check.share:.0%}" for check in part)
+            yield Advice(
+                f"Losses do not quite add up: {shares} of the way, choices lose {word} than predicted.",
+                f"Measured for predicted millinats a token: {'; '.join(measured)}. Measure a finished mixed checkpoint "
+                "before you state its loss.",
+            )
 
 
 def _of_matrices(each: Quantized) -> Iterator[Advice]:

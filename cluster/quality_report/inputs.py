@@ -84,7 +84,7 @@ def read_inputs(evaluation: Path | None, sensitivity: Path | None, quantized: Se
     labels = [folder.name for folder in quantized]
     return Inputs(
         None if evaluation is None else read_evaluation(evaluation),
-        None if sensitivity is None else Sensitivity.read(sensitivity),
+        None if sensitivity is None else read_sensitivity(sensitivity),
         # Folders of one name are told apart by their parents.
         tuple(
             read_quantized(folder, folder.name if labels.count(folder.name) == 1 else "/".join(folder.parts[-2:]))
@@ -145,6 +145,14 @@ def _interval(file: Path, found: Mapping[str, Figure], name: str) -> Interval | 
         return Interval(*(float(found[part].value) for part in (name, f"{name}.low", f"{name}.high")))
     except KeyError as error:
         raise ReportError(f"{file}: has {name}, but not {error.args[0]}") from None
+
+
+def read_sensitivity(file: Path) -> Sensitivity:
+    """The file of a run, finished or not. Raises SensitivityError, and ReportError if nothing was measured yet."""
+    found = Sensitivity.read(file)
+    if not found.units:
+        raise ReportError(f"{file}: units is empty: no group of experts was measured yet")
+    return found
 
 
 def read_quantized(folder: Path, label: str) -> Quantized:

@@ -182,10 +182,10 @@ def test_advice_about_formats_follows_the_intervals() -> None:
     assert "Do not rank the formats by these task scores." in found
     far = Evaluation((column("a", 10, 0.01), column("b", 5, 0.5)), 1234, 56, 2000)
     assert "b does tasks measurably worse than a." in whats(Inputs(far, None, ()))
-    close = Evaluation((column("a", 10, 0.0001), column("b", 5, 0.0002)), 1234, 56, 0)
-    assert "On this text the perplexity of a and b cannot be told from the reference's." in whats(
-        Inputs(close, None, ())
-    )
+    close = advice(Inputs(Evaluation((column("a", 10, 0.0001), column("b", 5, 0.0002)), 1234, 56, 0), None, ()))
+    same = {each.what: each.why for each in close}
+    why = same["On this text the perplexity of a and b cannot be told from the reference's."]
+    assert why.endswith("The smallest of them is b, 0.0 MB.")
 
 
 def test_advice_about_layers_follows_the_losses() -> None:
@@ -194,7 +194,7 @@ def test_advice_about_layers_follows_the_losses() -> None:
     assert "65% of the summed loss in 17% of the experts" in by_what["Keep layer 1 (1 of its groups) at w8a8 first."]
     assert "1 (4.0 times)" in by_what["Mind layer 1: more than twice the median layer's loss."]
     assert "3 of 6 units can go to w4a8-channel without a loss that this text shows." in by_what
-    assert any(what.startswith("Losses do not quite add up at 50%: the choice loses more") for what in by_what)
+    assert "Losses do not quite add up: 50% of the way, choices lose more than predicted." in by_what
     good = measured().model_copy(update={"checks": measured().checks[:1]})
     assert "Trust the predicted losses." in whats(Inputs(None, good, ()))
     nothing = sensitivity([unit(1, [0], -0.1)])
@@ -288,6 +288,8 @@ def test_the_command_writes_the_page_or_says_what_is_wrong(tmp_path: Path) -> No
         assert (code, f"{folder}: has no quantize.json" in words) == (2, True)
     code, words = run(out, "--sensitivity", sensitivity_file)
     assert (code, "s.json cannot be read" in words) == (2, True)
+    sensitivity([]).write(sensitivity_file)
+    assert run(out, "--sensitivity", sensitivity_file)[1].endswith("no group of experts was measured yet\n")
     assert not out.exists()
     write_figures(eval_file, some_figures())
     measured().write(sensitivity_file)
