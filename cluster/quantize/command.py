@@ -115,23 +115,30 @@ def quantize_all(
         require_quark()
     with _bars(progress) as bars:
         runs = [QuantizeRun(plan, done, bars) for plan, done in zip(plans, found, strict=True)]
-        _run(runs, settings, workers)
-        return {each.plan.label: each.finish() for each in runs}
+        return {report.label: report for report in _run(runs, settings, workers)}
 
 
-def _run(runs: Sequence[QuantizeRun], settings: Mapping[str, WorkSettings], workers: int | None) -> None:
+def _run(
+    runs: Sequence[QuantizeRun], settings: Mapping[str, WorkSettings], workers: int | None
+) -> list[QuantizeReport]:
+    """With every folder held. An error leaves what is finished, to go on with."""
     with contextlib.ExitStack() as stack:
         for each in runs:
             each.plan.folder.create()
             stack.enter_context(each.plan.folder.lock())
-            each.begin()
-        left = [each for each in runs if each.missing()]
-        if not left:
-            return
-        cpus = stack.enter_context(_ray(workers))
-        from .task_pool import run_files
+        try:
+            for each in runs:
+                each.begin()
+            if left := [each for each in runs if each.missing()]:
+                with _ray(workers) as cpus:
+                    from .task_pool import run_files
 
-        run_files(left, settings, min(workers or cpus, cpus))
+                    run_files(left, settings, min(workers or cpus, cpus))
+            return [each.finish() for each in runs]
+        except BaseException:
+            for each in runs:
+                each.stop()
+            raise
 
 
 def _plans(src: Location, targets: Mapping[str, tuple[Recipe, QuantizeInputs, Place]]) -> list[QuantizePlan]:

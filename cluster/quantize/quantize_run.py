@@ -54,9 +54,18 @@ class QuantizeRun:
             self.plan.folder.write(MANIFEST, self._progress.dump())
         self._show()
 
+    def stop(self) -> None:
+        """After an error: removes what is unfinished, and the folder if nothing was finished in it."""
+        folder = self.plan.folder
+        folder.remove_parts()
+        if not self._progress.files:
+            folder.remove(MANIFEST)
+            folder.remove_if_empty()
+
     def finish(self) -> QuantizeReport:
         """Writes what comes last, unless it is there. Returns the report of the whole checkpoint."""
         if not self.is_finished():
+            self.plan.folder.remove_parts()  # of workers that died
             write_metadata(self.plan, self._progress)
         files = self._progress.files
         records = [files[file.name] for file in self.plan.files]

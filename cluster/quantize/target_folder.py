@@ -50,6 +50,8 @@ class TargetFolder(Protocol):
         """Removes what killed runs left of unfinished files."""
         ...
 
+    def remove_if_empty(self) -> None: ...
+
     def staging(self) -> contextlib.AbstractContextManager[Path]:
         """A local folder in which a file is made before `publish` puts it in its place."""
         ...
@@ -128,6 +130,10 @@ class LocalFolder:
         for path in self._path.glob(".*.part"):
             path.unlink(missing_ok=True)
 
+    def remove_if_empty(self) -> None:
+        if not any(self._path.iterdir()):
+            self._path.rmdir()
+
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
         yield self._path
@@ -178,6 +184,10 @@ class RemoteFolder:
 
     def remove_parts(self) -> None:
         """Unfinished files lie in temporary folders of the nodes."""
+
+    def remove_if_empty(self) -> None:
+        if not self.names():
+            self._path.rmdir()
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
