@@ -146,6 +146,8 @@ def plan_quantization(
     """Raises QuantizeError for inputs that do not go with the recipe, a source that is already quantized, rules that
     match nothing or what cannot be quantized, and a matrix that does not fit its format (by name); CheckpointError,
     StatisticsError and SensitivityError for what cannot be read."""
+    if recipe.smoothing is not None and any(scheme.by == "quark" for scheme in recipe.schemes()):
+        raise QuantizeError(f"recipe {recipe.name}: smoothing needs by: flyray in every rule")
     inputs.check(recipe)
     source_format = checkpoint.expert_format()
     if source_format not in SOURCE_FORMATS:
@@ -159,7 +161,6 @@ def plan_quantization(
     choice = _choice(checkpoint, recipe, inputs, modules)
     schemes = assign(recipe, modules, choice)
     check_experts(modules, schemes, source_format)
-    _check_smoothing(recipe, schemes)
     return QuantizePlan(
         label=label,
         recipe=recipe,
@@ -171,12 +172,6 @@ def plan_quantization(
         files=tuple(_files(checkpoint, target, source_format, schemes)),
         choice=choice,
     )
-
-
-def _check_smoothing(recipe: Recipe, schemes: Mapping[str, Scheme]) -> None:
-    for module, scheme in schemes.items():
-        if recipe.smoothing is not None and scheme.by == "quark":
-            raise QuantizeError(f"recipe {recipe.name}: smoothing needs by: flyray, but {module} is by quark")
 
 
 def check_target(source: Location, target: Location) -> None:
