@@ -83,7 +83,8 @@ class EngineSection(Section):
     """Folder to gather activation statistics in while the engine runs, for quantizing with them; complete when it has
     stopped, "" for none. On a file system of all nodes; relative paths count from the configuration file."""
     moments_block: int = Field(default=EngineConfig.moments_block, ge=0)
-    """With statistics, also second moments in blocks of so many columns, for error feedback; 0 for none."""
+    """With statistics, also second moments in blocks of so many columns, for error feedback; 0 for none. On disk the
+    statistics of Kimi-K2.5 take 2.5 GB without them, about 50 GB with blocks of 128, twice that with 256."""
     transport: str = EngineConfig.transport
     """"ipc" (one node), "tcp", or "auto"."""
     start_timeout_s: float = Field(default=EngineConfig.start_timeout_s, gt=0)
