@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
+from flyray.actors.checkpoint import Checkpoint
 from flyray.cluster.quantize.command import QuantizeInputs, quantize
 from flyray.cluster.quantize.recipe import Recipe, load_recipe
 from flyray.cluster.quantize.report import QuantizeReport
@@ -39,3 +41,9 @@ def recipe_of(*rules: Mapping[str, Any], exclude: tuple[str, ...] = (), **keys: 
     """A recipe from its rules, as a file would hold them."""
     data = {"name": "mine", "version": 1, "rules": list(rules), "exclude": list(exclude), **keys}
     return Recipe.model_validate(yaml.safe_load(yaml.safe_dump(data)))
+
+
+def parts_of(checkpoint: Checkpoint, module: str) -> dict[str, Tensor]:
+    """A module's tensors by the last part of their names."""
+    names = [name for name in checkpoint.names if name.rpartition(".")[0] == module]
+    return {name.rpartition(".")[2]: checkpoint.read(name) for name in names}

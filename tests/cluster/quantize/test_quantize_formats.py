@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import ray
 import torch
-from quantized import ALL, Made, quantize_by
+from numpy_formats import weights_of
+from quantized import ALL, Made, parts_of, quantize_by
 from source_checkpoints import NATIVE_QUANTIZATION, OTHER_FILES, expert_matrices
 
 from flyray.actors.checkpoint import Checkpoint
 from flyray.cluster.config import DEMO_MODEL
 from flyray.cluster.figures import read_figures
 from flyray.cluster.quantize.command import QuantizeInputs, run
+from flyray.cluster.quantize.manifest import Manifest
 from flyray.cluster.quantize.matrix import dequantize
 
 QUARK_SCHEMES = {"w8a8-fp8": "ptpc_fp8", "w4a8-channel": "int4_fp8"}
@@ -23,14 +25,8 @@ QUARK_SCHEMES = {"w8a8-fp8": "ptpc_fp8", "w4a8-channel": "int4_fp8"}
 BOUNDS = {"w4a8": 0.02, "w8a8": 0.008, "w8a8-fp8": 0.03, "w4a8-channel": 0.13}
 
 
-def parts(checkpoint: Checkpoint, matrix: str) -> dict[str, torch.Tensor]:
-    return {
-        name.rpartition(".")[2]: checkpoint.read(name) for name in checkpoint.names if name.startswith(matrix + ".")
-    }
-
-
 def weights(checkpoint: Checkpoint, matrix: str) -> torch.Tensor:
-    return dequantize(checkpoint.expert_format(), parts(checkpoint, matrix))
+    return dequantize(checkpoint.expert_format(), parts_of(checkpoint, matrix))
 
 
 def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -190,3 +186,15 @@ def test_the_demo_model_folds_within_two_percent(local_ray: None, tmp_path: Path
     target = Checkpoint(tmp_path / "out")
     assert target.expert_format() == "w4a8"
     assert NATIVE_QUANTIZATION["quant_method"] != target.config["quantization_config"]["quant_method"]
+
+
+def test_every_format_means_what_numpy_says(from_native: Made, from_bf16: Made) -> None:
+    for made in (from_native, from_bf16):
+        for format, folder in made.targets.items():
+            checkpoint, manifest = Checkpoint(folder), Manifest.read(folder)
+            source = Checkpoint(made.source)
+            for record in manifest.files.values():
+                for error in record.matrices:
+                    want = weights_of(source.expert_format(), parts_of(source, error.name))
+                    off = np.sum((weights_of(format, parts_of(checkpoint, error.name)) - want) ** 2)
+                    assert error.difference == pytest.approx(off, rel=1e-4)
