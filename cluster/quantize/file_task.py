@@ -20,7 +20,7 @@ from .calibrated import Calibrated
 from .error_feedback import ROW_GROUP
 from .manifest import FileRecord, MatrixError
 from .matrix import QuantizeError
-from .memory import MemoryBudget, peak_memory, reset_peak, resident_memory
+from .memory import MemoryBudget, peak_memory, reset_peak, resident_memory, trim_memory
 from .pieces import CopyPiece, Piece, QuarkPiece, RowsPiece, cut
 from .plan import FilePlan
 from .quark_quantizer import import_quark, quark_round
@@ -97,6 +97,7 @@ class _FileWork:
         reset_peak()
         started, baseline, done, told = time.time(), resident_memory(), 0, 0
         folder = target_folder(self._plan.target)
+        trim_above = baseline + self._settings.budget.limit // 2
         pieces = list(cut(self._plan.items, self._settings.budget, self._settings.smoothing is not None))
         with (
             folder.staging() as staging,
@@ -106,6 +107,7 @@ class _FileWork:
             loads = (functools.partial(_load, piece, reader) for piece in pieces)
             for piece, data in zip(pieces, read_ahead(loads), strict=True):
                 done += self._take(piece, data, writer)
+                trim_memory(trim_above)
                 if done - told >= _REPORT_BYTES:
                     told = done
                     yield FileProgress(str(self._plan.path), done, started, time.time())

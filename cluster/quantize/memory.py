@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -105,6 +106,13 @@ def peak_memory() -> int:
 def resident_memory() -> int:
     """Bytes of resident memory now."""
     return _status("VmRSS")
+
+
+def trim_memory(above: int) -> None:
+    """Gives freed memory back to the system if more than so many bytes are resident. glibc keeps what is freed between
+    what is not, which in the course of a file may grow to several times what is in use."""
+    if resident_memory() > above:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak() -> None:
