@@ -4,7 +4,7 @@ the same to flyray's model."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vllm_rules import check_layout
 
+from flyray.actors.checkpoint import Checkpoint
 from flyray.actors.model.single import SingleProcessModel
 from flyray.cluster.quantize.matrix import dequantize
 from flyray.cluster.quantize.quark_config import quark_config
@@ -162,3 +163,63 @@ def test_linears_in_int8_load_everywhere(tmp_path: Path) -> None:
     with torch.no_grad():
         logits = model(torch.tensor([TOKENS]), use_cache=False).logits[0]
     assert relative(ours, logits.float()) < 0.05
+
+
+def rewritten(export: Export, change: Callable[[dict[str, Tensor]], None], exclude: list[str], files: int = 1) -> Path:
+    """The export with changed tensors, another `exclude`, and in several files."""
+    tensors = load_file(export.path / "model.safetensors")
+    change(tensors)
+    path = export.path.with_name(f"{export.path.name}-rewritten")
+    path.mkdir()
+    names = sorted(tensors)
+    for number in range(files):
+        part = {name: tensors[name].contiguous() for name in names[number::files]}
+        save_file(part, path / f"model-{number + 1:05}-of-{files:06}.safetensors")
+    config = json.loads((export.path / "config.json").read_text())
+    config["quantization_config"]["exclude"] = exclude or config["quantization_config"]["exclude"]
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def scales_of_one_entry(tensors: dict[str, Tensor]) -> None:
+    """As amd/Kimi-K2.5-W4A8 has them."""
+    for name in [name for name in tensors if name.endswith(".weight_scale")]:
+        tensors[name] = tensors[name].reshape(1)
+
+
+def bf16_scales(tensors: dict[str, Tensor]) -> None:
+    """As Quark's in-memory export of ptpc_fp8 has them."""
+    for name in [name for name in tensors if name.endswith(".weight_scale")]:
+        tensors[name] = tensors[name].bfloat16()
+
+
+def zero_points(tensors: dict[str, Tensor]) -> None:
+    """As Quark's in-memory export of INT8 has them."""
+    for name in [name for name in tensors if name.endswith(".weight_scale")]:
+        tensors[name.replace("_scale", "_zero_point")] = torch.zeros(len(tensors[name]), dtype=torch.int8)
+
+
+PUBLISHED_EXCLUDE = ["lm_head", "re:.*self_attn.*", "re:.*mlp\\.gate$", "*shared_experts*", "*layers.0.mlp.*"]
+
+
+@pytest.mark.parametrize(
+    ("format", "change", "error"),
+    [("w4a8-channel", scales_of_one_entry, 0), ("w8a8-fp8", bf16_scales, 0.03), ("w8a8", zero_points, 0)],
+)
+def test_published_styles_load(
+    format: str, change: Callable[[dict[str, Tensor]], None], error: float, tmp_path: Path
+) -> None:
+    export = write_export(tmp_path / "export", format, "quark", prefix="language_model.")
+    path = rewritten(export, change, PUBLISHED_EXCLUDE, files=3)
+    kernels = select_kernels("reference", 1)
+    plain, found = (SingleProcessModel.load(each, "auto", kernels, 64).prefill(TOKENS) for each in (export.path, path))
+    assert relative(found, plain) <= error
+    assert Checkpoint(path).expert_format() == format
+
+
+def test_int8_linears_load_with_patterns_in_exclude(tmp_path: Path) -> None:
+    export = write_export(tmp_path / "export", "w8a8", "flyray", linears=True, prefix="language_model.")
+    path = rewritten(export, lambda _tensors: None, ["re:.*kv_b_proj", "*lm_head", "*mlp.gate"], files=2)
+    kernels = select_kernels("reference", 1)
+    plain, found = (SingleProcessModel.load(each, "auto", kernels, 64).prefill(TOKENS) for each in (export.path, path))
+    assert torch.equal(found, plain)
