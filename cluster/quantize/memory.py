@@ -26,6 +26,7 @@ _LEAST = 128 << 20
 
 # Bytes a weight of the float32 rows that are rounded at a time, with all copies that the search makes of them.
 _ROUNDING = 32
+_PIECE_WEIGHTS = 16 << 20
 # Of what is planned with; the rest is for what the allocator keeps between pieces.
 _SHARE = 0.75
 
@@ -62,6 +63,14 @@ class MemoryBudget:
 
         Raises QuantizeError, naming the matrix, if its format wants all of them at a time and they do not fit.
         """
+        most = self._fitting_rows(matrix)
+        if matrix.scheme.by == "quark" or matrix.scheme.format == "w4a8-channel" or most < ROW_GROUP:
+            return most
+        # Beyond this more rows at a time make nothing faster.
+        useful = _PIECE_WEIGHTS // matrix.columns // ROW_GROUP * ROW_GROUP
+        return min(most, max(useful, ROW_GROUP))
+
+    def _fitting_rows(self, matrix: MatrixPlan) -> int:
         if self.needed(matrix, matrix.rows) <= self.limit:
             return matrix.rows
         step = ROW_GROUP
