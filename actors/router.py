@@ -132,6 +132,11 @@ class Router:
     def override_experts(self, layer: int, experts: Sequence[int], path: str) -> None:
         """See `Engine.override_experts`. A shard that cannot read them leaves all shards as they were."""
         loop, model = self._running_loop(), self.shape.model
+        if self.shape.statistics is not None:
+            raise EngineError(
+                f"statistics: this engine gathers them in {self.config.statistics}, of its own experts alone; override "
+                "experts of an engine that gathers none"
+            )
         if layer not in model.moe_layers:
             raise EngineError(f"layer {layer} has no routed experts, {model.moe_layers} have")
         unknown = [expert for expert in experts if expert not in range(model.n_routed_experts)]

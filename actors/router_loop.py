@@ -96,17 +96,9 @@ class RouterLoop:
                 if self._doom and not self._stopping:
                     self._fail(self._doom)
                 continue
-            try:
-                with self._turned:
-                    self._turn(ready)
-                    self._turned.notify_all()
-            except (ShardLost, SchedulerError) as error:
-                self._fail(str(error))
-            except Exception as error:  # a bug here must not leave clients waiting
-                logger.exception("router")
-                if self.error:
-                    raise
-                self._fail(f"router: {type(error).__name__}: {error}")
+            with self._turned:
+                self._try_turn(ready)
+                self._turned.notify_all()
         self.stopped_whole = not self.error
         self._end("the engine was stopped")
         self._shards.close()
@@ -135,7 +127,8 @@ class RouterLoop:
     def fail(self, reason: str) -> None:
         """Ends all requests and takes no more; from any thread."""
         self._doom = reason
-        self._wake_up()
+        if not self._stopping:  # when it has stopped there is nothing to wake
+            self._wake_up()
 
     def stop(self) -> None:
         """Ends `run`; from any thread."""
@@ -154,6 +147,17 @@ class RouterLoop:
             return None
         left = min(self._sent.values()) + self._step_timeout_s - time.monotonic()
         return max(0, int(left * 1000) + 1)
+
+    def _try_turn(self, ready: dict[zmq.Socket, int]) -> None:
+        try:
+            self._turn(ready)
+        except (ShardLost, SchedulerError) as error:
+            self._fail(str(error))
+        except Exception as error:  # a bug here must not leave clients waiting
+            logger.exception("router")
+            if self.error:
+                raise
+            self._fail(f"router: {type(error).__name__}: {error}")
 
     def _turn(self, ready: dict[zmq.Socket, int]) -> None:
         if self._clients.socket in ready:

@@ -19,7 +19,7 @@ from tiny_engine import answers, greedy, run, tiny_config
 from flyray.actors.checkpoint import Checkpoint
 from flyray.actors.engine_config import EngineConfig
 from flyray.actors.statistics import Statistics, StatisticsError
-from flyray.cluster.engine import Engine, EngineClient
+from flyray.cluster.engine import Engine, EngineClient, EngineError
 
 LENGTHS = (1, 8, 21, 40)
 NEW = 5
@@ -91,10 +91,12 @@ def test_what_a_dead_shard_leaves_is_refused_and_gathered_anew(checkpoint: Path,
 
 def test_complete_statistics_are_not_added_to(checkpoint: Path, tmp_path: Path) -> None:
     config = tiny_config(checkpoint, statistics=str(tmp_path / "gathered"))
-    with Engine(config):
+    with Engine(config) as engine:
         second = Engine(config)
         with pytest.raises(StatisticsError, match="another engine gathers there; name another folder"):
             second.start()
+        with pytest.raises(EngineError, match="statistics: this engine gathers them in .*gathered, of its own experts"):
+            engine.override_experts(1, [0], checkpoint)
     before = Statistics.open(config.statistics)
     assert before.tokens == 0  # the golden prompt is not counted
     assert len(before.unreached) == 2 * 8
