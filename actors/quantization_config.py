@@ -128,7 +128,8 @@ def _quark(stated: Mapping[str, Any]) -> StatedFormats:
     found = known.get(tuple(law))
     if found is None:
         raise CheckpointError(f"{_FIELD}.global_quant_config.weight is {law}; known are {[list(k) for k in known]}")
-    pack = (stated.get("export") or {}).get("pack_method", "reorder")
+    export = stated.get("export") or {}
+    pack = export.get("pack_method", "reorder") if isinstance(export, Mapping) else export
     if found == "w4a8-channel" and pack != "reorder":
         raise CheckpointError(f"{_FIELD}.export.pack_method is {pack!r}; only 'reorder' can be read")
     return StatedFormats(found, found, excluded=_excluded(stated))

@@ -37,9 +37,12 @@ class StatisticsFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise StatisticsError(f"{self.path}: cannot take statistics: {error.strerror}") from error
+            raise self._refusal(error) from error
         try:
             self._begin()
+        except OSError as error:
+            self.close()
+            raise self._refusal(error) from error
         except BaseException:
             self.close()
             raise
@@ -58,7 +61,7 @@ class StatisticsFolder:
     def _begin(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise StatisticsError(f"{self.path}: another engine gathers there; name another folder") from None
         if self._file.exists() and read_record(self.path)["complete"]:
             raise StatisticsError(f"{self._file}: complete statistics are there; name another folder, or remove it")
@@ -70,6 +73,9 @@ class StatisticsFolder:
         self._write(0, False)
         for item in self.path.glob("layer-*.safetensors"):  # of a run that was killed
             item.unlink()
+
+    def _refusal(self, error: OSError) -> StatisticsError:
+        return StatisticsError(f"{self.path}: cannot take statistics: {error.strerror}")
 
     def _write(self, tokens: int, complete: bool) -> None:
         """Replaces statistics.json as a whole, and only after all else is on the disk."""

@@ -51,6 +51,9 @@ def quark_config(*stages: tuple[str, str], **export: str) -> dict[str, Any]:
     }
 
 
+QUARK_INT4 = quark_config(("fp8_e4m3", "per_tensor"), ("int4", "per_channel"))["quantization_config"]
+
+
 def write(folder: Path, files: dict[str, dict[str, torch.Tensor]], config: dict[str, Any], index: bool = True) -> Path:
     folder.mkdir(exist_ok=True)
     for name, tensors in files.items():
@@ -322,6 +325,7 @@ def test_experts_of_two_formats_are_refused(tmp_path: Path) -> None:
             "'order'; only 'reorder'",
         ),
         ({"quantization_config": {"quant_method": "flyray", "format": "w2"}}, "format is 'w2', not one of"),
+        ({"quantization_config": QUARK_INT4 | {"export": "order"}}, "'order'; only 'reorder'"),
         ({"quantization_config": {"quant_method": "compressed-tensors"}}, "lacks 'config_groups'"),
     ],
 )
