@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .expert_format import ACTIVATIONS, expert_matrices, matrix_format
+from .expert_format import ACTIVATIONS, EXPERT_TENSOR, expert_matrices, matrix_format
 from .quantization_config import MIXED, StatedFormats, read_quantization
 from .safetensors_header import CheckpointError, TensorEntry, dtype_name
 
@@ -27,7 +27,6 @@ that its rows' scales would become columns' scales."""
 INT8_LINEARS = "attention projections but kv_b_proj, shared experts and dense MLPs"
 
 _LINEAR = re.compile(rf"{INT8_LINEAR.pattern}|model\.layers\.\d+\.self_attn\.kv_b_proj|lm_head")
-_MATRIX = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.\w+")
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)  # which of them a tensor may have is checked by its spec
 
 
@@ -99,9 +98,10 @@ def _experts(stated: StatedFormats, prefix: str, entries: Mapping[str, TensorEnt
 
 
 def _numbers(matrix: str) -> tuple[int, int]:
-    match = _MATRIX.fullmatch(matrix)
+    """Layer and expert of a matrix that `expert_matrices` found."""
+    match = EXPERT_TENSOR.fullmatch(f"{matrix}.weight")
     assert match is not None
-    return int(match[1]), int(match[2])
+    return int(match["layer"]), int(match["expert"])
 
 
 def _int8_linears(stated: StatedFormats, prefix: str, entries: Mapping[str, TensorEntry]) -> frozenset[str]:
