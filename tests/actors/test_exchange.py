@@ -118,7 +118,9 @@ class Group:
     """Shards in processes of their own."""
 
     def __init__(self, shards: int, place: LinkPlace, keys: LinkKeys | None) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        # Torch is imported once, not by every shard.
+        context.set_forkserver_preload(["flyray.actors.zmq_exchange", "flyray.kernels.cpu.backend"])
         self.pipes, self.processes = [], []
         for shard in range(shards):
             here, there = context.Pipe()
