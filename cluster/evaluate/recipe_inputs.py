@@ -23,7 +23,7 @@ from ..calibrate.command import CalibrationSettings, calibrate
 from ..code_version import code_version, digest
 from ..job import nothing
 from ..quantize.plan_inputs import QuantizeInputs
-from ..quantize.recipe import Mixed, Recipe, Rule, Scheme
+from ..quantize.recipe import EXPERTS, Mixed, Recipe, Rule, Scheme
 from ..sensitivity.command import SensitivitySettings, measure_sensitivity
 from .perplexity import read_documents
 from .quantized_cache import QuantizedCache
@@ -168,10 +168,10 @@ def _sensitivity(
 
 
 def _uniform(recipe: Recipe, side: str, scheme: Scheme) -> Recipe:
-    """A recipe that gives all that is mixed one of its two schemes, and leaves out the rest."""
-    rules = tuple(Rule(modules=rule.modules, scheme=scheme) for rule in recipe.rules if rule.mixed)
+    """A recipe that gives every routed expert one of the two schemes, whichever of them are mixed: a sensitivity is of
+    checkpoints in one format each."""
     name = f"mixed-{side}"  # not the recipe's: several budgets share what is measured
-    return Recipe(name=name, version=1, rules=rules, exclude=recipe.exclude, smoothing=recipe.smoothing)
+    return Recipe(name=name, version=1, rules=(Rule(modules=(EXPERTS,), scheme=scheme),), smoothing=recipe.smoothing)
 
 
 def _key(parts: list[str | int]) -> str:

@@ -39,9 +39,10 @@ class Modules:
 def assign(recipe: Recipe, modules: Modules, choice: Choice | None) -> dict[str, Scheme]:
     """The scheme of every module that is quantized; choice: of the recipe's mixed rule.
 
-    Raises QuantizeError for a pattern that matches nothing, and for a module that cannot be what its rule says.
+    Raises QuantizeError for a pattern that matches nothing, for a rule that decides nothing, and for a module that
+    cannot be what its rule says.
     """
-    _check_patterns(recipe, modules)
+    check_patterns(recipe, modules)
     schemes: dict[str, Scheme] = {}
     for module, (layer, expert) in modules.matrices.items():
         if (rule := recipe.rule_for(module)) is not None:
@@ -72,19 +73,32 @@ def check_experts(modules: Modules, schemes: Mapping[str, Scheme], source_format
 
 
 def mixed_experts(recipe: Recipe, modules: Modules) -> set[tuple[int, int]]:
-    """(layer, expert) of what the recipe's mixed rule decides over."""
-    return {
+    """(layer, expert) of what the recipe's mixed rule decides over. Raises QuantizeError if that is no expert."""
+    check_patterns(recipe, modules)
+    found = {
         expert
         for module, expert in modules.matrices.items()
         if (rule := recipe.rule_for(module)) is not None and rule.mixed is not None
     }
+    if not found:
+        raise QuantizeError(f"recipe {recipe.name}: the mixed rule matches no routed expert; mixed is for those alone")
+    return found
 
 
-def _check_patterns(recipe: Recipe, modules: Modules) -> None:
+def check_patterns(recipe: Recipe, modules: Modules) -> None:
+    """Raises QuantizeError for a pattern that matches nothing, and for a rule all of whose modules are taken by earlier
+    rules or by exclude: somebody meant something by it."""
     names = [*modules.others, *modules.matrices]
     for where, pattern in _patterns(recipe):
         if not any(matches(pattern, name) for name in names):
             raise QuantizeError(f"recipe {recipe.name}: {where}: {pattern!r} matches no module of the checkpoint")
+    decides = {id(recipe.rule_for(name)) for name in names}
+    for index, rule in enumerate(recipe.rules):
+        if id(rule) not in decides:
+            raise QuantizeError(
+                f"recipe {recipe.name}: rules[{index}] decides nothing: "
+                "earlier rules or exclude take all that it matches"
+            )
 
 
 def _patterns(recipe: Recipe) -> Iterable[tuple[str, str]]:

@@ -27,6 +27,10 @@ _MODULE = re.compile(
     r"(?P<place>post_attention_layernorm|mlp\.gate|mlp\.shared_experts|mlp\.experts\.(?P<expert>\d+))"
     r"(?:\.(?P<projection>gate_proj|up_proj|down_proj))?"
 )
+PACKED_COLUMNS = (
+    "smoothing multiplies columns, which packed INT4 cannot take; "
+    "let the recipe quantize every routed expert of the layer, or leave smoothing out"
+)
 
 
 class Calibrated:
@@ -74,10 +78,7 @@ class Calibrated:
             return None
         if match["expert"] is not None:
             if part != "weight":
-                raise ValueError(
-                    "smoothing multiplies columns, which packed INT4 cannot take; "
-                    "let the recipe quantize every routed expert of the layer, or leave smoothing out"
-                )
+                raise ValueError(PACKED_COLUMNS)
             return _product(self.matrix(module))
         if part != "weight":
             return None

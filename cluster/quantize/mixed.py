@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..sensitivity.sensitivity import Expert, Sensitivity, Unit
+from ..sensitivity.sensitivity import Expert, Sensitivity, SensitivityError, Unit
 from .matrix import QuantizeError
 from .recipe import Mixed
 
@@ -49,12 +49,28 @@ def choose_from_file(
 ) -> Choice:
     """`choose` for a recipe's rule, with the file checked against the model and the rule's formats.
 
-    budget: None for the rule's own. experts: all routed experts of the model. fingerprint: the model's, as
-    calibration's. Raises SensitivityError and QuantizeError.
+    budget: None for the rule's own. experts: those that the rule decides over; the file may have more.
+    fingerprint: the model's, as calibration's. Raises SensitivityError and QuantizeError.
     """
     sensitivity = Sensitivity.read(file)
     sensitivity.check(file, low=mixed.low.format, high=mixed.high.format, experts=experts, fingerprint=fingerprint)
-    return choose(sensitivity, mixed.budget if budget is None else budget, low_bytes, high_bytes)
+    decided = _units_among(sensitivity, frozenset(experts), file)
+    return choose(decided, mixed.budget if budget is None else budget, low_bytes, high_bytes)
+
+
+def _units_among(sensitivity: Sensitivity, experts: frozenset[Expert], file: Path) -> Sensitivity:
+    """The file's units of these experts; one that has others too was measured as a whole, and cannot be used."""
+    kept = []
+    for unit in sensitivity.units:
+        inside = [(unit.layer, expert) in experts for expert in unit.experts]
+        if any(inside) and not all(inside):
+            raise SensitivityError(
+                f"{file}: units has expert {unit.experts[inside.index(False)]} of layer {unit.layer} in one group with "
+                f"expert {unit.experts[inside.index(True)]}, but the recipe's mixed rule decides over the second alone"
+            )
+        if all(inside):
+            kept.append(unit)
+    return sensitivity.model_copy(update={"units": tuple(kept)})
 
 
 def choose(sensitivity: Sensitivity, budget: str, low_bytes: int, high_bytes: int) -> Choice:

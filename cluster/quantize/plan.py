@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from torch import Tensor
-
-from ...actors.checkpoint import Checkpoint, read_tensor
+from ...actors.checkpoint import Checkpoint
 from ...actors.expert_format import EXPERT_TENSOR
 from ...actors.safetensors_header import TensorEntry, dtype_name
 from ...actors.statistics import Statistics, fingerprint
 from ...kernels.formats import PACK
 from .assignment import Modules, assign, check_experts, mixed_experts
+from .calibrated import PACKED_COLUMNS
 from .location import Location, same_place
 from .matrix import SOURCE_FORMATS, QuantizeError, TensorSpec, check_columns, output_specs
 from .mixed import Choice, choose_from_file
 from .plan_inputs import QuantizeInputs
 from .recipe import Recipe, Scheme
+from .rounding import NO_MOMENTS, check_scheme
 from .target_folder import TargetFolder, target_folder
 
 
@@ -49,10 +49,6 @@ class MatrixPlan:
     def specs(self) -> dict[str, TensorSpec]:
         """The tensors that are written, by the last part of their names."""
         return output_specs(self.scheme.format, self.rows, self.columns)
-
-    def read(self) -> dict[str, Tensor]:
-        """The source tensors by the last part of their names; they may lie in several files."""
-        return {part: read_tensor(f"{self.name}.{part}", entry) for part, entry in self.source.items()}
 
 
 @dataclass(frozen=True)
@@ -156,11 +152,15 @@ def plan_quantization(
             "quantize the native (compressed-tensors INT4) or the bf16 checkpoint instead"
         )
     if inputs.calibration is not None:
-        Statistics.open(inputs.calibration).check(checkpoint)
+        _check_statistics(inputs.calibration, checkpoint, recipe)
     modules = Modules.of(checkpoint.names)
     choice = _choice(checkpoint, recipe, inputs, modules)
     schemes = assign(recipe, modules, choice)
     check_experts(modules, schemes, source_format)
+    if recipe.smoothing is not None:
+        _check_smoothing(modules, schemes, source_format)
+    files = tuple(_files(checkpoint, target, source_format, schemes))
+    _check_schemes(files, recipe, inputs)
     return QuantizePlan(
         label=label,
         recipe=recipe,
@@ -169,7 +169,7 @@ def plan_quantization(
         target=target,
         source_format=source_format,
         unquantized=_unquantized_linears(checkpoint, schemes),
-        files=tuple(_files(checkpoint, target, source_format, schemes)),
+        files=files,
         choice=choice,
     )
 
@@ -190,6 +190,32 @@ def check_space(target: Location, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise QuantizeError(f"{target}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+
+
+def _check_statistics(calibration: Path, checkpoint: Checkpoint, recipe: Recipe) -> None:
+    statistics = Statistics.open(calibration)
+    statistics.check(checkpoint)
+    if not statistics.plan.moments_block and any(scheme.error_feedback for scheme in recipe.schemes()):
+        raise QuantizeError(f"{calibration}: {NO_MOMENTS}")
+
+
+def _check_smoothing(modules: Modules, schemes: Mapping[str, Scheme], source_format: str) -> None:
+    """Smoothing reaches the experts that are copied too, and those of a native checkpoint are packed."""
+    for module in modules.matrices:
+        if source_format != "bf16" and module not in schemes:
+            raise QuantizeError(f"{module}: {PACKED_COLUMNS}")
+
+
+def _check_schemes(files: Sequence[FilePlan], recipe: Recipe, inputs: QuantizeInputs) -> None:
+    """Raises QuantizeError, naming the first matrix, for what its source cannot give."""
+    seen = set()
+    for matrix in (matrix for file in files for matrix in file.matrices if matrix.scheme.by == "flyray"):
+        if (kind := (matrix.scheme, matrix.source_format)) not in seen:
+            seen.add(kind)
+            try:
+                check_scheme(*kind, calibrated=inputs.calibration is not None, smooths=recipe.smoothing is not None)
+            except QuantizeError as error:
+                raise QuantizeError(f"recipe {recipe.name}: {matrix.name}: {error}") from error
 
 
 def _choice(checkpoint: Checkpoint, recipe: Recipe, inputs: QuantizeInputs, modules: Modules) -> Choice | None:

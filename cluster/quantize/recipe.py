@@ -19,13 +19,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..fields import first_error
 from ..yaml_file import YamlError, read_yaml
 from .matrix import QuantizeError
 
 FOLDER = Path(__file__).parent / "recipes"
+
+EXPERTS = "model.layers.*.mlp.experts.*"
+"""The pattern of all routed experts."""
 
 Format = Literal["w4a8", "w8a8", "w8a8-fp8", "w4a8-channel"]
 Clip = Literal["none", "mse", "energy"]
@@ -69,7 +72,8 @@ class Mixed(_Strict):
     low: Scheme
     high: Scheme
     budget: str = "50%"
-    """Bytes of all routed experts, as "400 GB"; or a share of the way from all low (0%) to all high (100%)."""
+    """Bytes of all routed experts that the rule decides over, as "400 GB"; or a share of the way from all of them low
+    (0%) to all high (100%)."""
 
 
 class Rule(_Strict):
@@ -88,6 +92,11 @@ class Rule(_Strict):
         own = {key: data[key] for key in data if key == "modules"}
         return own | {"scheme": {key: data[key] for key in data if key != "modules"}}
 
+    @field_validator("modules")
+    @classmethod
+    def _patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        return _readable(patterns)
+
     @model_validator(mode="after")
     def _one(self) -> Rule:
         if (self.scheme is None) == (self.mixed is None):
@@ -105,6 +114,17 @@ class Recipe(_Strict):
     exclude: Annotated[tuple[str, ...], Field(strict=False)] = ()
     smoothing: Annotated[float, Field(ge=0, le=1)] | None = None
     """SmoothQuant's exponent for the routed experts' inputs; needs calibration. None: no smoothing."""
+
+    @field_validator("exclude")
+    @classmethod
+    def _patterns(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        return _readable(patterns)
+
+    @model_validator(mode="after")
+    def _one_mixed(self) -> Recipe:
+        if sum(rule.mixed is not None for rule in self.rules) > 1:
+            raise ValueError("only one rule can be mixed, for one budget; give it all the patterns")
+        return self
 
     def rule_for(self, module: str) -> Rule | None:
         """The rule for a module ("model.layers.3.mlp.experts.5.up_proj"), None if it stays as it is."""
@@ -130,6 +150,17 @@ class Recipe(_Strict):
         return self.smoothing is not None or any(scheme.needs_calibration for scheme in self.schemes())
 
 
+def _readable(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises ValueError naming a pattern that is no regular expression."""
+    for pattern in patterns:
+        if pattern.startswith("re:"):
+            try:
+                re.compile(pattern[3:])
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+    return patterns
+
+
 def matches(pattern: str, module: str) -> bool:
     """A glob, where * also crosses dots, or after "re:" a regular expression for the whole name."""
     if pattern.startswith("re:"):
@@ -153,7 +184,11 @@ def load_recipe(name: str | Path) -> Recipe:
         data = read_yaml(file, "recipe", "'version:' and 'rules:'")
     except YamlError as error:
         raise QuantizeError(str(error)) from error
+    if "name" in data:
+        raise QuantizeError(f"{file}: unknown key 'name'; a recipe is called like its file")
     try:
         return Recipe.model_validate(data | {"name": file.stem})
     except ValidationError as error:
-        raise QuantizeError(f"{file}: {first_error(error, Recipe, 'key')[1]}") from error
+        # In the file a scheme's keys stand beside `modules`.
+        found = first_error(error, Recipe, "key")[1].replace(".scheme.", ".")
+        raise QuantizeError(f"{file}: {found}") from error

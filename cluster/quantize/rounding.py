@@ -17,6 +17,10 @@ from .error_feedback import ROW_GROUP, SecondMoments, one_torch_thread, round_wi
 from .matrix import QuantizeError, dequantize
 from .recipe import Scheme
 
+NO_MOMENTS = (
+    "error_feedback needs second moments, which this calibration has not; run `flyray calibrate` with --moments-block"
+)
+
 
 @dataclass(frozen=True)
 class MatrixInputs:
@@ -64,22 +68,24 @@ def quantize_matrix(
     `w4a8` from native keeps the nibbles and folds scales only. Raises QuantizeError for a scheme that this source or
     these inputs cannot give, ValueError (naming part, row and column) for weights that are not finite or do not fit.
     """
-    _refuse_impossible(scheme, source_format, inputs)
+    check_scheme(scheme, source_format, calibrated=inputs is not None, smooths=inputs is not None and inputs.smooths)
     if scheme.format == "w4a8" and source_format == "w4a16":
         return _fold(parts, quantizer)
     with one_torch_thread():
         return _Rounding(scheme, source_format, parts, inputs or MatrixInputs(), quantizer).run(row_chunk)
 
 
-def _refuse_impossible(scheme: Scheme, source_format: str, inputs: MatrixInputs | None) -> None:
+def check_scheme(scheme: Scheme, source_format: str, *, calibrated: bool, smooths: bool) -> None:
+    """Raises QuantizeError for what this source cannot give, or not without calibration. smooths: columns of the
+    weights are multiplied before they are rounded."""
     if scheme.by != "flyray":
         raise QuantizeError(f"{scheme.format} by {scheme.by} is not rounded by flyray")
     if source_format not in ("w4a16", "bf16"):
         raise QuantizeError(f"weights in {source_format} are already quantized; quantize the native or bf16 checkpoint")
-    if scheme.needs_calibration and inputs is None:
+    if scheme.needs_calibration and not calibrated:
         raise QuantizeError(f"{scheme.format} with {_asked(scheme)} needs a calibration; run `flyray calibrate`")
     if scheme.format == "w4a8" and source_format == "w4a16":
-        asked = _asked(scheme) or ("smoothing" if inputs is not None and inputs.smooths else "")
+        asked = _asked(scheme) or ("smoothing" if smooths else "")
         if asked:
             raise QuantizeError(
                 f"w4a8 from a native checkpoint keeps its INT4 values as they are, so {asked} has nothing to change; "
@@ -139,10 +145,7 @@ class _Rounding:
         self._importance = inputs.energy if scheme.clip == "energy" else None
         self._moments = inputs.moments if scheme.error_feedback else None
         if scheme.error_feedback and inputs.energy is not None and self._moments is None:
-            raise QuantizeError(
-                "error_feedback needs second moments, which this calibration has not; "
-                "run `flyray calibrate` with --moments-block"
-            )
+            raise QuantizeError(NO_MOMENTS)
         self._uncalibrated = scheme.needs_calibration and inputs.energy is None
         self._source_format = source_format
         self._parts = parts

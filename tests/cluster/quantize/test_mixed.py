@@ -124,13 +124,15 @@ def test_a_file_is_checked_against_model_and_recipe(tmp_path: Path) -> None:
         )
 
     assert choice(found).high == {(2, 0), (2, 1)}
+    # Half of the way for layer 1 alone is no expert of its only group; what the file says of layer 2 does not count.
+    assert choice(found, experts[:2]) == Choice(frozenset(), 2 * LOW, pytest.approx(0.1))
     for wrong, words in (
         (lambda: choice(found.model_copy(update={"complete": False})), "complete is false"),
         (lambda: choice(found.model_copy(update={"low": "w4a8"})), "low is w4a8, the recipe's is w4a8-channel"),
         (lambda: choice(found.model_copy(update={"high": "bf16"})), "high is bf16, the recipe's is w8a8"),
         (lambda: choice(found, fingerprint="other"), "fingerprint is that of another model"),
         (lambda: choice(found, [*experts, (3, 7)]), "units lack expert 7 of layer 3"),
-        (lambda: choice(found, experts[:3]), "units name expert 1 of layer 2"),
+        (lambda: choice(found, experts[:3]), "expert 1 of layer 2 in one group with expert 0, but the recipe's mixed"),
     ):
         with pytest.raises(SensitivityError, match=words) as error:
             wrong()

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from quantized import recipe_of
+from source_checkpoints import native_checkpoint
 from tiny_checkpoint import write_tiny
 
 from flyray.actors.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ from flyray.cluster.quantize.plan_inputs import QuantizeInputs
 from flyray.cluster.quantize.recipe import Recipe, load_recipe, matches, shipped
 
 EXPERTS = {"modules": ["model.layers.*.mlp.experts.*"], "format": "w8a8"}
+MIXED = {"modules": ["*.experts.*"], "mixed": {"low": {"format": "w4a8-channel"}, "high": {"format": "w8a8"}}}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,48 @@ def test_a_pattern_that_matches_nothing_is_named(tiny: Checkpoint, pattern: str)
         assert where.replace("\\", "") in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("rules", "exclude"),
+    [
+        ([EXPERTS, {"modules": ["model.layers.1.mlp.experts.*"], "format": "w4a8"}], ()),
+        (
+            [{"modules": ["*.o_proj"], "format": "w8a8"}, {"modules": ["*.experts.*"], "format": "w4a8"}],
+            ("*.experts.*",),
+        ),
+    ],
+)
+def test_a_rule_that_decides_nothing_is_named(
+    tiny: Checkpoint, rules: list[dict[str, Any]], exclude: tuple[str, ...]
+) -> None:
+    with pytest.raises(QuantizeError, match=r"recipe mine: rules\[1\] decides nothing: earlier rules or exclude"):
+        plan(tiny, recipe_of(*rules, exclude=exclude))
+
+
+def test_a_mixed_rule_needs_experts(tiny: Checkpoint, tmp_path: Path) -> None:
+    inputs = QuantizeInputs(sensitivity=tmp_path)
+    with pytest.raises(QuantizeError, match="recipe mine: the mixed rule matches no routed expert"):
+        plan(tiny, recipe_of(EXPERTS, MIXED | {"modules": ["*.o_proj"]}), inputs)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"format": "w4a8", "clip": "mse"}, r"recipe mine: model\.layers\.1.*: w4a8 from a native .* so clip: mse has"),
+        ({"format": "w4a8"}, ""),
+    ],
+)
+def test_what_a_native_source_cannot_give_is_named_before_anything_runs(
+    tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
+    native = Checkpoint(native_checkpoint(tmp_path / "native"))
+    recipe = recipe_of({"modules": EXPERTS["modules"], **keys})
+    if not message:
+        assert plan(native, recipe).source_format == "w4a16"
+        return
+    with pytest.raises(QuantizeError, match=message):
+        plan(native, recipe)
+
+
 def test_formats_that_the_engine_cannot_run_together_are_refused(tiny: Checkpoint) -> None:
     fp8 = {"modules": ["*.experts.0.*"], "format": "w8a8-fp8", "by": "quark"}
     with pytest.raises(QuantizeError, match=r"experts\.0\.\w+ would need FP8 activations and .*experts\.\d\.\w+ INT8"):
@@ -126,13 +170,17 @@ def test_inputs_go_with_the_recipe(tiny: Checkpoint, recipe: str, inputs: Quanti
 KEYS: list[tuple[dict[str, Any], str]] = [
     ({"rule": []}, "unknown key 'rule'"),
     ({"rules": []}, "'rules'"),
-    ({"rules": [{**EXPERTS, "clipp": "mse"}]}, r"unknown key 'rules\[0\]\.scheme\.clipp'"),
-    ({"rules": [{**EXPERTS, "format": "int4"}]}, r"'rules\[0\]\.scheme\.format'"),
+    ({"rules": [{**EXPERTS, "clipp": "mse"}]}, r"unknown key 'rules\[0\]\.clipp'"),
+    ({"rules": [{**EXPERTS, "format": "int4"}]}, r"'rules\[0\]\.format'"),
     ({"rules": [{**EXPERTS, "by": "quark", "clip": "mse"}]}, "by: quark has neither clip nor error_feedback"),
     ({"rules": [{"modules": ["a"], "format": "w4a8", "by": "quark"}]}, "by: quark cannot make w4a8"),
     ({"rules": [{"modules": [], "format": "w8a8"}]}, r"'rules\[0\]\.modules'"),
     ({"version": 2}, "'version'"),
     ({"smoothing": 1.5}, "'smoothing'"),
+    ({"name": "other"}, "unknown key 'name'; a recipe is called like its file"),
+    ({"rules": [{**EXPERTS, "modules": ["re:("]}]}, r"'rules\[0\]\.modules': .*'re:\(' is no regular expression"),
+    ({"exclude": ["re:*"]}, r"'exclude': .*'re:\*' is no regular expression: nothing to repeat"),
+    ({"rules": [MIXED, MIXED]}, "only one rule can be mixed"),
 ]
 
 
