@@ -23,7 +23,8 @@ from .golden import GoldenClient, compare_scores, reference_scores, run_golden
 from .link import LinkKeys, Links, ProcessPlace
 from .router_loop import RouterLoop
 from .scheduler import Scheduler
-from .shard import ShardReport, ShardStart, here
+from .shard import ShardReport, ShardStart
+from .shard_actor import here
 from .shard_group import ShardGroup
 from .statistics_plan import StatisticsError
 from .statistics_writer import StatisticsFolder

@@ -23,14 +23,11 @@ from dataclasses import dataclass, field, replace
 
 from .pages import PageAllocator
 from .request import Generate, Progress
+from .scheduled_step import Running, ScheduledStep, SchedulerError, Work
 from .scheduler_config import PRIORITIES, SchedulerConfig
 from .step_plan import NewToken, PromptScores, SequenceStart, Slice, StepPlan, StepResult
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerError", "SchedulerStats"]
-
-
-class SchedulerError(ValueError):
-    """Results that do not fit the plans: a bug or a foreign message, never a client's mistake."""
 
 
 @dataclass(frozen=True)
@@ -43,47 +40,12 @@ class SchedulerStats:
     total_pages: int
 
 
-@dataclass(eq=False)
-class _Running:
-    """An admitted sequence. `position` and `sampled` count what is planned, `emitted` what has come back."""
-
-    number: int
-    request: Generate
-    shard: int
-    reserved: int
-    pages: list[int] = field(default_factory=list)
-    position: int = 0
-    sampled: int = 0
-    emitted: int = 0
-    scores: list[float] = field(default_factory=list)
-    divergences: list[float] = field(default_factory=list)
-    agreements: list[bool] = field(default_factory=list)
-    started: bool = False
-    done: bool = False
-
-    @property
-    def prefilling(self) -> bool:
-        return self.position < len(self.request.prompt)
-
-    @property
-    def decoding(self) -> bool:
-        return not self.prefilling and self.sampled < self.request.max_tokens
-
-
 @dataclass
 class _Shard:
     allocator: PageAllocator
     reserved: int = 0
-    running: dict[int, _Running] = field(default_factory=dict)
+    running: dict[int, Running] = field(default_factory=dict)
     ends: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A step on its way: for every shard the slices and whose they are."""
-
-    number: int
-    work: tuple[tuple[tuple[_Running, Slice], ...], ...]
 
 
 class Scheduler:
@@ -93,8 +55,8 @@ class Scheduler:
         self.config = config
         self._shards = [_Shard(PageAllocator(config.num_pages, config.page_size)) for _ in range(config.shards)]
         self._waiting: dict[int, dict[str, Generate]] = {priority: {} for priority in PRIORITIES}
-        self._running: dict[str, _Running] = {}
-        self._in_flight: deque[_Step] = deque()
+        self._running: dict[str, Running] = {}
+        self._in_flight: deque[ScheduledStep] = deque()
         self._next_sequence = 0
         self._next_step = 0
 
@@ -149,7 +111,7 @@ class Scheduler:
         if not any(work) and not any(shard.ends for shard in self._shards):
             return None
         plans = {index: self._plan(index, slices, trace) for index, slices in enumerate(work)}
-        self._in_flight.append(_Step(self._next_step, work))
+        self._in_flight.append(ScheduledStep(self._next_step, work))
         self._next_step += 1
         return plans
 
@@ -162,7 +124,7 @@ class Scheduler:
         if not self._in_flight:
             raise SchedulerError("results have come, but no step is in flight")
         step = self._in_flight[0]
-        by_shard = _check_results(self.config, step, results)
+        by_shard = step.check(self.config, results)
         self._in_flight.popleft()
         news: list[tuple[int, Progress]] = []
         for shard, work in enumerate(step.work):
@@ -185,7 +147,7 @@ class Scheduler:
                 if shard is None:
                     return
                 del queue[request.request]
-                running = _Running(self._next_sequence, request, shard, pages)
+                running = Running(self._next_sequence, request, shard, pages)
                 self._next_sequence += 1
                 self._running[request.request] = running
                 self._shards[shard].reserved += pages
@@ -202,7 +164,7 @@ class Scheduler:
         ]
         return min(fitting)[1] if fitting else None
 
-    def _slices(self, shard: _Shard) -> tuple[tuple[_Running, Slice], ...]:
+    def _slices(self, shard: _Shard) -> Work:
         """What a shard runs in the next step: decodes, then prefill chunks as far as the budget goes."""
         decodes = [running for running in shard.running.values() if running.decoding]
         prefills = [running for running in shard.running.values() if running.prefilling]
@@ -216,7 +178,7 @@ class Scheduler:
             budget -= count
         return tuple(work)
 
-    def _slice(self, shard: _Shard, running: _Running, count: int) -> Slice:
+    def _slice(self, shard: _Shard, running: Running, count: int) -> Slice:
         """The sequence's next `count` tokens, with the pages they need; moves the sequence on."""
         start, end, request = running.position, running.position + count, running.request
         missing = shard.allocator.pages_for(end) - len(running.pages)
@@ -228,7 +190,7 @@ class Scheduler:
         running.sampled += sample
         return Slice(running.number, start, request.prompt[start:end], new_pages, sample, next_token)
 
-    def _plan(self, index: int, work: tuple[tuple[_Running, Slice], ...], trace: bool) -> StepPlan:
+    def _plan(self, index: int, work: Work, trace: bool) -> StepPlan:
         shard, starts = self._shards[index], []
         for running, _ in work:
             if not running.started:
@@ -249,7 +211,7 @@ class Scheduler:
         )
 
     def _advance(
-        self, running: _Running, part: Slice, token: NewToken | None, scores: PromptScores | None
+        self, running: Running, part: Slice, token: NewToken | None, scores: PromptScores | None
     ) -> Progress | None:
         """Takes in what one slice gave; None if there is nothing to tell the client yet."""
         request, finish = running.request, ""
@@ -281,7 +243,7 @@ class Scheduler:
         found = tuple(running.divergences), tuple(running.agreements)
         return replace(news, scores=tuple(running.scores), divergences=found[0], agreements=found[1])
 
-    def _finish(self, running: _Running) -> None:
+    def _finish(self, running: Running) -> None:
         """Frees all a sequence has. Steps in flight may still write its pages: they run before any later plan does."""
         shard = self._shards[running.shard]
         running.done = True
@@ -291,42 +253,3 @@ class Scheduler:
         del self._running[running.request.request]
         if running.started:
             shard.ends.append(running.number)
-
-
-def _check_results(config: SchedulerConfig, step: _Step, results: Sequence[StepResult]) -> dict[int, StepResult]:
-    """The results by shard; raises `SchedulerError` unless they answer this step's plans exactly."""
-    shards = sorted(result.shard for result in results)
-    if shards != list(range(config.shards)):
-        raise SchedulerError(f"step {step.number}: results of shards {shards}, expected one of each of {config.shards}")
-    for result in results:
-        where = f"step {step.number}, shard {result.shard}"
-        asked = (config.engine, config.epoch, step.number)
-        if (result.engine, result.epoch, result.step) != asked:
-            got = (result.engine, result.epoch, result.step)
-            raise SchedulerError(f"{where}: result of engine, epoch, step {got}, expected {asked}")
-        if result.error:
-            raise SchedulerError(f"{where}: {result.error}")
-        work = step.work[result.shard]
-        asked = sorted(running.number for running, part in work if part.sample)
-        got = sorted(item.sequence for item in result.tokens)
-        if got != asked:
-            raise SchedulerError(f"{where}: tokens of sequences {got}, expected of {asked}")
-        asked = sorted((running.number, part.start, _scores_of(running, part)) for running, part in work)
-        asked = [item for item in asked if item[2]]
-        got = sorted((item.sequence, item.start, len(item.logprobs)) for item in result.scores if item.logprobs)
-        if got != asked:
-            raise SchedulerError(f"{where}: scores (sequence, start, count) {got}, expected {asked}")
-        compares = {running.number for running, _ in work if running.request.compare}
-        for item in result.scores:
-            due = len(item.logprobs) if item.sequence in compares and not item.error else 0
-            if (len(item.divergences), len(item.agreements)) != (due, due):
-                got = f"{len(item.divergences)} divergences and {len(item.agreements)} agreements"
-                raise SchedulerError(f"{where}: {got} of sequence {item.sequence}, expected {due}")
-    return {result.shard: result for result in results}
-
-
-def _scores_of(running: _Running, part: Slice) -> int:
-    """How many log probabilities a slice must answer with."""
-    if not running.request.score_prompt or not part.tokens:
-        return 0
-    return len(part.tokens) - (part.next_token < 0)

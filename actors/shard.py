@@ -1,21 +1,17 @@
-"""One shard of an engine: a Ray actor that loads its part of the weights and then runs step plans in a loop.
+"""One shard of an engine: loads its part of the weights and then runs step plans in a loop.
 
-Ray makes the actor, asks it to start and to stop, and watches it. Steps come from the router over ZeroMQ to a thread
-that never calls Ray. The actor ends with its owner: Ray kills it when the process that made it is gone; until then the
-loop has seen the router's connection close, and has removed the sockets.
+Steps come from the router over ZeroMQ to a thread that never calls Ray; `ShardActor` is what Ray starts, asks and
+stops.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import ray
-import ray.util
 import torch
 import zmq
 
@@ -24,7 +20,7 @@ from .calibration import Collector
 from .checkpoint import Checkpoint
 from .exchange import Exchange, LocalExchange
 from .interpreter import Interpreter, StageError
-from .link import LinkError, LinkKeys, LinkPlace, Links, ProcessPlace, remove_folder
+from .link import LinkError, LinkKeys, LinkPlace, Links, remove_folder
 from .model.config import ModelConfig
 from .model.kv_pages import KvPages
 from .model.stages import ModelStages
@@ -251,65 +247,3 @@ class Shard:
                 logger.exception("shard %d, step %d", start.shard, plan.step)
             self._error = f"step {plan.step}: {error}" if isinstance(error, StageError | PlanError) else repr(error)
             return StepResult(start.engine, start.epoch, plan.step, start.shard, (), (), (), self._error)
-
-
-def here() -> ProcessPlace:
-    """Where this process runs in the Ray cluster."""
-    return ProcessPlace(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), os.getpid())
-
-
-# Ray's type hints do not know concurrency groups.
-@ray.remote(max_restarts=0, concurrency_groups={"ctl": 1})  # pyright: ignore[reportCallIssue]
-class ShardActor:
-    """`Shard` as an actor. Methods of the group "ctl" answer while another one loads weights."""
-
-    def __init__(self) -> None:
-        self._shard = Shard()
-
-    @ray.method(concurrency_group="ctl")
-    def place(self) -> ProcessPlace:
-        """Where the actor runs."""
-        return here()
-
-    def open(self, start: ShardStart) -> str:
-        """See `Shard.open`."""
-        return self._shard.open(start)
-
-    def start(self, addresses: list[str]) -> ShardReport:
-        """See `Shard.start`."""
-        return self._shard.start(addresses)
-
-    def override(self, layer: int, experts: Sequence[int], path: str) -> None:
-        """See `Shard.override`."""
-        self._shard.override(layer, experts, path)
-
-    def apply_override(self) -> None:
-        """See `Shard.apply_override`."""
-        self._shard.apply_override()
-
-    def clear_overrides(self) -> None:
-        """See `Shard.clear_overrides`."""
-        self._shard.clear_overrides()
-
-    def gather(self, path: str, plan: StatisticsPlan) -> None:
-        """See `Shard.gather`."""
-        self._shard.gather(path, plan)
-
-    def finish_gathering(self) -> int:
-        """See `Shard.finish_gathering`."""
-        return self._shard.finish_gathering()
-
-    @ray.method(concurrency_group="ctl")
-    def progress(self) -> tuple[int, int]:
-        """See `Shard.progress`."""
-        return self._shard.progress()
-
-    @ray.method(concurrency_group="ctl")
-    def stats(self) -> ShardStats:
-        """See `Shard.stats`."""
-        return self._shard.stats()
-
-    @ray.method(concurrency_group="ctl")
-    def stop(self) -> None:
-        """See `Shard.stop`."""
-        self._shard.stop()

@@ -24,7 +24,7 @@ from ..actors.engine_error import EngineError
 from ..actors.engine_shape import EngineShape
 from ..actors.link import LinkKeys
 from ..actors.router import Router, StartProgress
-from ..actors.shard import ShardActor
+from ..actors.shard_actor import ShardActor
 from .engine_client import EngineClient, EngineUnreachable
 
 __all__ = ["Engine", "EngineClient", "EngineError", "EngineUnreachable", "PlacementError"]

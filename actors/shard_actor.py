@@ -1,0 +1,80 @@
+"""A shard as a Ray actor, and where it runs.
+
+Ray makes the actor, asks it to start and to stop, and watches it. The actor ends with its owner: Ray kills it when the
+process that made it is gone; until then the shard's loop has seen the router's connection close, and has removed the
+sockets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import ray
+import ray.util
+
+from .link import ProcessPlace
+from .shard import Shard, ShardReport, ShardStart, ShardStats
+from .statistics_plan import StatisticsPlan
+
+
+def here() -> ProcessPlace:
+    """Where this process runs in the Ray cluster."""
+    return ProcessPlace(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), os.getpid())
+
+
+# Ray's type hints do not know concurrency groups.
+@ray.remote(max_restarts=0, concurrency_groups={"ctl": 1})  # pyright: ignore[reportCallIssue]
+class ShardActor:
+    """`Shard` as an actor. Methods of the group "ctl" answer while another one loads weights."""
+
+    def __init__(self) -> None:
+        self._shard = Shard()
+
+    @ray.method(concurrency_group="ctl")
+    def place(self) -> ProcessPlace:
+        """Where the actor runs."""
+        return here()
+
+    def open(self, start: ShardStart) -> str:
+        """See `Shard.open`."""
+        return self._shard.open(start)
+
+    def start(self, addresses: list[str]) -> ShardReport:
+        """See `Shard.start`."""
+        return self._shard.start(addresses)
+
+    def override(self, layer: int, experts: Sequence[int], path: str) -> None:
+        """See `Shard.override`."""
+        self._shard.override(layer, experts, path)
+
+    def apply_override(self) -> None:
+        """See `Shard.apply_override`."""
+        self._shard.apply_override()
+
+    def clear_overrides(self) -> None:
+        """See `Shard.clear_overrides`."""
+        self._shard.clear_overrides()
+
+    def gather(self, path: str, plan: StatisticsPlan) -> None:
+        """See `Shard.gather`."""
+        self._shard.gather(path, plan)
+
+    def finish_gathering(self) -> int:
+        """See `Shard.finish_gathering`."""
+        return self._shard.finish_gathering()
+
+    @ray.method(concurrency_group="ctl")
+    def progress(self) -> tuple[int, int]:
+        """See `Shard.progress`."""
+        return self._shard.progress()
+
+    @ray.method(concurrency_group="ctl")
+    def stats(self) -> ShardStats:
+        """See `Shard.stats`."""
+        return self._shard.stats()
+
+    @ray.method(concurrency_group="ctl")
+    def stop(self) -> None:
+        """See `Shard.stop`."""
+        self._shard.stop()
