@@ -95,7 +95,7 @@ def test_complete_statistics_are_not_added_to(checkpoint: Path, tmp_path: Path) 
         second = Engine(config)
         with pytest.raises(StatisticsError, match="another engine gathers there; name another folder"):
             second.start()
-        with pytest.raises(EngineError, match="statistics: this engine gathers them in .*gathered, of its own experts"):
+        with pytest.raises(EngineError, match=r"this engine gathers them in .*gathered, of its own experts"):
             engine.override_experts(1, [0], checkpoint)
     before = Statistics.open(config.statistics)
     assert before.tokens == 0  # the golden prompt is not counted
