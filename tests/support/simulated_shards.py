@@ -1,0 +1,202 @@
+"""Simulated shards that check every plan they get, and a bench that runs a scheduler on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from flyray.actors.request import Generate, Progress
+from flyray.actors.scheduler import Scheduler, SchedulerConfig
+from flyray.actors.step_plan import NewToken, PromptScores, Sampling, SequenceStart, StepPlan, StepResult
+from flyray.actors.wire import decode, encode
+
+VOCAB = 9
+MISSING = "/missing"
+CONFIG = SchedulerConfig("kimi", 3, 2, 8, 4, 6, 8, 32, VOCAB, "colocated")
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    """What the simulated model says after these tokens: depends on all of them and their order."""
+    return zlib.crc32(bytes(tokens)) % VOCAB
+
+
+def logprob(tokens: Sequence[int], token: int) -> float:
+    """The simulated model's log probability of `token` after `tokens`."""
+    return -float(zlib.crc32(bytes([*tokens, 99, token])) % 1000)
+
+
+def divergence(score: float) -> float:
+    """The simulated model's divergence where it gave this score."""
+    return score * score
+
+
+def agrees(score: float) -> bool:
+    return int(score) % 2 == 0
+
+
+def generate(name: str, prompt: Sequence[int] = (1, 2, 3), max_tokens: int = 4, **changes: object) -> Generate:
+    request = Generate(name, tuple(prompt), max_tokens, Sampling(0.0, 1.0, 0, zlib.crc32(name.encode())), (), 0, False)
+    return dataclasses.replace(request, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class Answer:
+    """What a client has got, or should get."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    divergences: list[float] = field(default_factory=list)
+    agreements: list[bool] = field(default_factory=list)
+    finish: str = ""
+    error: str = ""
+
+
+def expected(request: Generate) -> Answer:
+    """The whole answer of the simulated model."""
+    answer, tokens = Answer(), list(request.prompt)
+    if request.score_prompt:
+        if request.compare == MISSING:
+            return Answer(finish="error", error=f"{MISSING}: is not there")
+        answer.scores = [logprob(tokens[:index], tokens[index]) for index in range(1, len(tokens))]
+        if request.compare:
+            answer.divergences = [divergence(score) for score in answer.scores]
+            answer.agreements = [agrees(score) for score in answer.scores]
+    for _ in range(request.max_tokens):
+        token = next_token(tokens)
+        if token in request.stop_tokens:
+            answer.finish = "stop"
+            return answer
+        answer.tokens.append(token)
+        answer.logprobs.append(logprob(tokens, token))
+        tokens.append(token)
+    answer.finish = "length"
+    return answer
+
+
+@dataclass
+class Held:
+    """A sequence on a simulated shard; the last of `tokens` may be sampled and not yet run."""
+
+    start: SequenceStart
+    tokens: list[int]
+    pages: list[int]
+    position: int = 0
+
+
+class SimulatedShard:
+    """Runs plans as a shard would, and asserts that each can be run."""
+
+    def __init__(self, index: int, config: SchedulerConfig) -> None:
+        self.index, self.config = index, config
+        self.held: dict[int, Held] = {}
+        self.started: list[SequenceStart] = []
+        self.step = 0
+
+    def run(self, plan: StepPlan) -> StepResult:
+        assert decode(encode(plan)) == plan
+        assert (plan.engine, plan.epoch, plan.program) == (self.config.engine, self.config.epoch, self.config.program)
+        assert plan.step == self.step
+        self.step += 1
+        for sequence in plan.ends:
+            del self.held[sequence]
+        for start in plan.starts:
+            assert all(start.sequence != other.sequence for other in self.started)
+            self.started.append(start)
+            self.held[start.sequence] = Held(start, [], [])
+        assert len({part.sequence for part in plan.slices}) == len(plan.slices)
+        assert sum(len(part.tokens) or 1 for part in plan.slices) <= self.config.max_batch_tokens
+        kinds = [bool(part.tokens) for part in plan.slices]
+        assert kinds == sorted(kinds), "decodes come before prefills"
+        tokens: list[NewToken] = []
+        scores: list[PromptScores] = []
+        for part in plan.slices:
+            held = self.held[part.sequence]
+            assert part.start == held.position, "slices follow each other"
+            owned = {page for other in self.held.values() for page in other.pages}
+            assert not owned & set(part.new_pages), "no page is owned twice"
+            assert all(0 <= page < self.config.num_pages for page in part.new_pages)
+            held.pages.extend(part.new_pages)
+            held.tokens.extend(part.tokens)
+            held.position += len(part.tokens) or 1
+            assert held.position == len(held.tokens)
+            assert len(held.pages) == -(-held.position // self.config.page_size), "pages come as they are needed"
+            if part.tokens and held.start.score_prompt:
+                known = held.tokens if part.next_token < 0 else [*held.tokens, part.next_token]
+                values = tuple(logprob(known[:index], known[index]) for index in range(part.start + 1, len(known)))
+                scores.append(self.scores(held.start, part.start, values))
+            if part.sample:
+                token = next_token(held.tokens)
+                tokens.append(NewToken(part.sequence, token, logprob(held.tokens, token)))
+                held.tokens.append(token)
+        return StepResult(plan.engine, plan.epoch, plan.step, self.index, tuple(tokens), tuple(scores), (), "")
+
+    def scores(self, start: SequenceStart, first: int, values: tuple[float, ...]) -> PromptScores:
+        if start.compare == MISSING:
+            return PromptScores(start.sequence, first, values, error=f"{MISSING}: is not there")
+        if not start.compare:
+            return PromptScores(start.sequence, first, values)
+        return PromptScores(start.sequence, first, values, tuple(map(divergence, values)), tuple(map(agrees, values)))
+
+
+class Bench:
+    """A scheduler, its simulated shards, and clients that note what they get."""
+
+    def __init__(self, config: SchedulerConfig = CONFIG) -> None:
+        self.config = config
+        self.scheduler = Scheduler(config)
+        self.shards = [SimulatedShard(index, config) for index in range(config.shards)]
+        self.results: deque[list[StepResult]] = deque()
+        self.answers: dict[str, Answer] = {}
+
+    def add(self, request: Generate) -> Progress | None:
+        self.answers.setdefault(request.request, Answer())
+        return self.scheduler.add(request)
+
+    def schedule(self) -> dict[int, StepPlan] | None:
+        plans = self.scheduler.schedule()
+        if plans is not None:
+            assert sorted(plans) == list(range(self.config.shards)), "each shard gets one plan"
+            self.results.append([self.shards[index].run(plan) for index, plan in plans.items()])
+        return plans
+
+    def complete(self) -> list[Progress]:
+        news = self.scheduler.complete(self.results.popleft()[::-1])
+        assert len({item.request for item in news}) == len(news)
+        for item in news:
+            self.note(item)
+        return news
+
+    def note(self, item: Progress) -> None:
+        answer = self.answers[item.request]
+        assert not answer.finish, "nothing follows the end"
+        assert item.tokens or item.finish or item.scores, "no empty news"
+        answer.tokens.extend(item.tokens)
+        answer.logprobs.extend(item.logprobs)
+        assert not (answer.scores and item.scores), "scores come once"
+        answer.scores.extend(item.scores)
+        answer.divergences.extend(item.divergences)
+        answer.agreements.extend(item.agreements)
+        answer.finish, answer.error = item.finish, item.error
+
+    def drain(self, limit: int = 2000) -> int:
+        """Runs until nothing is left, returns the number of steps; nothing may be lost on the way."""
+        steps = 0
+        while self.results or self.schedule() is not None:
+            self.complete()
+            steps += 1
+            assert steps < limit, "the scheduler does not come to an end"
+        total = self.config.num_pages
+        stats = self.scheduler.stats
+        assert (stats.running, stats.waiting) == (0, 0)
+        assert stats.free_pages == (total,) * self.config.shards
+        assert not any(shard.held for shard in self.shards), "every sequence is ended on its shard"
+        return steps
+
+    def request_of(self, requests: Sequence[Generate]) -> dict[int, Generate]:
+        """Sequence number -> request, told by the seed."""
+        seeds = {request.sampling.seed: request for request in requests}
+        return {start.sequence: seeds[start.sampling.seed] for shard in self.shards for start in shard.started}
