@@ -24,12 +24,12 @@ from ..code_version import code_version, digest
 from ..job import nothing
 from ..quantize.plan_inputs import QuantizeInputs
 from ..quantize.recipe import EXPERTS, Mixed, Recipe, Rule, Scheme
-from ..sensitivity.command import SensitivitySettings, measure_sensitivity
+from ..sensitivity.command import MEASURING_CODE, SensitivitySettings, measure_sensitivity
 from .perplexity import read_documents
 from .quantized_cache import QuantizedCache
 from .settings import EvalSettings
 
-MAKING_CODE = ("kernels", "actors", "cluster.calibrate", "cluster.sensitivity", "cluster.evaluate.perplexity")
+MAKING_CODE = ("cluster.calibrate", "cluster.sensitivity", *MEASURING_CODE)
 MOST_BLOCK = 256
 """Columns of a block of second moments at most: they take 4 bytes a column times the block, an expert and matrix."""
 

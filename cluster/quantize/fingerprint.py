@@ -12,8 +12,20 @@ from .location import Location
 from .plan_inputs import QuantizeInputs
 from .recipe import Recipe
 
-# What decides the bytes of a quantized checkpoint.
-_CODE = ("cluster.quantize", "kernels", "actors.checkpoint", "actors.safetensors_header", "actors.weight_formats")
+CODE = (
+    "cluster.quantize",
+    "cluster.sensitivity.sensitivity",
+    "kernels",
+    "actors.checkpoint",
+    "actors.expert_format",
+    "actors.quantization_config",
+    "actors.safetensors_header",
+    "actors.statistics",
+    "actors.statistics_plan",
+    "actors.storage",
+    "actors.weight_formats",
+)
+"""What decides the bytes of a quantized checkpoint. Recipes and configuration files are compared by their content."""
 _PACKAGES = ("torch", "amd-quark", "compressed-tensors")
 _SAMPLES = 4
 _SAMPLE_BYTES = 64 << 10
@@ -34,20 +46,22 @@ def source_fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def inputs_digests(inputs: QuantizeInputs) -> dict[str, str]:
-    """What each given input was: a digest of a sensitivity file or calibration folder, the budget as it is."""
+    """What each given input was: the SHA-256 of a sensitivity file, one over samples of a calibration's files (which
+    may be tens of gigabytes), the budget as it is."""
     found = {"budget": inputs.budget} if inputs.budget is not None else {}
-    for name, place in (("sensitivity", inputs.sensitivity), ("calibration", inputs.calibration)):
-        if place is not None:
-            files = sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else [place]
-            parts = "".join(f"{file.name}\0{sample_digest(file)}\n" for file in files)
-            found[name] = hashlib.sha256(parts.encode()).hexdigest()
+    if inputs.sensitivity is not None:
+        found["sensitivity"] = hashlib.sha256(inputs.sensitivity.read_bytes()).hexdigest()
+    if inputs.calibration is not None:
+        files = sorted(path for path in inputs.calibration.iterdir() if path.is_file())
+        parts = "".join(f"{file.name}\0{sample_digest(file)}\n" for file in files)
+        found["calibration"] = hashlib.sha256(parts.encode()).hexdigest()
     return found
 
 
 def code_fingerprint(recipe: Recipe) -> str:
     """Of flyray's code, and of the packages whose numbers go in."""
     packages = _PACKAGES if any(scheme.by == "quark" for scheme in recipe.schemes()) else _PACKAGES[:1]
-    return " ".join([code_version(*_CODE), *(f"{package}={metadata.version(package)}" for package in packages)])
+    return " ".join([code_version(*CODE), *(f"{package}={metadata.version(package)}" for package in packages)])
 
 
 def sample_digest(file: Location) -> str:

@@ -33,7 +33,15 @@ from .units import plan_units
 
 STOPPED = 130
 # Everything that the measured numbers come from.
-MEASURING_CODE = ("kernels", "actors", "cluster.evaluate.perplexity", "cluster.sensitivity.measure")
+MEASURING_CODE = (
+    "kernels",
+    "actors",
+    "cluster.evaluate.distributions",
+    "cluster.evaluate.intervals",
+    "cluster.evaluate.perplexity",
+    "cluster.quantize.mixed",
+    "cluster.sensitivity.measure",
+)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 """
 
 import argparse
+import io
 import json
 import lzma
 import random
@@ -78,11 +79,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    with lzma.open(arguments.heldout, "rt", encoding="utf-8") as file:
-        parts = parted(file)
+    parts = parted(io.StringIO(lzma.decompress(arguments.heldout.read_bytes()).decode()))
     for name, documents in zip(("heldout", "calibration"), parts, strict=True):
-        with lzma.open(arguments.folder / f"{name}.jsonl.xz", "wt", encoding="utf-8", preset=9) as file:
-            file.writelines(documents)
+        packed = lzma.compress("".join(documents).encode(), preset=9)
+        (arguments.folder / f"{name}.jsonl.xz").write_bytes(packed)
     lines = "".join(line(example) + "\n" for example in fixed_examples())
     (arguments.folder / "tasks.jsonl").write_text(lines, encoding="utf-8")
 

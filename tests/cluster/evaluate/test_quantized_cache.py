@@ -1,6 +1,8 @@
 """Kept checkpoints: made once, made again when source or code change, never taken half-made."""
 
+import ast
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from byte_model import write_byte_model
 from flyray.actors.checkpoint import Checkpoint
 from flyray.cluster.code_version import code_version, digest
 from flyray.cluster.evaluate.quantized_cache import REPORT, QuantizedCache
+from flyray.cluster.quantize.fingerprint import CODE
 from flyray.cluster.quantize.recipe import load_recipe
 
 
@@ -49,3 +52,47 @@ def test_code_version_covers_a_package_and_names_what_is_missing() -> None:
     assert code_version("kernels") != code_version("kernels.formats")
     with pytest.raises(ValueError, match=r"no module kernels\.nothing"):
         code_version("kernels.nothing")
+
+
+ROOT = Path(__file__).parents[3]
+# What quantizing imports besides, and which decides no byte: words for people, and what the ends are held to.
+DECIDES_NOTHING = {
+    "actors.model.config": "checks a model's sizes, of which the source's config.json and headers have all",
+    "actors.model.fields": "of actors.model.config",
+    "actors.model.rope_config": "of actors.model.config",
+    "cluster.code_version": "names the code",
+    "cluster.evaluate.intervals": "the type of numbers in a sensitivity file",
+    "cluster.fields": "words of an error",
+    "cluster.figures": "writes what was measured",
+    "cluster.names": "words of an error",
+    "cluster.yaml_file": "a recipe counts by its content",
+}
+
+
+def test_the_code_that_decides_bytes_is_all_code_that_quantizing_imports() -> None:
+    starts = ("file_task", "metadata", "plan", "fingerprint")
+    imported = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in imports(ROOT / "cluster" / "quantize" / f"{name}.py" for name in starts)
+    }
+    covered = {name for name in imported if any(f"{name}.".startswith(f"{part}.") for part in CODE)}
+    assert imported - covered == set(DECIDES_NOTHING)
+
+
+def imports(starts: Iterable[Path]) -> set[Path]:
+    """The files and all that they import of flyray, directly or not."""
+    found: set[Path] = set()
+    waiting = list(starts)
+    while waiting:
+        if (file := waiting.pop()) not in found:
+            found.add(file)
+            waiting += imported_by(file)
+    return found
+
+
+def imported_by(file: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            names = [folder.with_suffix(".py"), *(folder / f"{alias.name}.py" for alias in node.names)]
+            yield from (name for name in names if name.is_file())
