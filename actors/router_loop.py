@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import zmq
 
 from .client_port import ClientMessage, ClientPort
 from .engine_error import EngineError
 from .link import Links
+from .recordings import Recording, Recordings
 from .request import Cancel, EngineStatus, Generate, Progress, StatusQuery, TracedStep
 from .request_book import RequestBook
 from .scheduler import Scheduler, SchedulerError
@@ -22,24 +22,9 @@ from .step_plan import StepResult
 
 # While a step runs the next one's plans are on their way already, so that shards never wait for the router.
 STEPS_AHEAD = 2
-LONGEST_TRACE = 1000
 _WAKE = "inproc://router-wake"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Trace:
-    """A recording that a client asked for and gets when it is complete.
-
-    left: steps still to be sent for it. pending: those on their way. steps: what came back.
-    """
-
-    client: bytes
-    query: StatusQuery
-    left: int
-    pending: set[int] = field(default_factory=set)
-    steps: list[TracedStep] = field(default_factory=list)
 
 
 class RouterLoop:
@@ -76,7 +61,7 @@ class RouterLoop:
         self._sent: dict[int, float] = {}
         self._steps = 0
         self._dropped = 0
-        self._traces: list[_Trace] = []
+        self._recordings = Recordings()
         self._stopping = False
         self._doom = ""
         self._turned = threading.Condition()
@@ -198,8 +183,7 @@ class RouterLoop:
             self._deliver([refusal])
 
     def _send_step(self) -> bool:
-        recording = any(trace.left for trace in self._traces)
-        plans = self._scheduler.schedule(trace=recording)
+        plans = self._scheduler.schedule(trace=self._recordings.wanted)
         if plans is None:
             return False
         step = next(iter(plans.values())).step
@@ -207,10 +191,7 @@ class RouterLoop:
         self._sent[step] = time.monotonic()
         self._shards.send(plans)
         if any(plan.slices for plan in plans.values()):  # a step that only ends sequences shows nothing
-            for trace in self._traces:
-                if trace.left:
-                    trace.left -= 1
-                    trace.pending.add(step)
+            self._recordings.sent(step)
         return True
 
     def _take(self, result: StepResult) -> None:
@@ -228,7 +209,7 @@ class RouterLoop:
             results = self._results.pop(step)
             del self._sent[step]
             self._restart_clock()
-            self._record(step, results)
+            self._answer(self._recordings.completed(step, results))
             self._steps += 1
             self._deliver(self._scheduler.complete(results))
 
@@ -261,21 +242,17 @@ class RouterLoop:
             self._scheduler.cancel(name)
             self._clients.remember_lost(client, request)
 
-    def _record(self, step: int, results: list[StepResult]) -> None:
-        """Adds a step to the recordings that it belongs to; answers those that are complete."""
-        for trace in [trace for trace in self._traces if step in trace.pending]:
-            trace.pending.remove(step)
-            trace.steps.extend(TracedStep(step, result.shard, result.stages) for result in results)
-            if not trace.left and not trace.pending:
-                self._traces.remove(trace)
-                self._clients.send_status(trace.client, self._status_of(trace.query, tuple(trace.steps)))
+    def _answer(self, recordings: list[Recording]) -> None:
+        for recording in recordings:
+            status = self._status_of(recording.query, tuple(recording.steps))
+            self._clients.send_status(recording.client, status)
 
     def _status(self, client: bytes, query: StatusQuery) -> None:
         """Answers at once, or, if steps are to be recorded, when they have been."""
         if query.trace_steps <= 0 or self.error:
             self._clients.send_status(client, self._status_of(query, ()))
         else:
-            self._traces.append(_Trace(client, query, min(query.trace_steps, LONGEST_TRACE)))
+            self._recordings.begin(client, query)
 
     def _status_of(self, query: StatusQuery, trace: tuple[TracedStep, ...]) -> EngineStatus:
         stats, config = self._scheduler.stats, self._scheduler.config
@@ -312,6 +289,4 @@ class RouterLoop:
         self._sent.clear()
         self._shards.unregister(self._poller)
         self._deliver(self._scheduler.fail_all(reason))
-        for trace in self._traces:
-            self._clients.send_status(trace.client, self._status_of(trace.query, tuple(trace.steps)))
-        self._traces.clear()
+        self._answer(self._recordings.end())
