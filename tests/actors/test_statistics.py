@@ -11,7 +11,7 @@ import pytest
 import torch
 from deepseek_oracle import QUANTIZATION, WRITERS, published_tensors, random_model, save_checkpoint, small_text
 from gathered import write_statistics
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_checkpoint import write_tiny
@@ -53,7 +53,7 @@ def same(found: LayerStatistics, expected: LayerStatistics) -> bool:
     return all((a is None and b is None) or torch.equal(a, b) for a, b in pairs)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None)
 @given(plan=plans(), tokens=st.integers(0, 6), seed=st.integers(0, 9))
 def test_what_was_written_is_read(
     plan: StatisticsPlan, tokens: int, seed: int, tmp_path_factory: pytest.TempPathFactory
@@ -74,7 +74,7 @@ def test_what_was_written_is_read(
         assert int(read.count.sum()) == tokens * plan.top_k
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(plan=plans(), seed=st.integers(0, 9))
 def test_shards_together_are_one_shard(
     plan: StatisticsPlan, seed: int, tmp_path_factory: pytest.TempPathFactory
