@@ -29,12 +29,14 @@ RUN_ERROR = 1
 # Errors that lie in what the user gave, by name: their modules are not imported for this.
 _USAGE_ERRORS = (
     "BatchFileError",
+    "CalibrationSettingsError",
     "CalibrationTextError",
     "CheckpointError",
     "ConfigError",
     "EvalError",
     "PrecisionError",
     "QuantizeError",
+    "RayAddressError",
     "ReportError",
     "SensitivityError",
     "SpaceError",
@@ -169,7 +171,7 @@ def evaluate(
                 text_file=text or DEMO_TEXT,
                 tasks_file=tasks_file or DEMO_TASKS,
                 calibration_file=calibration_text or (DEMO_CALIBRATION if demo else None),
-                formats=format.split(","),
+                formats=[name.strip() for name in format.split(",")],
                 settings=settings,
                 work_dir=work_dir or eval_command.WORK_DIR,
                 json_path=json,
@@ -274,6 +276,10 @@ def quantize(
     workers: Annotated[int | None, typer.Option(help="Files quantized at once; by default one a CPU.", min=1)] = None,
     memory: Annotated[str, typer.Option(help="Most memory that a worker's work takes.")] = "4 GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint in the target.")] = False,
+    ray: Annotated[
+        str,
+        typer.Option(help="host:port of a Ray cluster whose nodes all see source and target, or auto; local is here."),
+    ] = "local",
     json: JsonFile = None,
     debug: Debug = False,
 ) -> None:
@@ -284,15 +290,19 @@ def quantize(
         chosen = recipe or format
         if chosen is None or (recipe is not None and format is not None):
             raise typer.BadParameter("give one of --recipe and --format")
-        command.run(
-            source,
-            target,
-            chosen,
-            command.QuantizeInputs(calibration, sensitivity, budget),
-            workers=workers,
-            memory=memory,
-            overwrite=overwrite,
-            json_path=json,
+        raise typer.Exit(
+            command.run(
+                source,
+                target,
+                chosen,
+                command.QuantizeInputs(calibration, sensitivity, budget),
+                workers=workers,
+                memory=memory,
+                overwrite=overwrite,
+                ray_address=ray,
+                json_path=json,
+                keep_logs=debug,
+            )
         )
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ...actors.engine_config import EngineConfig
+from ...actors.engine_shape import EngineShape
 from ...actors.request import Generate
 from ...actors.statistics import Statistics
 from ...actors.step_plan import Sampling
@@ -28,6 +29,10 @@ from .report import CalibrationReport, figures, show
 STOPPED = 130
 _GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=0)
 OnTokens = Callable[[int], None]
+
+
+class CalibrationSettingsError(ValueError):
+    """Settings that do not fit the model; the message names the one."""
 
 
 class CalibrationError(RuntimeError):
@@ -74,9 +79,11 @@ def run(
 ) -> int:
     """The command: calibrates in a local Ray of its own, prints the report, writes its figures to json_path.
 
-    Raises what `calibrate` raises. Returns the exit code: 0, or 130 after a signal.
+    Raises what `calibrate` raises, and CalibrationSettingsError before anything starts. Returns the exit code: 0, or
+    130 after a signal.
     """
     console = console or Console()
+    _check(settings, Path(checkpoint), Path(target))
     columns = (TextColumn("calibrating"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     try:
         with (
@@ -99,6 +106,15 @@ def run(
     if json_path is not None:
         write_figures(json_path, figures(report))
     return 0
+
+
+def _check(settings: CalibrationSettings, checkpoint: Path, target: Path) -> None:
+    try:
+        EngineShape.read(settings.engine(checkpoint, target))
+    except ValueError as error:
+        if type(error) is ValueError:  # others have names of their own
+            raise CalibrationSettingsError(str(error)) from error
+        raise
 
 
 def calibrate(

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ...actors.quantization_config import format_experts
 from ...actors.statistics import Statistics
 from ..figures import Figure
 
@@ -76,18 +77,7 @@ def show(report: CalibrationReport, console: Console) -> None:
         return
     console.print("never reached, to be quantized without statistics (more, or more varied, text may reach them):")
     for layer, experts in by_layer.items():
-        console.print(f"  model.layers.{layer}.mlp.experts: {ranges(experts)}", highlight=False)
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as "0-5, 12"."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1] = [parts[-1][0], number]
-        else:
-            parts.append([number])
-    return ", ".join("-".join(map(str, part)) for part in parts)
+        console.print(f"  model.layers.{layer}.mlp.experts: {format_experts(experts)}", highlight=False)
 
 
 def _table(report: CalibrationReport) -> Table:

@@ -73,7 +73,7 @@ def run(
 def _selections(
     paths: Sequence[Path], formats: Sequence[str], work_dir: Path, calibrating: Calibrating, compared: bool
 ) -> list[Selection]:
-    prefixes = [f"{path.name}:" if len(paths) > 1 else "" for path in paths]
+    prefixes = [f"{path.resolve().name}:" if len(paths) > 1 else "" for path in paths]
     return [
         select(path, formats, work_dir, calibrating, prefix=prefix, compared=compared)
         for path, prefix in zip(paths, prefixes, strict=True)

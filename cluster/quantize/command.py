@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -21,22 +22,24 @@ from rich.progress import (
 
 from ...actors.checkpoint import Checkpoint
 from ..figures import write_figures
-from ..local_ray import LocalRay
+from ..job import job_ray
+from ..stop_signals import Stopped
 from .file_task import WorkSettings
 from .location import Location, locate
 from .manifest import Manifest
 from .matrix import QuantizeError
 from .memory import DEFAULT, MemoryBudget, calibration_bytes, parse_memory
-from .plan import FilePlan, QuantizePlan, check_space, check_target, plan_quantization
+from .plan import QuantizePlan, check_space, check_target, plan_quantization
 from .plan_inputs import QuantizeInputs
 from .quantize_run import QuantizeRun
 from .quark_quantizer import require_quark
 from .recipe import Recipe, load_recipe
 from .report import QuantizeReport, remarks, tables
-from .resume import find_progress, origin_of
+from .resume import find_progress, origin_of, room_there
 
 __all__ = ["QuantizeInputs", "QuantizeReport", "quantize", "quantize_all", "run"]
 
+STOPPED = 130
 Place = str | os.PathLike[str] | Location
 """A folder, or an fsspec URL of one."""
 
@@ -50,19 +53,36 @@ def run(
     workers: int | None = None,
     memory: str = DEFAULT,
     overwrite: bool = False,
+    ray_address: str = "local",
     json_path: str | Path | None = None,
-) -> QuantizeReport:
+    keep_logs: bool = False,
+) -> int:
     """The command: quantizes with a progress bar, prints the report, and writes its figures to `json_path`. recipe: the
-    name of a shipped one, or a YAML file."""
-    report = quantize(src, dst, load_recipe(recipe), inputs, workers=workers, memory=memory, overwrite=overwrite)
+    name of a shipped one, or a YAML file. Raises what `quantize_all` raises. Returns the exit code: 0, or 130 after a
+    signal."""
     console = Console()
+    try:
+        report = quantize(
+            src,
+            dst,
+            load_recipe(recipe),
+            inputs,
+            workers=workers,
+            memory=memory,
+            overwrite=overwrite,
+            ray_address=ray_address,
+            keep_logs=keep_logs,
+        )
+    except Stopped:
+        console.print(f"stopped; the same command goes on with what is finished in {dst}", soft_wrap=True)
+        return STOPPED
     for table in tables([report]):
         console.print(table)
     for remark in remarks([report]):
         console.print(remark)
     if json_path is not None:
         write_figures(json_path, report.figures())
-    return report
+    return 0
 
 
 def quantize(
@@ -74,12 +94,23 @@ def quantize(
     workers: int | None = None,
     memory: str = DEFAULT,
     overwrite: bool = False,
+    ray_address: str = "local",
+    keep_logs: bool = False,
     progress: bool = True,
 ) -> QuantizeReport:
     """Quantizes the checkpoint `src` into the folder `dst`, labelled with the recipe's name; see `quantize_all`."""
     targets = {recipe.name: (recipe, inputs or QuantizeInputs(), dst)}
-    options = {"workers": workers, "memory": memory, "overwrite": overwrite, "progress": progress}
-    return quantize_all(src, targets, **options)[recipe.name]
+    reports = quantize_all(
+        src,
+        targets,
+        workers=workers,
+        memory=memory,
+        overwrite=overwrite,
+        ray_address=ray_address,
+        keep_logs=keep_logs,
+        progress=progress,
+    )
+    return reports[recipe.name]
 
 
 def quantize_all(
@@ -89,18 +120,22 @@ def quantize_all(
     workers: int | None = None,
     memory: str = DEFAULT,
     overwrite: bool = False,
+    ray_address: str = "local",
+    keep_logs: bool = False,
     progress: bool = True,
 ) -> dict[str, QuantizeReport]:
     """Quantizes `src` by several recipes at once, {label: (recipe, inputs, folder)}, so that each worker imports Quark
     once.
 
-    Runs in the Ray that the caller has initialized, whose nodes must all see source and targets, or in a local one of
-    its own that ends with it. `workers` tasks run at a time (default: a CPU each), and each takes up to `memory`.
+    Runs in the Ray that the caller has initialized; else in the one at `ray_address`, or, where that is "local", in one
+    of its own that ends with it (keep_logs: but for Ray's logs). All nodes must see source and targets. `workers` tasks
+    run at a time (default: a CPU each), and each takes up to `memory`.
     Everything is checked before anything is written. A run that is stopped, however hard, is continued by the same
     call; it gives the same bytes. Until its end the target is no checkpoint (config.json comes last).
 
     Raises QuantizeError (recipes, inputs, dimensions, folders, disk space, memory, Quark missing or failing),
-    CheckpointError, StatisticsError and SensitivityError.
+    CheckpointError, StatisticsError, SensitivityError and RayAddressError; Stopped when a signal came, in a Ray that it
+    connected itself.
     """
     if workers is not None and workers < 1:
         raise QuantizeError(f"workers is {workers}, must be at least 1")
@@ -111,16 +146,23 @@ def quantize_all(
     settings = {plan.label: _settings(plan, size) for plan in plans}
     found = [find_progress(plan, origin_of(plan), overwrite) for plan in plans]
     _check_room(plans, found)
-    if any(file.by_quark for plan, done in zip(plans, found, strict=True) for file in _missing(plan, done)):
-        require_quark()
     with _bars(progress) as bars:
         runs = [QuantizeRun(plan, done, bars) for plan, done in zip(plans, found, strict=True)]
-        return {report.label: report for report in _run(runs, settings, workers)}
+        if any(file.by_quark for run in runs for file in run.missing()):
+            require_quark()
+        return {report.label: report for report in _run(runs, settings, _Cluster(workers, ray_address, keep_logs))}
 
 
-def _run(
-    runs: Sequence[QuantizeRun], settings: Mapping[str, WorkSettings], workers: int | None
-) -> list[QuantizeReport]:
+@dataclass(frozen=True)
+class _Cluster:
+    """Where tasks run. workers: at a time; None: one a CPU. address, keep_logs: as of `job_ray`."""
+
+    workers: int | None
+    address: str
+    keep_logs: bool
+
+
+def _run(runs: Sequence[QuantizeRun], settings: Mapping[str, WorkSettings], cluster: _Cluster) -> list[QuantizeReport]:
     """With every folder held. An error leaves what is finished, to go on with."""
     with contextlib.ExitStack() as stack:
         for each in runs:
@@ -130,10 +172,10 @@ def _run(
             for each in runs:
                 each.begin()
             if left := [each for each in runs if each.missing()]:
-                with _ray(workers) as cpus:
+                with _ray(cluster) as cpus:
                     from .task_pool import run_files
 
-                    run_files(left, settings, min(workers or cpus, cpus))
+                    run_files(left, settings, min(cluster.workers or cpus, cpus))
             return [each.finish() for each in runs]
         except BaseException:
             for each in runs:
@@ -167,12 +209,8 @@ def _check_room(plans: Sequence[QuantizePlan], found: Sequence[Manifest]) -> Non
     for plan, done in zip(plans, found, strict=True):
         if isinstance(plan.target, Path):
             device = _device(plan.target)
-            needed[device] = needed.get(device, 0) + max(0, plan.target_bytes - done.bytes)
+            needed[device] = needed.get(device, 0) + max(0, plan.target_bytes - room_there(plan.target, done))
             check_space(plan.target, needed[device])
-
-
-def _missing(plan: QuantizePlan, done: Manifest) -> Iterator[FilePlan]:
-    return (file for file in plan.files if file.name not in done.files)
 
 
 def _device(path: Path) -> int:
@@ -187,13 +225,14 @@ def _bars(shown: bool) -> Progress:
 
 
 @contextlib.contextmanager
-def _ray(workers: int | None) -> Iterator[int]:
-    """The caller's Ray, or a local one of our own; yields its number of CPUs."""
+def _ray(cluster: _Cluster) -> Iterator[int]:
+    """The caller's Ray, or another; yields its number of CPUs."""
     with contextlib.ExitStack() as stack:
-        # LocalRay must be entered before ray is imported, so ray is imported inside functions here.
+        # A local Ray must be begun before ray is imported, so ray is imported inside functions here.
         loaded = sys.modules.get("ray")
         if loaded is None or not loaded.is_initialized():
-            stack.enter_context(LocalRay(workers or os.cpu_count() or 1))
+            cpus = cluster.workers or os.cpu_count() or 1
+            stack.enter_context(job_ray(cpus, cluster.address, cluster.keep_logs))
         import ray
 
         cpus = int(ray.cluster_resources().get("CPU", 0))

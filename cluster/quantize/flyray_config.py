@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
+from ...actors.quantization_config import format_experts
 from ...kernels.formats import GROUP_SIZE, MAX_MULTIPLIER
 
 _WEIGHTS = {
@@ -48,13 +48,6 @@ def _by_layer(experts: Mapping[tuple[int, int], str]) -> dict[str, dict[str, str
     for (layer, expert), format in sorted(experts.items()):
         numbers.setdefault(layer, {}).setdefault(format, []).append(expert)
     return {
-        str(layer): {format: ranges(found) for format, found in sorted(formats.items())}
+        str(layer): {format: format_experts(found) for format, found in sorted(formats.items())}
         for layer, formats in numbers.items()
     }
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as "0-5,12"."""
-    starts = [numbers[0], *(after for before, after in pairwise(numbers) if after != before + 1)]
-    ends = [*(before for before, after in pairwise(numbers) if after != before + 1), numbers[-1]]
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in zip(starts, ends, strict=True))

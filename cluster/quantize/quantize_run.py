@@ -8,7 +8,7 @@ from .file_task import FileProgress
 from .manifest import MANIFEST, Manifest, MatrixError
 from .metadata import expert_formats, write_metadata
 from .plan import FilePlan, QuantizePlan
-from .report import QuantizeReport, node_count, per_format, per_kind, relative_error, worst
+from .report import QuantizeReport, nodes_of, per_format, per_kind, relative_error, worst
 from .resume import begin, is_finished
 
 
@@ -22,6 +22,7 @@ class QuantizeRun:
         self._bar: TaskID | None = None
         self._kept = frozenset(progress.files)
         self._under_way: dict[str, int] = {}
+        self._begun = False
         self._started, self._ended = float("inf"), 0.0
         self._import_seconds = 0.0
 
@@ -31,6 +32,7 @@ class QuantizeRun:
         done = sum(file.source_bytes for file in self.plan.files if self.has(file.name))
         self._bar = self._bars.add_task(self.plan.label + waiting, total=self.plan.source_bytes, completed=done)
         if not self.is_finished():
+            self._begun = True
             begin(self.plan, self._progress)
 
     def has(self, name: str) -> bool:
@@ -55,12 +57,14 @@ class QuantizeRun:
         self._show()
 
     def stop(self) -> None:
-        """After an error: removes what is unfinished, and the folder if nothing was finished in it."""
+        """After an error: removes what is unfinished, and the folder if nothing was finished in it. What was there
+        before `begin` stays where that was not reached."""
         folder = self.plan.folder
-        folder.remove_parts()
-        if not self._progress.files:
-            folder.remove(MANIFEST)
-            folder.remove_if_empty()
+        if self._begun:
+            folder.remove_parts()
+            if not self._progress.files:
+                folder.remove(MANIFEST)
+        folder.remove_if_empty()
 
     def finish(self) -> QuantizeReport:
         """Writes what comes last, unless it is there. Returns the report of the whole checkpoint."""
@@ -91,7 +95,7 @@ class QuantizeRun:
             predicted=None if self.plan.choice is None else self.plan.choice.predicted,
             peak_memory=max((record.peak_memory for record in records), default=0),
             work_memory=max((record.peak_memory - record.baseline for record in records), default=0),
-            nodes=node_count(records),
+            nodes=nodes_of(records),
         )
 
     def _show(self) -> None:

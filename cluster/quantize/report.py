@@ -98,7 +98,7 @@ def worst(errors: Sequence[MatrixError]) -> tuple[MatrixError, ...]:
     return tuple(sorted(errors, key=lambda error: -error.relative)[:_WORST])
 
 
-def node_count(records: Iterable[FileRecord]) -> tuple[str, ...]:
+def nodes_of(records: Iterable[FileRecord]) -> tuple[str, ...]:
     return tuple(sorted({record.node for record in records if record.node}))
 
 

@@ -10,7 +10,7 @@ from .fingerprint import code_fingerprint, inputs_digests, source_fingerprint
 from .manifest import MANIFEST, SUMS, FileRecord, Manifest, ManifestError, Origin, find_manifest
 from .matrix import QuantizeError
 from .plan import QuantizePlan
-from .target_folder import TargetFolder
+from .target_folder import TargetFolder, is_part
 
 CONFIG = "config.json"
 
@@ -67,6 +67,16 @@ def begin(plan: QuantizePlan, progress: Manifest) -> None:
         if name in names:
             folder.remove(name)
     folder.write(MANIFEST, progress.dump())
+
+
+def room_there(target: Path, progress: Manifest) -> int:
+    """Bytes in a local folder that a run does not need room for: what `progress` has, or what `begin` removes."""
+    if not target.is_dir():
+        return 0
+    unfinished = sum(path.stat().st_size for path in target.iterdir() if is_part(path.name))
+    if progress.files:
+        return progress.bytes + unfinished
+    return unfinished + sum(path.stat().st_size for path in target.glob("*.safetensors"))
 
 
 def _is_there(folder: TargetFolder, name: str, record: FileRecord) -> bool:

@@ -145,12 +145,17 @@ def measure_sensitivity(
     """
     checkpoint = Checkpoint(source)
     windows = _windows(source, text_file, settings)
-    low_path, high_path = _checkpoints(source, settings, work_dir)
-    low, high = Checkpoint(low_path), Checkpoint(high_path)
     statistics = None
     if settings.calibration is not None:
         statistics = Statistics.open(settings.calibration)
         statistics.check(checkpoint)
+    experts = EngineShape.read(settings.engine(source)).model.n_routed_experts
+    if settings.groups > experts:
+        raise SensitivityError(f"groups: {settings.groups} groups of the {experts} experts of a layer")
+    if target.exists() and not overwrite:
+        Sensitivity.read(target)  # to refuse anything else before hours of quantizing
+    low_path, high_path = _checkpoints(source, settings, work_dir)
+    low, high = Checkpoint(low_path), Checkpoint(high_path)
     units = plan_units(low, high, settings.groups, statistics)
     measuring = Measuring(
         settings.engine(source), source, low_path, high_path, windows, units, settings.shares, settings.concurrency

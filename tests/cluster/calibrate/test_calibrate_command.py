@@ -37,6 +37,8 @@ def test_it_prints_and_writes_what_it_found(tmp_path: Path) -> None:
         (["calibrate", "out"], "give a checkpoint (or --demo) and the folder to write"),
         (["calibrate", "--demo", "model", "out"], "give a checkpoint (or --demo) and the folder to write"),
         (["calibrate", "model", "out"], "give --text"),
+        (["calibrate", "--demo", "out", "--moments-block", "7"], "moments_block: 7 does not divide hidden_size 256"),
+        (["calibrate", "--demo", "out", "--shards", "99"], "shards: 99 shards cannot share 24 experts"),
     ],
 )
 def test_wrong_uses_are_explained(arguments: list[str], says: str, tmp_path: Path, monkeypatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +76,15 @@ def test_tasks_are_spread_over_the_nodes(
     assert set(report.nodes) == alive
     assert {record.node for record in Manifest.read(tmp_path / "out").files.values()} == alive
     assert digests(tmp_path / "out") == digests(expected)
+
+
+def test_the_command_runs_on_a_cluster(two_nodes: Cluster, expected: Path, source: Path, tmp_path: Path) -> None:
+    arguments = [str(source), str(tmp_path / "out"), "--format", "w4a8", "--ray", two_nodes.address]
+    program = "from flyray.cluster.cli import main; main()"
+    subprocess.run([sys.executable, "-c", program, "quantize", *arguments], check=True, capture_output=True)
+    assert digests(tmp_path / "out") == digests(expected)
+    known = {node["NodeID"] for node in ray.nodes()}
+    assert {record.node for record in Manifest.read(tmp_path / "out").files.values()} <= known
 
 
 def test_file_urls_are_folders(expected: Path, source: Path, tmp_path: Path) -> None:

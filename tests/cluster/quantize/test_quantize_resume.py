@@ -7,12 +7,14 @@ import hashlib
 import os
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from quantized import quantize_by, recipe_of
 from source_checkpoints import NATIVE_QUANTIZATION, native_tensors, write_checkpoint
 
 from flyray.actors.checkpoint import Checkpoint
-from flyray.cluster.quantize.command import quantize
+from flyray.cluster.quantize.command import QuantizeInputs, quantize, quantize_all
 from flyray.cluster.quantize.manifest import MANIFEST, Manifest, check_sums
 from flyray.cluster.quantize.matrix import QuantizeError
 from flyray.cluster.quantize.quantize_run import QuantizeRun
@@ -62,9 +64,7 @@ def short_folder() -> Iterator[Path]:
 
 DRIVER = """
 import sys
-from pathlib import Path
 from flyray.cluster.quantize import command, quantize_run
-from flyray.cluster.quantize.recipe import load_recipe
 
 class Announced(command.QuantizeRun):
     def take(self, progress):
@@ -74,7 +74,7 @@ class Announced(command.QuantizeRun):
             sys.stdin.readline()
 
 command.QuantizeRun = Announced
-command.quantize(sys.argv[1], Path(sys.argv[2]), load_recipe("w4a8"), workers=1, progress=False)
+sys.exit(command.run(sys.argv[1], sys.argv[2], "w4a8", command.QuantizeInputs(), workers=1))
 """
 
 
@@ -269,6 +269,43 @@ def test_a_finished_file_that_was_lost_is_made_again(local_ray: None, source: Pa
     assert digests(target) == whole
 
 
+def test_room_is_not_asked_for_what_is_there_or_goes(
+    local_ray: None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    quantize_by("w4a8", source, target)
+    size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
+    # So much is free that the whole fits only where the old files' room counts.
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size // 2))
+    with pytest.raises(QuantizeError, match=r"other: .* are needed, .* are free"):
+        quantize_by("w4a8", source, tmp_path / "other")
+    (target / "model-1.safetensors").unlink()
+    (target / ".model-1.safetensors.0.part").write_bytes(bytes(size))
+    assert quantize_by("w4a8", source, target).kept_files == FILES - 1
+    rule = {"modules": ["*.experts.*"], "format": "w4a8", "clip": "none"}
+    linear = {"modules": ["*.o_proj"], "format": "w8a8"}
+    assert quantize(source, target, recipe_of(rule, linear), overwrite=True, progress=False).kept_files == 0
+
+
+def test_a_failure_before_a_folder_is_touched_leaves_what_is_in_it(
+    local_ray: None, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "old"
+    quantize_by("w4a8", source, old)
+    before = digests(old), (old / MANIFEST).read_bytes()
+
+    def refuse(run: QuantizeRun) -> None:
+        raise OSError("no more")
+
+    monkeypatch.setattr(QuantizeRun, "begin", refuse)
+    rule = recipe_of({"modules": ["*.experts.*"], "format": "w8a8"})
+    targets = {name: (rule, QuantizeInputs(), tmp_path / name) for name in ("new", "old")}
+    with pytest.raises(OSError, match="no more"):
+        quantize_all(source, targets, overwrite=True, progress=False)
+    assert not (tmp_path / "new").exists()
+    assert (digests(old), (old / MANIFEST).read_bytes()) == before
+
+
 def test_a_damaged_manifest_is_refused(local_ray: None, source: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     quantize_by("w4a8", source, target)
@@ -287,8 +324,9 @@ def test_a_signal_ends_the_run_and_all_of_its_processes(
     process = start_driver(source, target, short_folder)
     wait_for_records(process, 2)
     process.send_signal(number)
-    process.communicate("\n" * FILES, timeout=60)
-    assert process.returncode != 0
+    said, _ = process.communicate("\n" * FILES, timeout=60)
+    assert process.returncode == 130
+    assert "stopped; the same command goes on with what is finished in" in said
     assert [path.name for path in short_folder.iterdir()] == []
     assert members_of(process.pid) == []
     assert len(Manifest.read(target).files) == 2
