@@ -128,8 +128,9 @@ class Engine:
         """From now on these experts of the layer are those of the checkpoint at `path`, in its format, on whatever
         shards hold them; other overrides stay. Blocks until all shards have read them; clients' messages wait.
 
-        Only while no request runs. Raises EngineError, and changes nothing, if one does, for a layer or an expert that
-        is not there, for a folder that lacks them, and for experts that multiply another kind of activations.
+        Only while no request runs, and never in an engine that gathers statistics. Raises EngineError then, for a layer
+        or an expert that is not there, for a folder that lacks them, and for experts that multiply another kind of
+        activations; nothing is changed.
         """
         text = str(path)
         self.router.override_experts(layer, experts, text if "://" in text else os.path.abspath(text))
