@@ -10,7 +10,6 @@ names its key.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,13 +17,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from ..actors.engine_config import EngineConfig
+from .byte_sizes import parse_bytes
 from .fields import first_error
 from .yaml_file import YamlError, read_yaml
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "kimi-k2.5-nano"
-
-_UNITS = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
-_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 class ConfigError(ValueError):
@@ -35,10 +32,10 @@ def _bytes(value: Any) -> Any:
     """512 MiB, 60GiB, 8 GB or a number of bytes."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
-    if match is None or match[2].upper() not in _UNITS:
+    size = int(value) if value.strip().isdecimal() else parse_bytes(value)
+    if size is None:
         raise PydanticCustomError("size", "must be a size such as '512 MiB', '60 GiB' or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return size
 
 
 class Section(BaseModel):

@@ -12,13 +12,14 @@ from rich.console import Console
 from ..code_version import code_version, digest
 from ..evaluate.command import measure_columns, read_material
 from ..evaluate.kept_quality import KeptQuality, load_quality
-from ..evaluate.quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint, QuantizedCache
+from ..evaluate.quantized_cache import KeptCheckpoint, QuantizedCache
 from ..evaluate.recipe_inputs import Calibrating
 from ..evaluate.selection import FORMATS, select
 from ..evaluate.settings import EvalSettings
 from ..evaluate.table import figures, quality_tables
 from ..figures import Figure
 from ..job import job_ray
+from ..quantize.matrix import TARGET_FORMATS
 from ..quantize.recipe import load_recipe
 from .files import DEMO_MODEL, DEMO_TASKS, DEMO_TEXT
 
@@ -55,9 +56,9 @@ def demo_quality(work_dir: Path, console: Console, *, keep_logs: bool = False) -
     cache = QuantizedCache(work_dir, DEMO_MODEL)
     path = cache.folder / "quality.json"
     key = f"{code_version(*MEASURING_CODE)}-{digest([DEMO_TEXT, DEMO_TASKS])}"
-    kept = {format: found for format in QUANTIZED_FORMATS if (found := cache.kept(load_recipe(format)))}
+    kept = {format: found for format in TARGET_FORMATS if (found := cache.kept(load_recipe(format)))}
     quality = load_quality(path, key)
-    if quality and len(kept) == len(QUANTIZED_FORMATS):
+    if quality and len(kept) == len(TARGET_FORMATS):
         return DemoQuality(kept, quality, fresh=False)
     material = read_material(DEMO_TEXT, DEMO_TASKS, SETTINGS)
     with job_ray(SETTINGS.cpus, keep_logs=keep_logs) as end_now:

@@ -16,7 +16,6 @@ from ..quantize.plan_inputs import QuantizeInputs
 from ..quantize.recipe import Recipe, load_recipe
 
 REPORT = "report.json"
-QUANTIZED_FORMATS = ("w4a8", "w8a8", "w8a8-fp8", "w4a8-channel")
 
 
 @dataclass(frozen=True)

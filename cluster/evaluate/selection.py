@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...actors.checkpoint import Checkpoint
+from ..quantize.matrix import TARGET_FORMATS
 from ..quantize.recipe import Recipe, load_recipe, shipped
 from .columns import Column
-from .quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint, QuantizedCache
+from .quantized_cache import KeptCheckpoint, QuantizedCache
 from .recipe_inputs import Calibrating, check_makeable, make_inputs
 
 NATIVE = "w4a16"
 UNQUANTIZED = "bf16"
 ALL = "all"
-FORMATS = (UNQUANTIZED, NATIVE, *QUANTIZED_FORMATS)
+FORMATS = (UNQUANTIZED, NATIVE, *TARGET_FORMATS)
 _SOURCES = (NATIVE, UNQUANTIZED)
 _RECIPE_FILE = (".yaml", ".yml")
 
@@ -122,7 +123,7 @@ def _every_format(own: str) -> tuple[str, ...]:
     """All plain formats that a checkpoint can be had in."""
     if own == NATIVE:
         return FORMATS
-    return (own, *QUANTIZED_FORMATS) if own == UNQUANTIZED else (own,)
+    return (own, *TARGET_FORMATS) if own == UNQUANTIZED else (own,)
 
 
 def _wanted(name: str) -> Wanted:

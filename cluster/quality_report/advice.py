@@ -11,7 +11,7 @@ from statistics import median
 
 from ..evaluate.intervals import Interval
 from ..quantize.manifest import MatrixError
-from ..quantize.mixed import choose, unit_loss
+from ..quantize.mixed import choose, expert_sizes, unit_loss
 from ..sensitivity.sensitivity import Sensitivity, Unit
 from .inputs import EvalColumn, Evaluation, Inputs, Quantized
 
@@ -121,11 +121,7 @@ def _of_layers(found: Sensitivity) -> Iterator[Advice]:
             f"{len(silent)} of {len(found.units)} units can go to {found.low} without a loss that this text shows.",
             "Their intervals reach down to 0: what order they have among themselves is noise.",
         )
-    unit, count = found.units[0], len(found.units[0].experts)
-    choices = [
-        (percent, choose(found, f"{percent}%", unit.bytes_low // count, unit.bytes_high // count))
-        for percent in (25, 50, 75)
-    ]
+    choices = [(percent, choose(found, f"{percent}%", *expert_sizes(found))) for percent in (25, 50, 75)]
     listed = ", ".join(f"{percent}% saves {1 - choice.predicted / total:.0%}" for percent, choice in choices)
     yield Advice(
         "Choose the budget by what it saves.",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from ...actors.statistics import Statistics
+from ..byte_sizes import parse_bytes
 from .error_feedback import ROW_GROUP
 from .matrix import QuantizeError
 from .plan import MatrixPlan
@@ -16,9 +16,6 @@ from .quark_quantizer import quark_bytes
 from .safetensors_writer import WRITE_BEHIND
 
 DEFAULT = "4 GB"
-_UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([kKMGT]?i?B)\s*")
 
 COPY_CHUNK = 8 << 20
 """Bytes of a copied tensor that are read at a time."""
@@ -33,10 +30,9 @@ _SHARE = 0.75
 
 def parse_memory(text: str) -> int:
     """Bytes of "4 GB", "512 MiB". Raises QuantizeError for a size that no work fits in."""
-    match = _SIZE.fullmatch(text)
-    if match is None or match[2] not in _UNITS:
+    size = parse_bytes(text)
+    if size is None:
         raise QuantizeError(f'memory {text!r}: must be a size, as "4 GB" or "512 MiB"')
-    size = int(float(match[1]) * _UNITS[match[2]])
     if size < _LEAST:
         raise QuantizeError(f"memory {text!r}: a worker needs at least {_LEAST >> 20} MiB")
     return size

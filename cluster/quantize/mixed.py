@@ -18,13 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..byte_sizes import parse_bytes
 from ..sensitivity.sensitivity import Expert, Sensitivity, SensitivityError, Unit
 from .matrix import QuantizeError
 from .recipe import Mixed
 
-_BUDGET = re.compile(r"\s*(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>%|[kKMGT]?i?B)\s*")
-_SIZES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_SIZES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SHARE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*")
 
 
 @dataclass(frozen=True)
@@ -98,15 +97,13 @@ def budget_bytes(budget: str, low: int, high: int) -> int:
 
     low, high: bytes when all experts are at the low or the high format. Raises QuantizeError, which states the range.
     """
-    match = _BUDGET.fullmatch(budget)
-    if match is None or (match["unit"] != "%" and match["unit"] not in _SIZES):
-        raise QuantizeError(f'budget {budget!r}: must be bytes, as "400 GB" or "1.5 GiB", or a share, as "50%"')
-    number = Fraction(match["number"])
-    if match["unit"] == "%":
-        if number > 100:
+    if (share := _SHARE.fullmatch(budget)) is not None:
+        if (percent := Fraction(share[1])) > 100:
             raise QuantizeError(f"budget {budget!r}: a share lies between 0% (all low) and 100% (all high)")
-        return low + math.floor((high - low) * number / 100)
-    limit = math.floor(number * _SIZES[match["unit"]])
+        return low + math.floor((high - low) * percent / 100)
+    limit = parse_bytes(budget)
+    if limit is None:
+        raise QuantizeError(f'budget {budget!r}: must be bytes, as "400 GB" or "1.5 GiB", or a share, as "50%"')
     if not low <= limit <= high:
         raise QuantizeError(
             f"budget {budget!r}: the routed experts take {_size(low)} when all are low and {_size(high)} when all are "

@@ -20,10 +20,11 @@ from ..code_version import code_version
 from ..evaluate import perplexity
 from ..evaluate.distributions import distributions_folder, needed_bytes
 from ..evaluate.perplexity import TextScore, Window, cut_windows
-from ..evaluate.quantized_cache import QUANTIZED_FORMATS, QuantizedCache
+from ..evaluate.quantized_cache import QuantizedCache
 from ..figures import write_figures
 from ..job import job_ray, nothing, run_stoppable
 from ..quantize.fingerprint import source_fingerprint
+from ..quantize.matrix import TARGET_FORMATS
 from ..stop_signals import Stopped
 from ..tokenizer import Tokenizer
 from .measure import Measuring, Progress, measure
@@ -207,11 +208,11 @@ def _windows(source: Path, text_file: Path, settings: SensitivitySettings) -> li
 def _checkpoints(source: Path, settings: SensitivitySettings, work_dir: Path) -> tuple[Path, Path]:
     """Folders of the low and the high checkpoint; formats are taken from, or made in, work_dir."""
     names = {"low": settings.low, "high": settings.high}
-    formats = [name for name in names.values() if name in QUANTIZED_FORMATS]
+    formats = [name for name in names.values() if name in TARGET_FORMATS]
     for option, name in names.items():
         if name not in formats and not Path(name).is_dir():
             raise SensitivityError(
-                f"{option}: {name!r} is neither a folder nor one of the formats {', '.join(QUANTIZED_FORMATS)}"
+                f"{option}: {name!r} is neither a folder nor one of the formats {', '.join(TARGET_FORMATS)}"
             )
     made = QuantizedCache(work_dir, source).ensure(formats) if formats else {}
     low, high = (made[name].path if name in formats else Path(name) for name in names.values())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...actors.engine_config import EngineConfig
+from ...actors.quantization_config import format_experts
 from ..engine_session import EngineSession, engine_session
 from ..evaluate.distributions import Distributions, Shelf
 from ..evaluate.intervals import ratio_of_sums
@@ -74,7 +75,9 @@ async def measure(
         for planned in run.units:
             if (planned.layer, planned.experts) not in units:
                 low = [(planned.layer, expert) for expert in planned.experts]
-                score = await scorer.score_with(low, f"layer {planned.layer}, experts {spans(planned.experts)}")
+                score = await scorer.score_with(
+                    low, f"layer {planned.layer}, experts {format_experts(planned.experts)}"
+                )
                 found = _with_unit(found, planned, loss_against(score, base))
                 save(found)
         for share in run.shares[len(found.checks) :]:
@@ -160,14 +163,3 @@ def _with_unit(found: Sensitivity, planned: PlannedUnit, loss: Loss) -> Sensitiv
         loss=loss,
     )
     return found.model_copy(update={"units": (*found.units, unit)})
-
-
-def spans(numbers: Sequence[int]) -> str:
-    """Ascending numbers as "0-5, 12"."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1] = [parts[-1][0], number]
-        else:
-            parts.append([number])
-    return ", ".join("-".join(map(str, part)) for part in parts)

@@ -16,10 +16,11 @@ from flyray.cluster.demo.quality import SETTINGS, DemoQuality
 from flyray.cluster.evaluate.columns import ColumnScore, TaskScore
 from flyray.cluster.evaluate.kept_quality import KeptQuality
 from flyray.cluster.evaluate.perplexity import TextScore, choose, read_documents
-from flyray.cluster.evaluate.quantized_cache import QUANTIZED_FORMATS, KeptCheckpoint
+from flyray.cluster.evaluate.quantized_cache import KeptCheckpoint
 from flyray.cluster.evaluate.score import read_tasks
 from flyray.cluster.figures import check_figures
 from flyray.cluster.front.requests import ChatRequest, parse
+from flyray.cluster.quantize.matrix import TARGET_FORMATS
 
 
 def quality() -> DemoQuality:
@@ -28,11 +29,9 @@ def quality() -> DemoQuality:
     other = TextScore((10.5, 22.0), (10, 20), (30, 60), (0.01, 0.05), (9, 19))
     scores = tuple(
         ColumnScore(label, text if label == "w4a16" else other, tasks, 7, "w4a16", 30_900_000 if label != "bf16" else 0)
-        for label in ("bf16", "w4a16", *QUANTIZED_FORMATS)
+        for label in ("bf16", "w4a16", *TARGET_FORMATS)
     )
-    kept = {
-        format: KeptCheckpoint(format, Path("/kept") / format, 30_000_000, 0.01, 1.5) for format in QUANTIZED_FORMATS
-    }
+    kept = {format: KeptCheckpoint(format, Path("/kept") / format, 30_000_000, 0.01, 1.5) for format in TARGET_FORMATS}
     return DemoQuality(kept, KeptQuality("key", "2026-01-01 10:00", 60.0, scores), fresh=False)
 
 
@@ -45,7 +44,7 @@ def test_served_is_the_quantized_checkpoint_under_the_models_name() -> None:
 
 def test_figures_are_those_asked_for() -> None:
     names = {figure.name for figure in check_figures(quality().figures())}
-    for format in QUANTIZED_FORMATS:
+    for format in TARGET_FORMATS:
         assert {
             f"weight_error.{format}",
             f"bytes.{format}",

@@ -23,7 +23,7 @@ from flyray.cluster.figures import read_figures, write_figures
 from flyray.cluster.quantize.command import QuantizeInputs, quantize
 from flyray.cluster.quantize.recipe import Recipe
 from flyray.cluster.sensitivity.command import SensitivitySettings, measure_sensitivity
-from flyray.cluster.sensitivity.measure import loss_against, spans
+from flyray.cluster.sensitivity.measure import loss_against
 from flyray.cluster.sensitivity.sensitivity import Sensitivity, SensitivityError
 from flyray.cluster.sensitivity.table import figures, print_sensitivity
 from flyray.cluster.sensitivity.units import plan_units, split
@@ -196,7 +196,6 @@ def test_experts_in_order_of_use(measured: Measured) -> None:
     units = plan_units(low, high, 3, Used())
     assert [unit.experts for unit in units[:3]] == [(0, 1, 6), (2, 3, 4), (5, 7)]
     assert [list(part) for part in split(range(7), 3)] == [[0, 1, 2], [3, 4], [5, 6]]
-    assert spans((0, 1, 2, 5, 7, 8)) == "0-2, 5, 7-8"
 
 
 def test_table_and_figures(measured: Measured, tmp_path: Path) -> None:
