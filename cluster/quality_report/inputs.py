@@ -81,16 +81,25 @@ def read_inputs(evaluation: Path | None, sensitivity: Path | None, quantized: Se
     """Raises ReportError and SensitivityError, naming the file."""
     if evaluation is None and sensitivity is None and not quantized:
         raise ReportError("give at least one of --eval, --sensitivity and --quantized")
-    labels = [folder.name for folder in quantized]
     return Inputs(
         None if evaluation is None else read_evaluation(evaluation),
         None if sensitivity is None else read_sensitivity(sensitivity),
-        # Folders of one name are told apart by their parents.
-        tuple(
-            read_quantized(folder, folder.name if labels.count(folder.name) == 1 else "/".join(folder.parts[-2:]))
-            for folder in quantized
-        ),
+        tuple(read_quantized(folder, label) for folder, label in zip(quantized, labels(quantized), strict=True)),
     )
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """The ends of their paths, as long as it takes to tell them apart. Raises ReportError for one given twice."""
+    places = [folder.resolve() for folder in folders]
+    for place in places:
+        if places.count(place) > 1:
+            raise ReportError(f"--quantized {place}: given twice")
+    longest = max((len(place.parts) for place in places), default=0)
+    for length in range(1, longest + 1):
+        names = ["/".join(place.parts[-length:]) for place in places]
+        if len(set(names)) == len(names):
+            return names
+    return [str(place) for place in places]
 
 
 def read_evaluation(file: Path) -> Evaluation:
