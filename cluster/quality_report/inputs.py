@@ -89,17 +89,18 @@ def read_inputs(evaluation: Path | None, sensitivity: Path | None, quantized: Se
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
-    """The ends of their paths, as long as it takes to tell them apart. Raises ReportError for one given twice."""
-    places = [folder.resolve() for folder in folders]
+    """The end of each path, as long as it takes to tell it from the others. Raises ReportError for one given twice."""
+    places = [folder.resolve().parts for folder in folders]
     for place in places:
         if places.count(place) > 1:
-            raise ReportError(f"--quantized {place}: given twice")
-    longest = max((len(place.parts) for place in places), default=0)
-    for length in range(1, longest + 1):
-        names = ["/".join(place.parts[-length:]) for place in places]
-        if len(set(names)) == len(names):
-            return names
-    return [str(place) for place in places]
+            raise ReportError(f"--quantized {Path(*place)}: given twice")
+    return [_label(place, places) for place in places]
+
+
+def _label(place: tuple[str, ...], places: Sequence[tuple[str, ...]]) -> str:
+    lengths = range(1, len(place) + 1)
+    alone = (length for length in lengths if [other[-length:] for other in places].count(place[-length:]) == 1)
+    return "/".join(place[-next(alone, len(place)) :])
 
 
 def read_evaluation(file: Path) -> Evaluation:
