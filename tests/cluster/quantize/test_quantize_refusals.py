@@ -147,26 +147,17 @@ def damaged(source: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> 
     return write_checkpoint(source, {"a.safetensors": first, "b.safetensors": second}, NATIVE_QUANTIZATION)
 
 
-@pytest.mark.parametrize(
-    ("format", "value", "message"),
-    [
-        ("w4a8", -1.0, rf"{EXPERT}: group scale of row 5, group 1 is -1\.0"),
-        ("w8a8", float("nan"), rf"{EXPERT}\.weight_scale holds values that are not finite"),
-    ],
-)
-def test_a_bad_weight_met_halfway_leaves_no_checkpoint(
-    local_ray: None, source: Path, tmp_path: Path, format: str, value: float, message: str
-) -> None:
+def test_a_bad_weight_met_halfway_leaves_no_checkpoint(local_ray: None, source: Path, tmp_path: Path) -> None:
     def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[f"{PREFIX}{EXPERT}.weight_scale"][5, 1] = value
+        tensors[f"{PREFIX}{EXPERT}.weight_scale"][5, 1] = -1
 
     damaged(source, change)
-    with pytest.raises(QuantizeError, match=message):
-        quantize_by(format, source, tmp_path / "out")
+    with pytest.raises(QuantizeError, match=rf"{EXPERT}: group scale of row 5, group 1 is -1\.0"):
+        quantize_by("w4a8", source, tmp_path / "out")
     assert files_below(tmp_path / "out") == ["a.safetensors", "quantize.json"]
     damaged(source, lambda tensors: None)
     with pytest.raises(QuantizeError, match=r"out: was made from another source; --overwrite begins anew"):
-        quantize_by(format, source, tmp_path / "out")
+        quantize_by("w4a8", source, tmp_path / "out")
 
 
 def test_a_bad_weight_met_at_once_leaves_nothing(local_ray: None, source: Path, tmp_path: Path) -> None:

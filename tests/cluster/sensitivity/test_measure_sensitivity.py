@@ -166,7 +166,7 @@ def test_what_cannot_be_measured_is_refused(measured: Measured, tmp_path: Path) 
     file = tmp_path / "s.json"
     cases = {
         r"low: 'w3a8' is neither a folder nor one of the formats w4a8, ": {"low": "w3a8"},
-        "groups: 9 groups of the 8 experts of layer": {"groups": 9},
+        "groups: 9 groups of the 8 experts of a layer": {"groups": 9},
         r"low: expert 0 of layer \d takes .* low must be the smaller": {
             "low": measured.settings.high,
             "high": measured.settings.low,
