@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
+from byte_model import write_byte_model
+from gathered import write_statistics
 from hypothesis import given
 from hypothesis import strategies as st
 from quantized import recipe_of
@@ -14,6 +16,8 @@ from source_checkpoints import native_checkpoint
 from tiny_checkpoint import write_tiny
 
 from flyray.actors.checkpoint import Checkpoint
+from flyray.actors.model.config import ModelConfig
+from flyray.actors.statistics import StatisticsPlan
 from flyray.cluster.quantize.matrix import QuantizeError
 from flyray.cluster.quantize.memory import MemoryBudget, parse_memory
 from flyray.cluster.quantize.plan import QuantizePlan, plan_quantization
@@ -243,3 +247,38 @@ def test_a_matrix_that_does_not_fit_is_named_before_anything_runs(tiny: Checkpoi
     small = MemoryBudget(parse_memory("128 MiB"), reserved=40 << 20)
     with pytest.raises(QuantizeError, match=r"experts\.\d\.\w+_proj: .* rows of 64 columns in \S+ need .* --memory"):
         small.check(plan(tiny, load_recipe("w4a8-channel")).matrices)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path]:
+    """A native checkpoint, and statistics of it without second moments."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    write_byte_model(folder / "model")
+    checkpoint = Checkpoint(folder / "model")
+    config = ModelConfig.from_dict(checkpoint.config)
+    statistics = StatisticsPlan.of(checkpoint, config, [range(config.n_routed_experts)], "w4a16", 0)
+    return checkpoint, write_statistics(folder / "statistics", statistics, 20)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (recipe_of({**EXPERTS, "error_feedback": True}), r"statistics: error_feedback needs second moments, .*-block"),
+        (
+            recipe_of(EXPERTS, exclude=("model.layers.1.mlp.experts.*",), smoothing=0.5),
+            r"model\.layers\.1\.mlp\.experts\.\d\.\w+: smoothing multiplies columns, which packed INT4 cannot take",
+        ),
+        (
+            recipe_of({**EXPERTS, "format": "w4a8"}, smoothing=0.5),
+            r"recipe mine: model\.layers\.1.*: w4a8 from a native .* so smoothing has nothing to change",
+        ),
+    ],
+)
+def test_what_a_calibration_cannot_drive_is_named_before_anything_runs(
+    calibrated: tuple[Checkpoint, Path], recipe: Recipe, message: str
+) -> None:
+    checkpoint, statistics = calibrated
+    with pytest.raises(QuantizeError, match=message):
+        plan(checkpoint, recipe, QuantizeInputs(calibration=statistics))
+    whole = recipe_of(EXPERTS, smoothing=0.5)
+    assert plan(checkpoint, whole, QuantizeInputs(calibration=statistics)).matrices
