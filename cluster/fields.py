@@ -29,7 +29,8 @@ def first_error(error: ValidationError, model: type[BaseModel], noun: str = "fie
         return path, f"unknown {noun} '{path}'{nearest(str(location[-1]), known)}"
     if found["type"] == "missing":
         return path, f"'{path}' is missing"
-    message = found["msg"][:1].lower() + found["msg"][1:]
+    text = found["msg"].removeprefix("Value error, ")  # pydantic's own word before what a validator of ours says
+    message = text[:1].lower() + text[1:]
     if not path:
         return path, message
     return path, f"'{path}': {message}, found {_shorten(found.get('input'))}"
