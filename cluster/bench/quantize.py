@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ...actors.checkpoint import Checkpoint
 from ..figures import Figure
 from ..quantize.command import QuantizeReport, quantize
 from ..quantize.recipe import Recipe
@@ -63,7 +64,9 @@ def bench_quantize(
     workers: int | None = None,
     say: Callable[[str], None] = print,
 ) -> QuantizeBench:
-    """Quantizes and copies in turns in a folder of work_dir, which is removed. Raises what `quantize` raises."""
+    """Quantizes and copies in turns in a folder of work_dir, which is removed. Raises what `quantize` and `Checkpoint`
+    raise, before anything is copied."""
+    Checkpoint(source)
     copies: list[float] = []
     reports: list[QuantizeReport] = []
     folder = work_dir / "flyray-bench"

@@ -40,6 +40,14 @@ def test_a_recipe_that_is_not_there_is_a_usage_error(source: Path, tmp_path: Pat
     assert "unknown recipe 'w5a8'" in done.output
 
 
+def test_a_source_that_is_no_checkpoint_is_a_usage_error(tmp_path: Path) -> None:
+    command = ["bench", "quantize", str(tmp_path / "nowhere"), "--work-dir", str(tmp_path / "work")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert "nowhere: no such checkpoint folder" in done.output
+    assert not (tmp_path / "work").exists()
+
+
 def test_copying_takes_time_and_removes_the_copy(source: Path, tmp_path: Path) -> None:
     assert seconds_to_copy(source, tmp_path / "copy") > 0
     assert not (tmp_path / "copy").exists()
