@@ -353,7 +353,7 @@ def test_a_ray_cluster_that_is_not_there_is_refused_at_once(tmp_path, command):
     (tmp_path / "in.jsonl").touch()
     arguments = [FLYRAY, *command, "flyray.yaml"]
     run = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 1
+    assert run.returncode == 2
     assert f"flyray: ray.address: nothing answers at {address} " in run.stderr
 
 
