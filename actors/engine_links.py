@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .link import LinkKeys, LinkPlace, ProcessPlace, create_folder, needs_tcp, remove_folder
+from .link import LinkKeys, LinkPlace, ProcessPlace, needs_tcp
+from .socket_folder import SocketFolder
 
 
 @dataclass(frozen=True)
@@ -13,14 +14,14 @@ class EngineLinks:
     """The places and keys of one engine's sockets; keys are None for Unix sockets.
 
     router and clients: where the router binds its sockets for shards and for clients. folder: that of the Unix sockets,
-    or "" if there are none.
+    or None if there are none.
     """
 
     router: LinkPlace
     shard_keys: LinkKeys | None
     clients: LinkPlace
     client_keys: LinkKeys | None
-    folder: str
+    folder: SocketFolder | None
 
     @staticmethod
     def choose(transport: str, router: ProcessPlace, shards: Sequence[ProcessPlace], cluster_nodes: int) -> EngineLinks:
@@ -28,9 +29,9 @@ class EngineLinks:
         needed; `close` removes it. Raises LinkError for a transport that cannot reach the shards."""
         shards_far = needs_tcp(transport, [router, *shards])
         clients_far = shards_far or (transport == "auto" and cluster_nodes > 1)
-        folder = "" if shards_far and clients_far else create_folder()
+        folder = None if shards_far and clients_far else SocketFolder()
         keys = LinkKeys.create()
-        near, far = LinkPlace(folder=folder) if folder else None, LinkPlace(host=router.host)
+        near, far = LinkPlace(folder=folder.path) if folder else None, LinkPlace(host=router.host)
         return EngineLinks(
             router=near if near and not shards_far else far,
             shard_keys=keys if shards_far else None,
@@ -41,9 +42,9 @@ class EngineLinks:
 
     def place_on(self, shard: ProcessPlace) -> LinkPlace:
         """Where a shard on that node binds its own socket."""
-        return LinkPlace(host=shard.host) if self.shard_keys else LinkPlace(folder=self.folder)
+        return LinkPlace(host=shard.host) if self.shard_keys else self.router
 
     def close(self) -> None:
         """Removes the folder. May be called twice."""
-        if self.folder:
-            remove_folder(self.folder)
+        if self.folder is not None:
+            self.folder.close()

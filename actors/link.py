@@ -7,9 +7,6 @@ known types (`wire`) and raw tensor bytes, never pickle.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,9 +14,6 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from .engine_error import EngineError
-
-# sockaddr_un holds 108 bytes with the closing zero; names inside the folder take at most 20.
-LONGEST_FOLDER = 87
 
 # Messages queued for one peer. A plan is answered before the next one is sent, and an exchange is at most one phase
 # ahead of its receiver, so a full queue there means a peer that stopped reading: sending then waits, up to the timeout.
@@ -86,22 +80,6 @@ def needs_tcp(transport: str, places: Sequence[ProcessPlace]) -> bool:
     return transport == "tcp" or len(nodes) > 1
 
 
-def create_folder() -> str:
-    """A new folder for Unix sockets that only this user may enter (mode 0700)."""
-    folder = tempfile.mkdtemp(prefix="flyray-")
-    if len(os.fsencode(folder)) > LONGEST_FOLDER:
-        os.rmdir(folder)
-        raise LinkError(
-            f"{folder}: too long for Unix sockets, at most {LONGEST_FOLDER} bytes; set TMPDIR to a shorter path"
-        )
-    return folder
-
-
-def remove_folder(folder: str) -> None:
-    """Removes a folder of Unix sockets; one that is gone already is fine, for every shard and the router try."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 class _EngineMembers:
     """Admits the one client key of the engine."""
 
@@ -153,9 +131,17 @@ class Links:
             raise LinkError(f"{wanted}: cannot bind: {error}") from error
         return socket, socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def connect(self, kind: int, address: str, queue: int = PEER_QUEUE, identity: bytes = b"") -> zmq.Socket:
-        """A socket of `kind` connected to `address`; ZeroMQ connects in the background and again after a loss."""
+    def connect(
+        self, kind: int, address: str, queue: int = PEER_QUEUE, identity: bytes = b"", events: int = 0
+    ) -> zmq.Socket:
+        """A socket of `kind` connected to `address`; ZeroMQ connects in the background and again after a loss.
+
+        events: what the socket's `get_monitor_socket()` tells (zmq.EVENT_…). It must listen before the socket connects,
+        which may take less time than the caller's next line.
+        """
         socket = self._socket(kind, queue)
+        if events:
+            socket.get_monitor_socket(events)
         if identity:
             socket.routing_id = identity
         if address.startswith("tcp:"):

@@ -20,7 +20,7 @@ from .calibration import Collector
 from .checkpoint import Checkpoint
 from .exchange import Exchange, LocalExchange
 from .interpreter import Interpreter, StageError
-from .link import LinkError, LinkKeys, LinkPlace, Links, remove_folder
+from .link import LinkError, LinkKeys, LinkPlace, Links
 from .model.config import ModelConfig
 from .model.kv_pages import KvPages
 from .model.stages import ModelStages
@@ -136,8 +136,8 @@ class Shard:
         stages = ModelStages(model, weights, kernels, kv)
         self._overrides = Overrides(stages, kernels, start.page_size, start.threads)
         self._interpreter = Interpreter(stages, kernels, self._exchange, start.program)
-        self._plans = self._links.connect(zmq.DEALER, start.plan_address)
-        self._router_gone = self._plans.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._plans = self._links.connect(zmq.DEALER, start.plan_address, events=zmq.EVENT_DISCONNECTED)
+        self._router_gone = self._plans.get_monitor_socket()
         if isinstance(self._exchange, ZmqExchange):
             self._exchange.connect(self._links, addresses, (self._interrupt, self._router_gone))
         self._plans.send(encode(StepResult(start.engine, start.epoch, HELLO, start.shard, (), (), (), "")))
@@ -209,8 +209,6 @@ class Shard:
                 if self._router_gone in ready:
                     # Nobody will call `stop` any more; Ray ends this process.
                     self._error = "the router is gone"
-                    if self._start.place.folder:
-                        remove_folder(self._start.place.folder)
                     break
                 self._receive_plan()
         self._plans.disable_monitor()

@@ -1,8 +1,7 @@
 """A shard as a Ray actor, and where it runs.
 
 Ray makes the actor, asks it to start and to stop, and watches it. The actor ends with its owner: Ray kills it when the
-process that made it is gone; until then the shard's loop has seen the router's connection close, and has removed the
-sockets.
+process that made it is gone; most often the shard's loop has seen the router's connection close by then.
 """
 
 from __future__ import annotations

@@ -119,11 +119,12 @@ class EngineClient:
         if self._socket is None:
             self._links = Links(self._keys)
             identity = uuid.uuid4().hex.encode()  # text, for ZeroMQ keeps names that begin with a zero byte to itself
-            plain = self._links.connect(zmq.DEALER, self._address, CLIENT_QUEUE, identity)
+            told = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            plain = self._links.connect(zmq.DEALER, self._address, CLIENT_QUEUE, identity, told)
             self._socket = zmq.asyncio.Socket.from_socket(plain)
             loop = asyncio.get_running_loop()
             self._heard = loop.time()
-            events = plain.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+            events = plain.get_monitor_socket()
             self._tasks = [
                 loop.create_task(self._read(self._socket)),
                 loop.create_task(self._watch_connection(plain, zmq.asyncio.Socket.from_socket(events))),
@@ -175,7 +176,9 @@ class EngineClient:
         period = self._silence_s / 4
         was_waiting = False
         while True:
+            begin = loop.time()
             await asyncio.sleep(period)
+            self._heard += loop.time() - begin - period  # while this process itself did not run, it could hear nothing
             waiting = bool(self._requests or self._queries)
             if waiting and not was_waiting:
                 self._heard = max(self._heard, loop.time() - period)  # silence while idle means nothing

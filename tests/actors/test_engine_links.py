@@ -17,10 +17,10 @@ def test_one_node_needs_no_keys() -> None:
     try:
         assert chosen.shard_keys is None
         assert chosen.client_keys is None
-        assert chosen.router.folder == chosen.clients.folder == chosen.place_on(BESIDE).folder == chosen.folder
+        assert chosen.router.folder == chosen.clients.folder == chosen.place_on(BESIDE).folder
     finally:
         chosen.close()
-    assert not os.path.exists(chosen.folder)
+    assert not os.path.exists(chosen.router.folder)
     chosen.close()
 
 
@@ -38,7 +38,7 @@ def test_clients_may_be_elsewhere_while_shards_are_here() -> None:
 @pytest.mark.parametrize(("transport", "shards"), [("auto", [BESIDE, FAR]), ("tcp", [BESIDE, BESIDE])])
 def test_between_nodes_all_is_keyed_tcp(transport: str, shards: list[ProcessPlace]) -> None:
     chosen = EngineLinks.choose(transport, HERE, shards, cluster_nodes=2)
-    assert chosen.folder == ""
+    assert chosen.folder is None
     assert chosen.shard_keys is not None
     assert chosen.client_keys is not None
     assert chosen.router.host == HERE.host

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from flyray.actors.engine_config import expert_ranges
 from flyray.actors.exchange import ExchangePoint, LocalExchange, Received
-from flyray.actors.link import LinkError, LinkKeys, LinkPlace, Links, create_folder, remove_folder
+from flyray.actors.link import LinkError, LinkKeys, LinkPlace, Links
+from flyray.actors.socket_folder import SocketFolder
 from flyray.actors.wire import encode
 from flyray.actors.zmq_exchange import ExchangeHeader, ZmqExchange
 from flyray.kernels.protocol import (
@@ -151,13 +152,12 @@ class Group:
 @pytest.fixture(scope="module", params=[(3, "tcp"), (5, "ipc")], ids=["3-tcp", "5-ipc"])
 def group(request: pytest.FixtureRequest) -> Iterator[Group]:
     shards, transport = request.param
-    folder = create_folder()
     keys = LinkKeys.create() if transport == "tcp" else None
-    place = LinkPlace(host="127.0.0.1") if transport == "tcp" else LinkPlace(folder=folder)
-    group = Group(shards, place, keys)
-    yield group
-    group.stop()
-    remove_folder(folder)
+    with SocketFolder() as folder:
+        place = LinkPlace(host="127.0.0.1") if transport == "tcp" else LinkPlace(folder=folder)
+        group = Group(shards, place, keys)
+        yield group
+        group.stop()
 
 
 def split(whole: Case, parts: Sequence[int]) -> list[Case]:
@@ -194,13 +194,12 @@ def test_any_number_of_shards_gives_the_bits_of_one(group: Group, format: Activa
             assert np.array_equal(joined.view(np.int32), whole.numpy().view(np.int32))
 
 
-def test_messages_of_another_epoch_or_engine_or_none_are_dropped_and_counted() -> None:
-    folder = create_folder()
+def test_messages_of_another_epoch_or_engine_or_none_are_dropped_and_counted(socket_folder: str) -> None:
     links = Links(None)
     try:
         exchange = ZmqExchange("engine", 7, 0, expert_ranges(EXPERTS, 2), HIDDEN, 0.2)
-        address = exchange.open(links, LinkPlace(folder=folder))
-        exchange.connect(links, [address, f"ipc://{folder}/nobody"])
+        address = exchange.open(links, LinkPlace(folder=socket_folder))
+        exchange.connect(links, [address, f"ipc://{socket_folder}/nobody"])
         peer = links.connect(zmq.PUSH, address)
         good = ExchangeHeader("engine", 7, 0, 0, 0, "dispatch", 1, 0, 0, HIDDEN, "int8")
         strange = [
@@ -224,16 +223,16 @@ def test_messages_of_another_epoch_or_engine_or_none_are_dropped_and_counted() -
         assert exchange.dropped == len(strange) + len(broken)
     finally:
         links.close()
-        remove_folder(folder)
 
 
-def test_a_shard_without_tokens_keeps_no_outputs_that_it_computed_for_others() -> None:
-    folder = create_folder()
+def test_a_shard_without_tokens_keeps_no_outputs_that_it_computed_for_others(socket_folder: str) -> None:
     links = [Links(None), Links(None)]
     try:
         ranges = expert_ranges(EXPERTS, 2)
         busy, idle = (ZmqExchange("engine", 7, shard, ranges, HIDDEN, TIMEOUT_S) for shard in range(2))
-        addresses = [each.open(own, LinkPlace(folder=folder)) for each, own in zip((busy, idle), links, strict=True)]
+        addresses = [
+            each.open(own, LinkPlace(folder=socket_folder)) for each, own in zip((busy, idle), links, strict=True)
+        ]
         for each, own in zip((busy, idle), links, strict=True):
             each.connect(own, addresses)
         point, rows = ExchangePoint(0, 0, 0), case(0, 9)
@@ -251,7 +250,6 @@ def test_a_shard_without_tokens_keeps_no_outputs_that_it_computed_for_others() -
     finally:
         for each in links:
             each.close()
-        remove_folder(folder)
 
 
 def as_message(header: ExchangeHeader, payload: bytes = b"") -> bytes:
@@ -264,13 +262,12 @@ def _none() -> tuple[Activations, Tensor]:
     return empty.activations, empty.ids
 
 
-def test_pairs_that_name_no_expert_of_this_shard_are_refused() -> None:
-    folder = create_folder()
+def test_pairs_that_name_no_expert_of_this_shard_are_refused(socket_folder: str) -> None:
     links = Links(None)
     try:
         exchange = ZmqExchange("engine", 7, 0, expert_ranges(EXPERTS, 2), HIDDEN, TIMEOUT_S)
-        address = exchange.open(links, LinkPlace(folder=folder))
-        exchange.connect(links, [address, f"ipc://{folder}/nobody"])
+        address = exchange.open(links, LinkPlace(folder=socket_folder))
+        exchange.connect(links, [address, f"ipc://{socket_folder}/nobody"])
         peer = links.connect(zmq.PUSH, address)
         header = ExchangeHeader("engine", 7, 0, 0, 0, "dispatch", 1, 1, 1, HIDDEN, "int8")
         numbers = np.array([0], np.int32), np.array([EXPERTS // 2], np.int32)
@@ -280,7 +277,6 @@ def test_pairs_that_name_no_expert_of_this_shard_are_refused() -> None:
             exchange.receive_dispatch(ExchangePoint(0, 0, 0))
     finally:
         links.close()
-        remove_folder(folder)
 
 
 @pytest.mark.parametrize(("experts", "shards"), [(24, 1), (24, 5), (8, 3), (384, 3), (8, 8)])

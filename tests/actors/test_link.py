@@ -2,7 +2,6 @@
 
 import os
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ import time
 import pytest
 import zmq
 
-from flyray.actors.link import LinkError, LinkKeys, LinkPlace, Links, create_folder, remove_folder
+from flyray.actors.link import LinkError, LinkKeys, LinkPlace, Links
 
 WAIT_MS = 10_000
 
@@ -27,19 +26,14 @@ def exchange_text(server: Links, client: Links, place: LinkPlace) -> str:
     return address
 
 
-def test_unix_sockets_stand_in_a_private_folder_that_is_removed() -> None:
-    folder = create_folder()
+def test_unix_sockets_stand_in_the_folder(socket_folder: str) -> None:
     server, client = Links(None), Links(None)
     try:
-        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
-        assert exchange_text(server, client, LinkPlace(folder=folder)) == f"ipc://{folder}/plan"
-        assert os.listdir(folder) == ["plan"]
+        assert exchange_text(server, client, LinkPlace(folder=socket_folder)) == f"ipc://{socket_folder}/plan"
+        assert os.listdir(socket_folder) == ["plan"]
     finally:
         server.close()
         client.close()
-        remove_folder(folder)
-    assert not os.path.exists(folder)
-    remove_folder(folder)  # the second one to try finds nothing to do
 
 
 def test_tcp_with_keys_reaches_a_member() -> None:
@@ -108,10 +102,9 @@ socket.recv()
 @pytest.mark.parametrize(
     ("transport", "sent"), [("tcp", signal.SIGSTOP), ("tcp", signal.SIGKILL), ("ipc", signal.SIGKILL)]
 )
-def test_a_peer_that_stops_or_dies_is_noticed(transport: str, sent: signal.Signals) -> None:
-    folder = create_folder()
+def test_a_peer_that_stops_or_dies_is_noticed(transport: str, sent: signal.Signals, socket_folder: str) -> None:
     server = Links(None, silence_s=0.3)
-    place = LinkPlace(folder=folder) if transport == "ipc" else LinkPlace(host="127.0.0.1")
+    place = LinkPlace(folder=socket_folder) if transport == "ipc" else LinkPlace(host="127.0.0.1")
     bound, address = server.bind(zmq.DEALER, place, "plan")
     monitor = bound.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     peer = subprocess.Popen([sys.executable, "-c", PEER, address])
@@ -126,7 +119,6 @@ def test_a_peer_that_stops_or_dies_is_noticed(transport: str, sent: signal.Signa
         peer.kill()
         peer.wait()
         server.close()
-        remove_folder(folder)
 
 
 def test_a_place_is_one_of_two_and_a_bad_one_is_named() -> None:

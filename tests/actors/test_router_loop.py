@@ -11,7 +11,7 @@ import zmq
 
 from flyray.actors.client_port import ClientPort
 from flyray.actors.engine_error import EngineError
-from flyray.actors.link import LinkPlace, Links, create_folder, remove_folder
+from flyray.actors.link import LinkPlace, Links
 from flyray.actors.request import Cancel, EngineStatus, Generate, StatusQuery
 from flyray.actors.router_loop import RouterLoop
 from flyray.actors.scheduler import Scheduler, SchedulerConfig
@@ -59,10 +59,9 @@ class Played:
 
 
 @pytest.fixture
-def played() -> Iterator[Played]:
+def played(socket_folder: str) -> Iterator[Played]:
     """A loop whose one shard has connected, and runs two steps of a request that was cancelled."""
-    folder = create_folder()
-    place = LinkPlace(folder=folder)
+    place = LinkPlace(folder=socket_folder)
     links, others = Links(None), Links(None)
     group, clients = ShardGroup(links, place, 1, "engine", 0), ClientPort(links, place, "engine")
     loop = RouterLoop(Scheduler(CONFIG), group, clients, links, WAIT_S, (), b"golden")
@@ -85,7 +84,6 @@ def played() -> Iterator[Played]:
     assert not thread.is_alive()
     others.close()
     links.close()
-    remove_folder(folder)
 
 
 def test_holding_waits_for_the_last_steps_and_keeps_clients_waiting(played: Played) -> None:

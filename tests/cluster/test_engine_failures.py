@@ -7,7 +7,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,11 @@ def owner_in_group(bundles: int) -> Iterator[Any]:
     strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
     actor: Any = Owner
     owner = actor.options(scheduling_strategy=strategy).remote()
-    yield owner
-    ray.kill(owner)
-    remove_placement_group(group)
+    try:
+        yield owner
+    finally:
+        ray.kill(owner)
+        remove_placement_group(group)
 
 
 def test_a_group_without_a_bundle_for_each_shard_is_refused(checkpoint: Path) -> None:
@@ -183,11 +185,16 @@ def kill_owner_while_running(owner: Any, checkpoint: Path) -> None:
 
     orphan = run(ask())
     assert (orphan.finish, orphan.error) == ("error", f"the connection to the engine at {address} was lost")
+    wait_until(lambda: all(map(process_is_gone, shards)), "shards outlive their owner")
+    folder = os.path.dirname(address.removeprefix("ipc://"))
+    wait_until(lambda: not os.path.exists(folder), "sockets outlive their owner")
+
+
+def wait_until(true: Callable[[], bool], otherwise: str) -> None:
     deadline = time.monotonic() + 20
-    while not all(map(process_is_gone, shards)):
-        assert time.monotonic() < deadline, "shards outlive their owner"
+    while not true():
+        assert time.monotonic() < deadline, otherwise
         time.sleep(0.02)
-    assert not os.path.exists(os.path.dirname(address.removeprefix("ipc://")))
 
 
 def test_a_client_with_foreign_keys_is_not_heard(checkpoint: Path) -> None:
