@@ -176,9 +176,7 @@ class EngineClient:
         period = self._silence_s / 4
         was_waiting = False
         while True:
-            begin = loop.time()
             await asyncio.sleep(period)
-            self._heard += loop.time() - begin - period  # while this process itself did not run, it could hear nothing
             waiting = bool(self._requests or self._queries)
             if waiting and not was_waiting:
                 self._heard = max(self._heard, loop.time() - period)  # silence while idle means nothing

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-import ray
 import zmq
 from tiny_checkpoint import TINY, write_tiny
 from tiny_engine import Answer, answer, answers, greedy, prompt, run, tiny_config
@@ -24,6 +23,8 @@ from flyray.actors.wire import decode, encode
 from flyray.cluster.engine import Engine, EngineClient
 from flyray.kernels.select import select_kernels
 
+pytestmark = pytest.mark.usefixtures("local_cluster")
+
 # How the same requests are run; every one must give the same bits.
 VARIANTS = {
     "1 shard": {"shards": 1},
@@ -32,13 +33,6 @@ VARIANTS = {
 }
 FORMATS = ("w4a8", "w8a8")
 LENGTHS = (1, 5, 17, 40)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

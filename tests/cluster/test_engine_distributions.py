@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from pydantic import ValidationError
 from tiny_checkpoint import write_tiny
 from tiny_engine import greedy, prompt, run, tiny_config
@@ -20,14 +18,9 @@ from flyray.cluster.engine import Engine, EngineClient
 from flyray.cluster.front.requests import ChatRequest, CompletionRequest
 from flyray.kernels.select import select_kernels
 
+pytestmark = pytest.mark.usefixtures("local_cluster")
+
 LENGTHS = (1, 2, 9, 40)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

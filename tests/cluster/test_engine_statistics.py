@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file
 from tiny_checkpoint import write_tiny
@@ -21,15 +19,10 @@ from flyray.actors.engine_config import EngineConfig
 from flyray.actors.statistics import Statistics, StatisticsError
 from flyray.cluster.engine import Engine, EngineClient, EngineError
 
+pytestmark = pytest.mark.usefixtures("local_cluster")
+
 LENGTHS = (1, 8, 21, 40)
 NEW = 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

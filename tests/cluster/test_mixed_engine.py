@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import ray
 from deepseek_oracle import Tensors, save_checkpoint
 from mixed_checkpoint import (
     TEXT,
@@ -24,14 +23,9 @@ from flyray.actors.model.single import SingleProcessModel
 from flyray.cluster.engine import Engine, EngineClient, EngineError
 from flyray.kernels.select import select_kernels
 
+pytestmark = pytest.mark.usefixtures("local_cluster")
+
 LENGTHS = (5, 17, 40)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from byte_model import CONTEXT, write_byte_model
 from calibration_text import TEXTS, write_text
@@ -47,14 +46,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "text.jsonl")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-def test_all_of_the_text_is_run_once(cluster: None, model: Path, text: Path, tmp_path: Path) -> None:
+def test_all_of_the_text_is_run_once(local_cluster: None, model: Path, text: Path, tmp_path: Path) -> None:
     ran: list[int] = []
     announced: list[int] = []
     settings = CalibrationSettings(text, window=100, moments_block=32, precision="w4a8", shards=2)
@@ -74,7 +66,7 @@ def test_all_of_the_text_is_run_once(cluster: None, model: Path, text: Path, tmp
 
 
 def test_what_is_stopped_stays_incomplete_and_begins_anew(
-    cluster: None, model: Path, text: Path, tmp_path: Path
+    local_cluster: None, model: Path, text: Path, tmp_path: Path
 ) -> None:
     class Enough(Exception):
         pass
