@@ -8,20 +8,17 @@ folder is gone when the evaluation is, however it ended.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import os
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..scratch_folder import remove_abandoned, scratch_folder
+
 BYTES_A_VALUE = 4
 FOLDER = "distributions-"
-_LOCK = "lock"
 
 
 class SpaceError(ValueError):
@@ -89,35 +86,12 @@ def distributions_folder(work_dir: Path, needed: int) -> Iterator[Path]:
     """
     work_dir = work_dir.resolve()
     work_dir.mkdir(parents=True, exist_ok=True)
-    _sweep(work_dir)
+    remove_abandoned(work_dir, FOLDER)
     free = shutil.disk_usage(work_dir).free
     if free < needed:
         raise SpaceError(
             f"{work_dir}: comparing distributions needs {needed / 1e9:.2f} GB there for the while, {free / 1e9:.2f} GB "
             "are free; measure less text (--text-bytes) or name a folder on another disk (--work-dir)"
         )
-    folder = Path(tempfile.mkdtemp(prefix=FOLDER, dir=work_dir))
-    lock = _claim(folder)
-    try:
+    with scratch_folder(work_dir, FOLDER) as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def _claim(folder: Path) -> int:
-    """A descriptor that holds the folder's lock until it is closed or the process dies. The file gets its name when it
-    is locked, so nobody ever sees it free."""
-    new = folder / f"{_LOCK}.new"
-    descriptor = os.open(new, os.O_RDWR | os.O_CREAT, 0o644)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    new.rename(folder / _LOCK)
-    return descriptor
-
-
-def _sweep(work_dir: Path) -> None:
-    """Removes folders whose process has died: nobody holds their lock."""
-    for lock in work_dir.glob(f"{FOLDER}*/{_LOCK}"):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent, ignore_errors=True)

@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -24,8 +25,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from ...kernels.formats import GROUP_SIZE, PACK
+from ..scratch_folder import scratch_folder
 from .matrix import QuantizeError, output_specs
-from .quark_staging import StagingFolder
 
 SCHEMES = {"w8a8": "flyray_int8_per_channel", "w8a8-fp8": "ptpc_fp8", "w4a8-channel": "int4_fp8"}
 """The formats that Quark makes, and its scheme for each; flyray registers its own for INT8, Quark's is per tensor.
@@ -86,7 +87,10 @@ def quark_round(format: str, matrices: Mapping[str, Parts]) -> dict[str, dict[st
     """
     # Every matrix poses as a routed expert's: that is what Quark's template quantizes, whatever they really are.
     posing = {f"model.layers.0.mlp.experts.{number}.up_proj": name for number, name in enumerate(matrices)}
-    with StagingFolder() as folder:
+    # Below the system's temporary folder (TMPDIR), not in shared memory: what is staged lives for seconds, so that most
+    # of it is deleted before the disk sees it. In shared memory it would count against the worker's memory, and what a
+    # killed process leaves behind would be missing until the machine restarts.
+    with scratch_folder(Path(tempfile.gettempdir(), f"flyray-quark-{os.getuid()}"), "staged-") as folder:
         source, target = folder / "source", folder / "target"
         source.mkdir()
         (source / "config.json").write_text(json.dumps(_STAGED_CONFIG))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +21,6 @@ from flyray.cluster.quantize.quark_quantizer import (
     quark_quantizer,
     quark_round,
 )
-from flyray.cluster.quantize.quark_staging import StagingFolder
 from flyray.kernels import formats
 
 Matrices = dict[str, dict[str, torch.Tensor]]
@@ -125,32 +122,8 @@ def test_quark_making_something_else_is_an_error(monkeypatch: pytest.MonkeyPatch
         quark_round("w8a8", {"m": {"weight": torch.ones(8, 8)}})
 
 
-def test_a_staging_folder_is_removed_with_its_user_or_by_the_next(tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from pathlib import Path\n"
-        "from flyray.cluster.quantize.quark_staging import StagingFolder\n"
-        "folder = StagingFolder(Path(sys.argv[1])).__enter__()\n"
-        "(folder / 'data').write_bytes(b'left'); print(folder, flush=True); os._exit(9)\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], check=False, stdout=subprocess.PIPE, timeout=120
-    )
-    left = Path(ended.stdout.decode().strip())
-    assert (left / "data").exists()
-    with StagingFolder(tmp_path) as first:
-        assert not left.exists()
-        (first / "data").write_bytes(b"used")
-        with StagingFolder(tmp_path) as second:
-            assert first != second
-            assert (first / "data").exists()
-        assert not second.exists()
-    with pytest.raises(KeyError), StagingFolder(tmp_path) as third:
-        raise KeyError(third)
-    assert os.listdir(tmp_path) == ["lock"]
-
-
 def test_nothing_is_left_below_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_quark()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     quark_round("w8a8", {"m": {"weight": torch.ones(8, 8)}})
-    assert [path.name for path in tmp_path.rglob("*")] == [f"flyray-quark-{os.getuid()}", "lock"]
+    assert [path.name for path in tmp_path.rglob("*")] == [f"flyray-quark-{os.getuid()}"]
