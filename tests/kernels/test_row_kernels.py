@@ -25,6 +25,7 @@ FEW = settings(max_examples=25, deadline=None)
 
 
 def assert_near(actual: Tensor, expected: Tensor, relative: float) -> None:
+    """For results that are no sums of many terms: those may cancel, and are held to the sum of their magnitudes."""
     assert actual.dtype == torch.float32
     assert actual.shape == expected.shape
     if expected.numel():
@@ -66,8 +67,9 @@ def test_an_int8_linear_keeps_rows_that_are_zero_or_not_finite_visible(kernels: 
 def test_head_linear(kernels: Kernels, tokens: int, heads: int, inner: int, outputs: int, bfloat: bool) -> None:
     x, weight = normal(1, tokens, heads, inner), normal(2, heads, outputs, inner)
     weight = weight.bfloat16() if bfloat else weight
-    expected = torch.einsum("tha,hba->thb", x.double(), weight.double())
-    assert_near(kernels.head_linear(x, weight), expected, 1e-5)
+    bound = 1e-6 * torch.einsum("tha,hba->thb", x.abs().double(), weight.abs().double())
+    error = kernels.head_linear(x, weight).double() - torch.einsum("tha,hba->thb", x.double(), weight.double())
+    assert bool((error.abs() <= bound).all())
 
 
 @FEW
@@ -123,7 +125,9 @@ def test_silu_mul_at_the_ends_of_float32(kernels: Kernels) -> None:
 @given(st.integers(0, 5), st.integers(1, 9), st.integers(1, 40))
 def test_combine(kernels: Kernels, tokens: int, top_k: int, size: int) -> None:
     slots, weights = normal(12, tokens, top_k, size), normal(13, tokens, top_k)
-    assert_near(kernels.combine(slots, weights), torch.einsum("tkd,tk->td", slots.double(), weights.double()), 1e-6)
+    bound = 1e-6 * torch.einsum("tkd,tk->td", slots.abs().double(), weights.abs().double())
+    error = kernels.combine(slots, weights).double() - torch.einsum("tkd,tk->td", slots.double(), weights.double())
+    assert bool((error.abs() <= bound).all())
 
 
 def dense(matrix: ExpertMatrix) -> Tensor:
