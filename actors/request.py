@@ -40,7 +40,7 @@ class Cancel:
     request: str
 
 
-@message(version=2)
+@message(version=3)
 @dataclass(frozen=True)
 class Progress:
     """New tokens of one request.
@@ -48,6 +48,8 @@ class Progress:
     finish: "" while it runs, else "stop" (a stop token, not among `tokens`), "length", or "error" (see `error`).
     scores: prompt log probabilities (n - 1 of them), once, if asked for. divergences, agreements: beside them, with
     `compare`: of each position KL(kept ‖ this) in nats, and whether the most probable token is the same.
+    top_logprobs: of each token what `NewToken.top` says; none at all where `Sampling.top_logprobs` is 0.
+    cached_tokens: prompt tokens that came from the prefix cache, told once with the first news.
     """
 
     request: str
@@ -58,6 +60,8 @@ class Progress:
     error: str
     divergences: tuple[float, ...] = ()
     agreements: tuple[bool, ...] = ()
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    cached_tokens: int = 0
 
 
 @message(version=1)

@@ -197,7 +197,8 @@ class Scheduler:
                 running.started = True
                 request = running.request
                 how = request.sampling, request.score_prompt, request.keep, request.compare
-                starts.append(SequenceStart(running.number, *how))
+                history = request.prompt if request.sampling.needs_history else ()
+                starts.append(SequenceStart(running.number, *how, history=history))
         ends, shard.ends = tuple(shard.ends), []
         return StepPlan(
             engine=self.config.engine,
@@ -237,7 +238,8 @@ class Scheduler:
             self._finish(running)
         if not (finish or tokens or (prompt_ends and running.scores)):
             return None
-        news = Progress(request.request, tokens, logprobs, (), finish, "")
+        top = (token.top,) if token is not None and tokens and request.sampling.top_logprobs else ()
+        news = Progress(request.request, tokens, logprobs, (), finish, "", top_logprobs=top)
         if not prompt_ends:
             return news
         found = tuple(running.divergences), tuple(running.agreements)

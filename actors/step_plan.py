@@ -11,23 +11,47 @@ from dataclasses import dataclass
 from .wire import message
 
 
-@message(version=1)
+@message(version=2)
 @dataclass(frozen=True)
 class Sampling:
-    """How a sequence's next tokens are drawn. temperature 0 is greedy; top_k 0 and top_p 1.0 are off."""
+    """How a sequence's next tokens are drawn. temperature 0 is greedy; top_k 0 and top_p 1.0 are off.
+
+    min_p: tokens less probable than min_p times the most probable one are left out; 0.0 is off.
+    presence_penalty, frequency_penalty: taken off the logits of generated tokens, once and each time; 0.0 is off.
+    repetition_penalty: divides positive, multiplies negative logits of tokens in the prompt or generated; 1.0 is off.
+    logit_bias: (token, added to its logit). stop_ban: tokens that cannot be drawn before `min_tokens` are generated.
+    top_logprobs: how many of the most probable tokens are told beside each token. Penalties, bias and bans change what
+    is drawn, never the log probabilities that are told.
+    """
 
     temperature: float
     top_p: float
     top_k: int
     seed: int
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    stop_ban: tuple[int, ...] = ()
+    top_logprobs: int = 0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether a token's logit depends on the tokens before, so that `SequenceStart.history` must tell them."""
+        return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1.0
 
 
-@message(version=2)
+@message(version=3)
 @dataclass(frozen=True)
 class SequenceStart:
     """A sequence that begins on a shard. With `score_prompt` the shard also answers the prompt's log probabilities.
 
-    keep, compare: as in `Generate`.
+    keep, compare: as in `Generate`. generated: how many tokens the sequence had generated when it was preempted; they
+    are the last of those it begins with, so that penalties and `min_tokens` go on unchanged. history: all tokens that
+    it begins with, prompt and generated, where `sampling.needs_history`; else none. A shard cannot count them from the
+    slices, since those leave out what the prefix cache has.
     """
 
     sequence: int
@@ -35,6 +59,8 @@ class SequenceStart:
     score_prompt: bool
     keep: str = ""
     compare: str = ""
+    generated: int = 0
+    history: tuple[int, ...] = ()
 
 
 @message(version=1)
@@ -75,14 +101,18 @@ class StepPlan:
     trace: bool
 
 
-@message(version=1)
+@message(version=2)
 @dataclass(frozen=True)
 class NewToken:
-    """A sampled token; `logprob` is its log probability under the model (temperature 1)."""
+    """A sampled token; `logprob` is its log probability under the model (temperature 1).
+
+    top: the `Sampling.top_logprobs` most probable tokens with their log probabilities, best first.
+    """
 
     sequence: int
     token: int
     logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @message(version=2)

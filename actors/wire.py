@@ -5,7 +5,8 @@ field, so a wrong value is found where it is made, and bytes from anywhere eithe
 `WireError`, never another exception. Nothing is ever unpickled or called by name.
 
 Field types: int (signed 64 bits; a bool is not one), float (an int is not one), str, bool, bytes, message types
-declared before, and `tuple[X, ...]` of any of these. A change of a message's fields needs a new version number.
+declared before, and `tuple[X, ...]` and `tuple[X, Y]` of any of these. A change of a message's fields needs a new
+version number.
 """
 
 from __future__ import annotations
@@ -154,10 +155,15 @@ def _codec_of(hint: Any) -> tuple[Check, Check]:
             return _check_ints, _check_ints
         pack, unpack = _codec_of(args[0])
         return _each(pack), _each(unpack)
+    if typing.get_origin(hint) is tuple and typing.get_args(hint):
+        packs, unpacks = zip(*map(_codec_of, typing.get_args(hint)), strict=True)
+        return _row(packs), _row(unpacks)
     codec = _CODECS.get(getattr(hint, "__name__", ""))
     if codec is not None and codec.kind is hint:
         return codec.pack, codec.unpack
-    raise TypeError(f"{hint} cannot travel; int, float, str, bool, bytes, earlier messages and tuple[X, ...] can")
+    raise TypeError(
+        f"{hint} cannot travel; int, float, str, bool, bytes, earlier messages, tuple[X, ...] and tuple[X, Y] can"
+    )
 
 
 def _check_int(value: Any) -> int:
@@ -193,6 +199,23 @@ def _each(codec: Check) -> Check:
         index, checked = 0, []
         try:
             for index, value in enumerate(values):  # noqa: B007
+                checked.append(codec(value))
+        except _Mismatch as error:
+            raise _Mismatch(f"item {index}: {error}") from None
+        return tuple(checked)
+
+    return check
+
+
+def _row(codecs: tuple[Check, ...]) -> Check:
+    """The codec of a tuple of a fixed length, by those of its items."""
+
+    def check(values: Any) -> tuple[Any, ...]:
+        if type(values) is not tuple or len(values) != len(codecs):
+            raise _Mismatch(f"expected a tuple of {len(codecs)}, got {_describe(values)}")
+        index, checked = 0, []
+        try:
+            for index, (codec, value) in enumerate(zip(codecs, values, strict=True)):  # noqa: B007
                 checked.append(codec(value))
         except _Mismatch as error:
             raise _Mismatch(f"item {index}: {error}") from None

@@ -31,7 +31,10 @@ def values_of(hint: typing.Any) -> st.SearchStrategy:
     if hint in SCALARS:
         return SCALARS[hint]
     if typing.get_origin(hint) is tuple:
-        return st.lists(values_of(typing.get_args(hint)[0]), max_size=4).map(tuple)
+        first, last = typing.get_args(hint)[0], typing.get_args(hint)[-1]
+        if last is not Ellipsis:
+            return st.tuples(*map(values_of, typing.get_args(hint)))
+        return st.lists(values_of(first), max_size=4).map(tuple)
     hints = typing.get_type_hints(hint)
     return st.builds(hint, *(values_of(hints[field.name]) for field in dataclasses.fields(hint)))
 
@@ -132,6 +135,8 @@ def test_floats_keep_infinity_and_nan() -> None:
         (NewToken(True, 2, 0.0), "NewToken.sequence: expected int, got bool True"),
         (NewToken(1, 2**63, 0.0), "NewToken.token: 9223372036854775808 does not fit 64 bits"),
         (NewToken(1, 2, 0), "NewToken.logprob: expected float, got int 0"),
+        (NewToken(1, 2, 0.0, ((3,),)), "NewToken.top: item 0: expected a tuple of 2, got tuple"),
+        (NewToken(1, 2, 0.0, ((3, 0.0), (3, 4))), "NewToken.top: item 1: item 1: expected float, got int 4"),
         (Slice(1, 0, (1, True), (), True), "Slice.tokens: item 1: expected int, got bool True"),
         (Slice(1, 0, [1], (), True), "Slice.tokens: expected a tuple, got list"),
         (dataclasses.replace(PLAN, slices=list(PLAN.slices)), "StepPlan.slices: expected a tuple, got list"),
@@ -157,7 +162,7 @@ def test_wrong_values_are_refused_where_they_are_made(value: object, text: str) 
         (["Cancel", 1], "Cancel: has 0 fields, expected 1"),
         (["Cancel", 1, "a", "b"], "Cancel: has 2 fields, expected 1"),
         (["Cancel", 1, b"a"], "Cancel.request: expected str, got bytes b'a'"),
-        (["NewToken", 1, 2**64 - 1, 0, 0.0], "NewToken.sequence: 18446744073709551615 does not fit 64 bits"),
+        (["NewToken", 2, 2**64 - 1, 0, 0.0, []], "NewToken.sequence: 18446744073709551615 does not fit 64 bits"),
         (
             ["ProgressBatch", 1, "e", [["Cancel", 1, "a"]]],
             "ProgressBatch.items: item 0: expected Progress, got tuple",
@@ -202,7 +207,7 @@ def test_bad_declarations_are_refused() -> None:
         message(version=1)(dataclass(frozen=True)(type("Cancel", (), {"__annotations__": {"request": str}})))
     with pytest.raises(TypeError, match="message Thawed: not a frozen dataclass"):
         message(version=1)(dataclass(type("Thawed", (), {"__annotations__": {"request": str}})))
-    for hint in (dict, list[int], tuple[int, str], int | None, object):
+    for hint in (dict, list[int], tuple[int, dict], tuple, int | None, object):
         with pytest.raises(TypeError, match=r"message Odd\.field: .* cannot travel"):
             message(version=1)(dataclass(frozen=True)(type("Odd", (), {"__annotations__": {"field": hint}})))
 
