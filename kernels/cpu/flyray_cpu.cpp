@@ -59,7 +59,7 @@ struct Library {
 
 // The widest variant that this CPU runs, or the named one; null if it does not run that.
 const Operations* choose(const char* variant) {
-  const Operations* known[3] = {&kPortableOperations};
+  const Operations* known[4] = {&kPortableOperations};
   int count = 1;
 #if defined(FLYRAY_X86_VARIANTS)
   __builtin_cpu_init();
@@ -69,6 +69,12 @@ const Operations* choose(const char* variant) {
   if (avx2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd")) {
     known[count++] = &kAvx512Operations;
+#if defined(FLYRAY_AMX_VARIANT)
+    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") &&
+        __builtin_cpu_supports("gfni") && tiles_permitted()) {
+      known[count++] = &kAmxOperations;
+    }
+#endif
   }
 #endif
   if (variant == nullptr || *variant == '\0') return known[count - 1];

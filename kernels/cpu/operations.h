@@ -188,6 +188,11 @@ extern const Operations kPortableOperations;
 #define FLYRAY_X86_VARIANTS 1
 extern const Operations kAvx2Operations;
 extern const Operations kAvx512Operations;
+#if defined(__linux__) && __GNUC__ >= 11
+#define FLYRAY_AMX_VARIANT 1
+extern const Operations kAmxOperations;
+bool tiles_permitted();  // asks the system once a process
+#endif
 #endif
 
 }  // namespace flyray

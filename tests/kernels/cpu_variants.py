@@ -10,7 +10,7 @@ from flyray.kernels.cpu.backend import CpuKernels
 from flyray.kernels.cpu.library import LibraryError
 from flyray.kernels.cpu.quantizer import CpuQuantizer
 
-CPU_VARIANTS = ("avx512", "avx2", "portable")
+CPU_VARIANTS = ("amx", "avx512", "avx2", "portable")
 
 
 _Backend = TypeVar("_Backend", CpuKernels, CpuQuantizer)
