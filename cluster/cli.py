@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from .commands import benching, judging, quantizing, serving
+from .commands import benching, judging, loading, quantizing, serving
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +29,8 @@ app.command("report")(judging.report)
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure how fast parts of flyray are on this machine.")
 bench_app.command("quantize")(benching.bench_quantize)
+bench_app.command("serve")(loading.bench_serve)
+bench_app.command("engine")(benching.bench_engine)
 app.add_typer(bench_app, name="bench")
 
 

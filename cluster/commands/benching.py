@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, JsonFile, clear_errors, say
+from .options import Debug, JsonFile, WorkDir, clear_errors, say
 
 
 def bench_quantize(
@@ -29,5 +29,44 @@ def bench_quantize(
 
         found = measure(source, work_dir, load_recipe(recipe), runs=runs, workers=workers, say=say)
         Console().print(found.table())
+        if json is not None:
+            write_figures(json, found.figures())
+
+
+def bench_engine(
+    model: Annotated[str, typer.Option(help="A checkpoint's folder, or a shape: bench-1b.")] = "bench-1b",
+    format: Annotated[str, typer.Option(help="Formats, separated by commas.")] = "w4a8,w8a8",
+    batch: Annotated[str, typer.Option(help="Sequences that decode at once, separated by commas.")] = "1,8",
+    prefill: Annotated[int, typer.Option(help="Tokens of a prompt.", min=1)] = 256,
+    decode: Annotated[int, typer.Option(help="Tokens of each sequence that decodes.", min=8)] = 64,
+    threads: Annotated[int, typer.Option(help="Threads of each shard.", min=1)] = 2,
+    shards: Annotated[int, typer.Option(help="Shards of each engine.", min=1)] = 1,
+    runs: Annotated[int, typer.Option(help="Rounds; in each every format is measured once.", min=1)] = 3,
+    work_dir: WorkDir = None,
+    json: JsonFile = None,
+    debug: Debug = False,
+) -> None:
+    """Measure decode and prefill rates of a model through the whole engine, in this process and on random prompts."""
+    with clear_errors(debug):
+        from ..bench import engine as measure
+        from ..bench.model import find_model
+        from ..evaluate.settings import WORK_DIR
+        from ..figures import write_figures
+        from ..job import job_ray, run_stoppable
+
+        settings = measure.EngineSettings(
+            tuple(format.split(",")),
+            tuple(int(size) for size in batch.split(",")),
+            prefill=prefill,
+            decode=decode,
+            threads=threads,
+            shards=shards,
+            runs=runs,
+        )
+        path = find_model(model, (work_dir or WORK_DIR) / "bench", say)
+        with job_ray(settings.cpus, keep_logs=debug) as end_now:
+            found = run_stoppable(lambda: measure.bench_engine(path, settings, say), end_now)
+        for figure in found.figures():
+            say(f"{figure.name} {figure.value:.2f} {figure.unit}")
         if json is not None:
             write_figures(json, found.figures())
