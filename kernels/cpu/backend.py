@@ -23,9 +23,11 @@ from ..protocol import (
     Int8Weight,
     LinearWeight,
     PagedBatch,
+    Sampled,
     SamplingRow,
 )
 from ..sampling import sample
+from . import commands
 from .handle import CpuHandle
 
 _KINDS: dict[type, int] = {Int4Matrix: 0, Int8Matrix: 1, Fp8Matrix: 2, Bf16Matrix: 3}
@@ -45,7 +47,6 @@ class CpuKernels:
 
     def __init__(self, threads: int, variant: str = "") -> None:
         self._handle = CpuHandle(threads, variant)
-        self._library = self._handle.library
         self._run = self._handle.run
         self._check = ArgumentChecks(self.activation_dtype, self.device)
         self.threads, self.variant = threads, self._handle.variant
@@ -57,50 +58,40 @@ class CpuKernels:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         tokens, size = self._check.rms_norm(x, weight)
         out = _empty(tokens, size)
-        self._run(
-            self._library.flyray_rms_norm, x.data_ptr(), *_weight(weight), out.data_ptr(), tokens, size, float(eps)
-        )
+        self._run(commands.rms_norm(x.data_ptr(), *_weight(weight), out.data_ptr(), tokens, size, float(eps)))
         return out
 
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
         if isinstance(weight, Int8Weight):
             tokens, inner, outputs = self._check.linear_int8(x, weight)
             out = _empty(tokens, outputs)
-            self._run(
-                self._library.flyray_linear_int8,
-                x.data_ptr(), weight.values.data_ptr(), weight.scale.data_ptr(), out.data_ptr(),
-                tokens, inner, outputs,
-            )  # fmt: skip
+            values, scale = weight.values.data_ptr(), weight.scale.data_ptr()
+            self._run(commands.linear_int8(x.data_ptr(), values, scale, out.data_ptr(), tokens, inner, outputs))
             return out
         tokens, inner, outputs = self._check.linear("linear", x, weight)
         out = _empty(tokens, outputs)
-        self._run(
-            self._library.flyray_linear, x.data_ptr(), *_weight(weight), out.data_ptr(), tokens, 1, inner, outputs
-        )
+        self._run(commands.linear(x.data_ptr(), *_weight(weight), out.data_ptr(), tokens, 1, inner, outputs))
         return out
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         tokens, heads, inner, outputs = self._check.head_linear(x, weight)
         out = _empty(tokens, heads, outputs)
-        self._run(
-            self._library.flyray_linear, x.data_ptr(), *_weight(weight), out.data_ptr(), tokens, heads, inner, outputs
-        )
+        self._run(commands.linear(x.data_ptr(), *_weight(weight), out.data_ptr(), tokens, heads, inner, outputs))
         return out
 
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         tokens, heads, size, length = self._check.rope(x, positions, cos, sin)
         out = _empty(tokens, heads, size)
-        self._run(
-            self._library.flyray_rope,
+        self._run(commands.rope(
             x.data_ptr(), positions.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(),
             tokens, heads, size, length,
-        )  # fmt: skip
+        ))  # fmt: skip
         return out
 
     def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
         tokens, rank, rope, limit = self._check.write_kv(pages, slots, latent, k_rope)
-        self._handle.check(
-            self._library.flyray_write_kv(
+        self._run(
+            commands.write_kv(
                 pages.data_ptr(), slots.data_ptr(), latent.data_ptr(), k_rope.data_ptr(), tokens, rank, rope, limit
             )
         )
@@ -110,24 +101,22 @@ class CpuKernels:
         num_pages, page_size, _ = pages.shape
         sequences, max_pages = batch.page_table.shape
         out = _empty(queries, heads, kv_lora_rank)
-        self._run(
-            self._library.flyray_attention,
-            q.data_ptr(), pages.data_ptr(), batch.query_start.data_ptr(), batch.context_len.data_ptr(),
-            batch.page_table.data_ptr(), batch.positions.data_ptr(), out.data_ptr(),
-            sequences, queries, heads, width, kv_lora_rank, num_pages, page_size, max_pages, float(scale),
-        )  # fmt: skip
+        self._run(commands.attention(
+            batch.positions.data_ptr(), num_pages, q.data_ptr(), pages.data_ptr(), batch.query_start.data_ptr(),
+            batch.context_len.data_ptr(), batch.page_table.data_ptr(), out.data_ptr(),
+            sequences, queries, heads, width, kv_lora_rank, page_size, max_pages, float(scale),
+        ))  # fmt: skip
         return out
 
     def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
         tokens, inner, experts = self._check.gate(x, weight, bias, config)
         ids = torch.empty(tokens, config.top_k, dtype=torch.int32)
         weights = _empty(tokens, config.top_k)
-        self._run(
-            self._library.flyray_gate,
+        self._run(commands.gate(
             x.data_ptr(), *_weight(weight), bias.data_ptr(), ids.data_ptr(), weights.data_ptr(),
             tokens, inner, experts, config.top_k, config.n_group, config.topk_group,
             int(config.norm_topk_prob), float(config.routed_scaling_factor),
-        )  # fmt: skip
+        ))  # fmt: skip
         return ids, weights
 
     def quantize(self, x: Tensor, format: ActivationFormat) -> Activations:
@@ -138,40 +127,34 @@ class CpuKernels:
         int8 = format is ActivationFormat.INT8
         values = torch.empty(tokens, size, dtype=torch.int8 if int8 else torch.float8_e4m3fn)
         scale = _empty(tokens)
-        self._run(
-            self._library.flyray_quantize,
-            x.data_ptr(), 1 if int8 else 2, values.data_ptr(), scale.data_ptr(), tokens, size,
-        )  # fmt: skip
+        code = 1 if int8 else 2
+        self._run(commands.quantize(x.data_ptr(), code, values.data_ptr(), scale.data_ptr(), tokens, size))
         return Activations(format, values, scale)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         tokens, size = self._check.silu_mul(gate_up)
         out = _empty(tokens, size)
-        self._run(self._library.flyray_silu_mul, gate_up.data_ptr(), out.data_ptr(), tokens, size)
+        self._run(commands.silu_mul(gate_up.data_ptr(), out.data_ptr(), tokens, size))
         return out
 
     def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: ExpertWeights) -> Tensor:
         shapes = self._check.experts(x, pair_token, pair_expert, weights)
         out = _empty(shapes.pairs, shapes.hidden)
-        self._run(
-            self._library.flyray_experts,
-            _KINDS[type(weights.gate_up)],
-            x.values.data_ptr(), 0 if x.scale is None else x.scale.data_ptr(),
+        self._run(commands.experts(
+            _KINDS[type(weights.gate_up)], x.values.data_ptr(), 0 if x.scale is None else x.scale.data_ptr(),
             pair_token.data_ptr(), pair_expert.data_ptr(),
             *_matrix(weights.gate_up), *_matrix(weights.down), out.data_ptr(),
             shapes.tokens, shapes.pairs, shapes.experts, shapes.hidden, shapes.intermediate,
-        )  # fmt: skip
+        ))  # fmt: skip
         return out
 
     def combine(self, slots: Tensor, weights: Tensor) -> Tensor:
         tokens, top_k, size = self._check.combine(slots, weights)
         out = _empty(tokens, size)
-        self._run(
-            self._library.flyray_combine, slots.data_ptr(), weights.data_ptr(), out.data_ptr(), tokens, top_k, size
-        )
+        self._run(commands.combine(slots.data_ptr(), weights.data_ptr(), out.data_ptr(), tokens, top_k, size))
         return out
 
-    def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Tensor:
+    def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
         return sample(logits, rows)
 
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 import weakref
 
+from .commands import WORD
 from .library import LibraryError, load_library
 
 _OUT_OF_MEMORY = 2
@@ -34,14 +35,11 @@ class CpuHandle:
         self._handle = None
         self._close()
 
-    def run(self, function: ctypes._NamedFuncPointer, *arguments: int | float) -> None:
-        """Calls a function that computes on the pool; its refusals are ValueErrors."""
+    def run(self, words: bytes) -> None:
+        """Runs operations in the words of `commands` on the pool; what the library refuses is a ValueError."""
         if self._handle is None:
             raise LibraryError("these CPU kernels are closed")
-        self.check(function(self._handle, *arguments))
-
-    def check(self, code: int) -> None:
-        """Raises what a C function's result stands for, with its message."""
+        code = self.library.flyray_run(self._handle, words, len(words) // WORD)
         if code:
             message = self.library.flyray_error().decode()
             raise MemoryError(message) if code == _OUT_OF_MEMORY else ValueError(message)

@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
+from ctypes import c_char_p, c_int, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 _LIBRARY = "libflyray_cpu"
-
-_P, _N = c_void_p, c_int64
-_SIGNATURES: dict[str, list[type]] = {
-    "flyray_rms_norm": [_P, _P, _P, c_int, _P, _N, _N, c_float],
-    "flyray_linear": [_P, _P, _P, c_int, _P, _N, _N, _N, _N],
-    "flyray_linear_int8": [_P, _P, _P, _P, _P, _N, _N, _N],
-    "flyray_rope": [_P, _P, _P, _P, _P, _P, _N, _N, _N, _N],
-    "flyray_write_kv": [_P, _P, _P, _P, _N, _N, _N, _N],
-    "flyray_attention": [_P] * 8 + [_N] * 8 + [c_float],
-    "flyray_gate": [_P, _P, _P, c_int, _P, _P, _P, _N, _N, _N, _N, _N, _N, c_int, c_float],
-    "flyray_quantize": [_P, _P, c_int, _P, _P, _N, _N],
-    "flyray_silu_mul": [_P, _P, _P, _N, _N],
-    "flyray_combine": [_P, _P, _P, _P, _N, _N, _N],
-    "flyray_experts": [_P, c_int] + [_P] * 11 + [_N] * 5,
-    "flyray_fold": [_P, _P, _P, c_int, _P, _N, _N, _P, _P, _P, _P, _P, _N, _N],
-    "flyray_scales": [_P, c_int, _P, _P, _P, _P, _P, _N, c_float, _P, _P, _N, _N],
-    "flyray_round": [_P, _P, _P, _P, _P, _N, _N, _N, c_float, c_float],
-}
 
 
 class LibraryError(RuntimeError):
@@ -65,8 +47,6 @@ def load_library() -> ctypes.CDLL:
     library.flyray_close.restype = None
     library.flyray_variant.argtypes = [c_void_p]
     library.flyray_variant.restype = c_char_p
-    for name, arguments in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes = arguments
-        function.restype = c_int
+    library.flyray_run.argtypes = [c_void_p, c_char_p, c_int64]
+    library.flyray_run.restype = c_int
     return library

@@ -19,6 +19,7 @@ from ..weight_checks import (
     largest_integer,
     refuse_weight,
 )
+from . import commands
 from .handle import CpuHandle
 
 
@@ -29,7 +30,6 @@ class CpuQuantizer:
 
     def __init__(self, threads: int, variant: str = "") -> None:
         self._handle = CpuHandle(threads, variant)
-        self._library = self._handle.library
         self.threads, self.variant = threads, self._handle.variant
 
     def close(self) -> None:
@@ -43,13 +43,12 @@ class CpuQuantizer:
         scale = torch.empty(rows, dtype=torch.float32)
         difference, norm = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.float64)
         bad = torch.empty(1, dtype=torch.int64)
-        self._handle.run(
-            self._library.flyray_fold,
+        self._handle.run(commands.fold(
             packed.data_ptr(), group_scale.data_ptr(), int(group_scale.dtype is torch.bfloat16),
             CANDIDATES.data_ptr(), len(CANDIDATES), REFITS,
             multipliers.data_ptr(), scale.data_ptr(), difference.data_ptr(), norm.data_ptr(), bad.data_ptr(),
             rows, groups,
-        )  # fmt: skip
+        ))  # fmt: skip
         if int(bad) >= 0:
             row, group = divmod(int(bad), groups)
             refuse_group_scale(row, group, float(group_scale[row, group]))
@@ -84,12 +83,12 @@ class CpuQuantizer:
         if importance is not None:
             importance = pad(importance, (0, -columns % LANES)).contiguous()
         weight, table, bad = weight.contiguous(), ClipTable.of(limit), torch.empty(1, dtype=torch.int64)
-        self._handle.run(
-            self._library.flyray_scales,
-            int(groups), weight.data_ptr(), 0 if importance is None else importance.data_ptr(),
+        command = commands.group_scales if groups else commands.row_scales
+        self._handle.run(command(
+            weight.data_ptr(), 0 if importance is None else importance.data_ptr(),
             table.clips.data_ptr(), table.steps.data_ptr(), table.squares.data_ptr(), len(table.clips) if clip else 0,
             float(limit), scale.data_ptr(), bad.data_ptr(), rows, columns,
-        )  # fmt: skip
+        ))  # fmt: skip
         if int(bad) >= 0:
             refuse_weight(weight, int(bad))
         return scale
@@ -98,11 +97,10 @@ class CpuQuantizer:
         rows, columns = weight.shape
         weight, scale = weight.contiguous(), scale.contiguous()
         values, bad = torch.empty(rows, columns, dtype=torch.int8), torch.empty(1, dtype=torch.int64)
-        self._handle.run(
-            self._library.flyray_round,
+        self._handle.run(commands.round_weights(
             weight.data_ptr(), scale.data_ptr(), values.data_ptr(), bad.data_ptr(), rows, columns, group,
             float(low), float(high),
-        )  # fmt: skip
+        ))  # fmt: skip
         if int(bad) >= 0:
             refuse_weight(weight, int(bad))
         return values
