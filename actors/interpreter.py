@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.protocol import ActivationFormat, Activations, Kernels
+from ..kernels.protocol import ActivationFormat, Activations, Kernels, Sampled
 from .calibration import Collector
 from .distributions import SliceDistributions
 from .exchange import Exchange, ExchangePoint, Received, Sent
@@ -173,10 +173,17 @@ class Interpreter:
         batch = self._batch
         if not batch.sampled:
             return StepAnswer((), logits.scores)
-        tokens = self._kernels.sample(logits.values, list(batch.sampling))
-        logprobs = _logprobs(logits.values, tokens)
-        chosen = zip(batch.sampled, tokens.tolist(), logprobs, strict=True)
-        return StepAnswer(tuple(NewToken(*each) for each in chosen), logits.scores)
+        sampled = self._kernels.sample(logits.values, list(batch.sampling))
+        return StepAnswer(_new_tokens(batch, sampled), logits.scores)
+
+
+def _new_tokens(batch: StepBatch, sampled: Sampled) -> tuple[NewToken, ...]:
+    tops: list[tuple[tuple[int, float], ...]] = [()] * len(batch.sampled)
+    if sampled.top_tokens.shape[1]:
+        best = zip(sampled.top_tokens.tolist(), sampled.top_logprobs.tolist(), batch.sampling, strict=True)
+        tops = [tuple(zip(ids, values, strict=True))[: row.top_logprobs] for ids, values, row in best]
+    each = zip(batch.sampled, sampled.tokens.tolist(), sampled.logprobs.tolist(), tops, strict=True)
+    return tuple(NewToken(*token) for token in each)
 
 
 def _logprobs(logits: Tensor, tokens: Tensor) -> list[float]:

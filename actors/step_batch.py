@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.protocol import PagedBatch, SamplingRow
+from .sequence_sampler import SequenceSampler
 from .step_plan import SequenceStart, Slice, StepPlan
 
 
@@ -51,6 +52,7 @@ class StepBatch:
 @dataclass
 class _Sequence:
     start: SequenceStart
+    sampler: SequenceSampler
     pages: list[int] = field(default_factory=list)
     length: int = 0
     last_token: int | None = None
@@ -74,12 +76,13 @@ class SequenceTable:
         for start in plan.starts:
             if start.sequence in self._sequences:
                 raise PlanError(f"the plan starts sequence {start.sequence}, which is here already")
-            self._sequences[start.sequence] = _Sequence(start)
+            self._sequences[start.sequence] = _Sequence(start, SequenceSampler(start))
         return self._batch(plan.slices)
 
     def sampled(self, sequence: int, token: int) -> None:
         """Remembers the token that a sequence goes on with."""
         self._sequences[sequence].last_token = token
+        self._sequences[sequence].sampler.took(token)
 
     def _batch(self, slices: tuple[Slice, ...]) -> StepBatch:
         tokens: list[int] = []
@@ -101,7 +104,7 @@ class SequenceTable:
             if part.sample:
                 sampled.append(part.sequence)
                 sampled_rows.append(len(tokens) - 1)
-                sampling.append(_sampling_row(sequence))
+                sampling.append(sequence.sampler.row(sequence.length))
         return StepBatch(
             torch.tensor(tokens, dtype=torch.int64),
             self._paged(bounds, lengths, page_lists),
@@ -118,17 +121,23 @@ class SequenceTable:
             if sequence.last_token is None:
                 raise PlanError(f"sequence {part.sequence} has no sampled token to go on with")
             ids = (sequence.last_token,)
-        if part.start != sequence.length:
-            raise PlanError(f"sequence {part.sequence} has {sequence.length} tokens, the slice starts at {part.start}")
         if any(not 0 <= page < self._num_pages for page in part.new_pages):
             raise PlanError(f"sequence {part.sequence} got pages {part.new_pages}, the cache has {self._num_pages}")
-        sequence.pages.extend(part.new_pages)
-        sequence.length += len(ids)
-        if sequence.length > len(sequence.pages) * self._page_size:
+        end = part.start + len(ids)
+        kept = -(-end // self._page_size) - len(part.new_pages)
+        if part.start == sequence.length:
+            fits = kept == len(sequence.pages)
+        else:  # it goes on behind tokens that the prefix cache has: in whole pages, after those that it filled
+            fits = part.start > sequence.length and not part.start % self._page_size
+            fits = fits and 0 <= kept <= sequence.length // self._page_size
+        if not fits:
             raise PlanError(
-                f"sequence {part.sequence} has {sequence.length} tokens in {len(sequence.pages)} pages "
-                f"of {self._page_size}"
+                f"sequence {part.sequence} has {sequence.length} tokens in {len(sequence.pages)} pages of "
+                f"{self._page_size}; a slice of {len(ids)} from {part.start} with {len(part.new_pages)} new pages "
+                "does not follow"
             )
+        sequence.pages[kept:] = part.new_pages
+        sequence.length = end
         return ids
 
     def _paged(self, bounds: list[int], lengths: list[int], page_lists: list[list[int]]) -> PagedBatch:
@@ -151,9 +160,3 @@ class SequenceTable:
             torch.from_numpy(positions),
             torch.from_numpy(slots),
         )
-
-
-def _sampling_row(sequence: _Sequence) -> SamplingRow:
-    """How the token after the sequence's last one is drawn; `position` is the new token's own."""
-    how = sequence.start.sampling
-    return SamplingRow(how.temperature, how.top_p, how.top_k, how.seed, sequence.length)

@@ -142,11 +142,34 @@ class PagedBatch:
     slots: Tensor
 
 
+MAX_TOP_LOGPROBS = 20
+
+
+@dataclass(frozen=True)
+class LogitChanges:
+    """What changes one row of logits before a token is drawn; its log probability stays that of the logits as given.
+
+    bias_tokens: [b] int64, each once, bias: [b] float64, added. seen: [n] int64, the distinct tokens of prompt and
+    answer so far; counts: [n] float64, how often each is in the answer. banned: [m] int64, cannot be drawn.
+    All on the logits' device. repetition_penalty is above 0.
+    """
+
+    bias_tokens: Tensor
+    bias: Tensor
+    seen: Tensor
+    counts: Tensor
+    banned: Tensor
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
 @dataclass(frozen=True)
 class SamplingRow:
-    """How one row of logits becomes a token. temperature 0 is greedy; top_k 0 and top_p 1.0 are off.
+    """How one row of logits becomes a token. temperature 0 is greedy; top_k 0, top_p 1.0 and min_p 0.0 are off.
 
-    The random number is a function of (seed, position) alone, so a replay draws the same token.
+    The random number is a function of (seed, position) alone, so a replay draws the same token. top_logprobs: how many
+    of the most probable tokens are told, 0 to `MAX_TOP_LOGPROBS`.
     """
 
     temperature: float
@@ -154,6 +177,23 @@ class SamplingRow:
     top_k: int
     seed: int
     position: int
+    min_p: float = 0.0
+    top_logprobs: int = 0
+    changes: LogitChanges | None = None
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The tokens of S rows of logits. Log probabilities are those of the logits as given, at temperature 1.
+
+    tokens: [S] int64. logprobs: [S] float32. top_tokens: [S, N] int64 and top_logprobs: [S, N] float32, the most
+    probable tokens of each row, best first, ties to the lower id; N is the most that any row asks for, at most V.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+    top_tokens: Tensor
+    top_logprobs: Tensor
 
 
 class Kernels(Protocol):
@@ -220,6 +260,7 @@ class Kernels(Protocol):
         """slots [T, K, D] float32, weights [T, K] float32 -> sum over K in slot order, [T, D] float."""
         ...
 
-    def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Tensor:
-        """logits [S, V] float -> token ids [S] int64; greedy ties go to the lower id."""
+    def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
+        """logits [S, V] float, a row of `rows` each -> tokens and log probabilities, as `kernels/sampling.py` defines
+        them to the bit; greedy ties go to the lower id."""
         ...

@@ -23,6 +23,7 @@ from .protocol import (
     Int8Weight,
     LinearWeight,
     PagedBatch,
+    Sampled,
     SamplingRow,
 )
 from .sampling import sample
@@ -148,7 +149,7 @@ class ReferenceKernels:
             result = result + slots[:, slot] * weights[:, slot, None]
         return result
 
-    def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Tensor:
+    def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
         return sample(logits, rows)
 
 

@@ -1,20 +1,42 @@
-"""From logits to token ids: greedy, temperature, top-k and top-p, one random number a row.
+"""From logits to token ids and log probabilities: greedy, or one random number a row over what min-p, top-k and top-p
+leave.
 
 The random number is a function of (seed, position) alone: splitmix64 as a counter-based generator. A replay of a
 sequence therefore draws the same tokens, on any shard and in any batch.
+
+**Every rounding is defined**, so that backends agree on each token. With z a row's logits and b the largest of them, a
+token's weight at temperature T is the integer nearest to `ordered_exp(float32((z - b) / T)) * 2^44` (half to even).
+Sums of weights are exact whatever their order, and need no sorted vocabulary. What is kept is always a beginning of
+the order "larger logit first, then lower id"; the draw then goes through the kept tokens in the order of their ids:
+
+- min-p keeps z >= b + T * log(min_p), in float64, as do the next two; log is the C library's.
+- top-k keeps the k first.
+- top-p keeps, of what is left, the fewest whose weights together reach ceil(top_p * sum).
+- The token is the first whose weight, added to those before it, exceeds floor(u * sum of the kept), u in [0, 1).
+- A log probability is float32(z - b - log(sum at temperature 1 * 2^-44)), of the logits as they are given.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .protocol import SamplingRow
+from .logit_changes import changed_logits
+from .ordered import ordered_exp
+from .protocol import MAX_TOP_LOGPROBS, Sampled, SamplingRow
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+# A weight has this many bits behind the point: 2^19 tokens of weight 1 still fit a signed 64-bit sum.
+WEIGHT_BITS = 44
+# A temperature above 0 and below the least normal float32 counts as that.
+LEAST_TEMPERATURE = 2.0**-126
+MAX_VOCABULARY = 1 << (63 - WEIGHT_BITS)
+# How many of the best tokens top-p looks at first; twice as many each time that these do not reach it.
+_FIRST_BEST = 256
 
 
 def splitmix64(state: int) -> int:
@@ -40,39 +62,107 @@ def check_sampling_row(row: SamplingRow) -> None:
         raise ValueError(f"sample: top_k is {row.top_k}, expected >= 0 (0 is off)")
     if row.position < 0:
         raise ValueError(f"sample: position is {row.position}, expected >= 0")
+    if not 0.0 <= row.min_p <= 1.0:
+        raise ValueError(f"sample: min_p is {row.min_p}, expected 0 to 1 (0 is off)")
+    if not 0 <= row.top_logprobs <= MAX_TOP_LOGPROBS:
+        raise ValueError(f"sample: top_logprobs is {row.top_logprobs}, expected 0 to {MAX_TOP_LOGPROBS}")
 
 
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
-    """logits [S, V] float, one `SamplingRow` a row -> token ids [S] int64 on the logits' device.
-
-    A row whose largest logit is NaN or infinite is refused with a ValueError; -inf marks a forbidden token.
-    """
+def check_sampling(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
+    """Refuses with a ValueError what `sample` cannot run."""
     if logits.ndim != 2 or not logits.is_floating_point() or logits.shape[0] != len(rows):
         raise ValueError(
             f"sample: logits is {logits.dtype} {list(logits.shape)}, expected float [{len(rows)}, vocabulary]"
         )
+    if rows and not 1 <= logits.shape[1] <= MAX_VOCABULARY:
+        raise ValueError(f"sample: logits has {logits.shape[1]} columns, expected 1 to {MAX_VOCABULARY}")
     for row in rows:
         check_sampling_row(row)
-    if not rows:
-        return torch.empty(0, dtype=torch.int64, device=logits.device)
-    greedy = logits.argmax(dim=1)
-    best = logits.gather(1, greedy[:, None])[:, 0].to(torch.float64).tolist()
-    for index, (row, top) in enumerate(zip(rows, best, strict=True)):
-        if not -float("inf") < top < float("inf"):
-            raise ValueError(f"sample: the largest of logits row {index} is {top}, expected a finite number")
-        if row.temperature > 0.0:
-            greedy[index] = _draw(logits[index], row, top)
-    return greedy
 
 
-def _draw(logits: Tensor, row: SamplingRow, top: float) -> int:
-    """One token of logits [V]: temperature, then top-k, then top-p, then the inverse of the cumulative sum."""
-    values, ids = logits.to(torch.float64).sort(descending=True, stable=True)
-    if 0 < row.top_k < values.shape[0]:
-        values = values[: row.top_k]
-    cumulative = torch.exp((values - top) / row.temperature).cumsum(0)
-    if row.top_p < 1.0:
-        kept = int(torch.searchsorted(cumulative, row.top_p * cumulative[-1], right=False)) + 1
-        cumulative = cumulative[:kept]
-    chosen = int(torch.searchsorted(cumulative, uniform(row.seed, row.position) * cumulative[-1], right=True))
-    return int(ids[min(chosen, cumulative.shape[0] - 1)])
+def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
+    """logits [S, V] float, one `SamplingRow` a row -> `Sampled`, on the logits' device.
+
+    A row whose largest logit is NaN or infinite, as given or as changed, is refused with a ValueError; -inf marks a
+    forbidden token.
+    """
+    check_sampling(logits, rows)
+    logits = logits.to(torch.float32)
+    columns = min(max((row.top_logprobs for row in rows), default=0), logits.shape[1])
+    count, device = len(rows), logits.device
+    tokens = torch.empty(count, dtype=torch.int64, device=device)
+    logprobs = torch.empty(count, dtype=torch.float32, device=device)
+    top_tokens = torch.empty((count, columns), dtype=torch.int64, device=device)
+    top_logprobs = torch.empty((count, columns), dtype=torch.float32, device=device)
+    changed = changed_logits(logits, rows)
+    for index, row in enumerate(rows):
+        given = logits[index]
+        best, log_sum = _log_sum(given, index)
+        tokens[index] = _token(changed[index], row, index)
+        top_tokens[index] = _best(given, columns) if columns else top_tokens[index]
+        logprobs[index] = float(given[tokens[index]]) - best - log_sum
+        top_logprobs[index] = given[top_tokens[index]].to(torch.float64) - best - log_sum
+    return Sampled(tokens, logprobs, top_tokens, top_logprobs)
+
+
+def _largest(logits: Tensor, index: int) -> float:
+    best = float(logits.max())
+    if not -math.inf < best < math.inf:
+        raise ValueError(f"sample: the largest of logits row {index} is {best}, expected a finite number")
+    return best
+
+
+def _log_sum(logits: Tensor, index: int) -> tuple[float, float]:
+    """Of logits [V]: the largest b, and log(sum of exp(z - b))."""
+    best = _largest(logits, index)
+    return best, math.log(float(int(_weights(logits, best, 1.0).sum())) * 2.0**-WEIGHT_BITS)
+
+
+def _weights(logits: Tensor, best: float, temperature: float) -> Tensor:
+    """Weights of logits [n] float32 whose row's largest is `best` -> [n] int64."""
+    scaled = (logits - best) / torch.tensor(max(temperature, LEAST_TEMPERATURE), dtype=torch.float32)
+    return (ordered_exp(scaled).to(torch.float64) * 2.0**WEIGHT_BITS).round().to(torch.int64)
+
+
+def _best(logits: Tensor, count: int) -> Tensor:
+    """The ids of the `count` largest of logits [V], larger first, then lower ids first."""
+    if not 0 < count < logits.shape[0]:
+        return logits.sort(descending=True, stable=True).indices[:count]
+    ids = (logits >= logits.topk(count).values[-1]).nonzero()[:, 0]
+    return ids[logits[ids].sort(descending=True, stable=True).indices[:count]]
+
+
+def _token(logits: Tensor, row: SamplingRow, index: int) -> int:
+    """One token of logits [V] float32."""
+    best = _largest(logits, index)
+    if row.temperature == 0.0:
+        return int(logits.argmax())
+    weights = _weights(logits, best, row.temperature)
+    kept = _kept(logits, weights, row, best)
+    if kept is not None:
+        weights = weights[kept]
+    cumulative = weights.cumsum(0)
+    total = int(cumulative[-1])
+    target = min(int(uniform(row.seed, row.position) * float(total)), total - 1)
+    chosen = int(torch.searchsorted(cumulative, target, right=True))
+    return chosen if kept is None else int(kept[chosen])
+
+
+def _kept(logits: Tensor, weights: Tensor, row: SamplingRow, best: float) -> Tensor | None:
+    """The ids that min-p, top-k and top-p leave, ascending; None: all."""
+    limit = size = logits.shape[0]
+    if row.min_p > 0.0:
+        limit = int((logits.to(torch.float64) >= best + row.temperature * math.log(row.min_p)).sum())
+    if row.top_k > 0:
+        limit = min(limit, row.top_k)
+    if row.top_p >= 1.0:
+        return None if limit == size else _best(logits, limit).sort().values
+    total = int(weights.sum() if limit == size else weights[_best(logits, limit)].sum())
+    needed = min(math.ceil(row.top_p * float(total)), total)
+    count = min(_FIRST_BEST, limit)
+    while True:
+        ids = _best(logits, count)
+        cumulative = weights[ids].cumsum(0)
+        if int(cumulative[-1]) >= needed:
+            return ids[: int(torch.searchsorted(cumulative, needed)) + 1].sort().values
+        count = min(2 * count, limit)

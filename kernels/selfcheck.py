@@ -198,8 +198,14 @@ class _Check:
 
     def sample(self) -> None:
         logits = self._floats(3, 1000)
-        rows = [SamplingRow(0.0, 1.0, 0, 0, 0), SamplingRow(0.8, 0.9, 0, 7, 3), SamplingRow(1.2, 1.0, 40, 8, 4)]
-        self._both("sample", lambda k, t: k.sample(t(logits), rows), exact=True)
+        rows = [
+            SamplingRow(0.0, 1.0, 0, 0, 0),
+            SamplingRow(0.8, 0.9, 0, 7, 3, 0.01, 5),
+            SamplingRow(1.2, 1.0, 40, 8, 4),
+        ]
+        self._both("sample", lambda k, t: k.sample(t(logits), rows).tokens, exact=True)
+        self._both("sample", lambda k, t: k.sample(t(logits), rows).logprobs)
+        self._both("sample", lambda k, t: k.sample(t(logits), rows).top_tokens, exact=True)
 
     def experts(self, kind: type[ExpertMatrix]) -> None:
         """Twice: with the real hidden size and few intermediate columns, and the other way round."""

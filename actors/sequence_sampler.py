@@ -1,0 +1,82 @@
+"""What a shard remembers of one sequence to draw its tokens: how many it has, and which, where penalties ask for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.protocol import LogitChanges, SamplingRow
+from .step_plan import SequenceStart
+
+_NO_TOKENS = torch.empty(0, dtype=torch.int64)
+_NO_NUMBERS = torch.empty(0, dtype=torch.float64)
+
+
+class TokenCounts:
+    """The distinct tokens of a prompt and its answer, and how often each is in the answer."""
+
+    def __init__(self, prompt: Sequence[int] = (), generated: Sequence[int] = ()) -> None:
+        counts = Counter(generated)
+        distinct = dict.fromkeys((*prompt, *generated))
+        self._places = {token: place for place, token in enumerate(distinct)}
+        self._tokens = np.array([*distinct], dtype=np.int64)
+        self._counts = np.array([counts[token] for token in distinct], dtype=np.float64)
+
+    def add(self, token: int) -> None:
+        """Takes up a generated token."""
+        place = self._places.get(token)
+        if place is None:
+            place = self._places[token] = len(self._places)
+            if place == len(self._tokens):
+                self._tokens = np.resize(self._tokens, 2 * place + 16)
+                self._counts = np.resize(self._counts, 2 * place + 16)
+            self._tokens[place], self._counts[place] = token, 0.0
+        self._counts[place] += 1.0
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The tokens [n] int64 and their counts [n] float64, both valid until the next `add`."""
+        size = len(self._places)
+        return torch.from_numpy(self._tokens[:size]), torch.from_numpy(self._counts[:size])
+
+
+class SequenceSampler:
+    """Makes the `SamplingRow` of a sequence's next token. A sequence without changes of its logits keeps no counts."""
+
+    def __init__(self, start: SequenceStart) -> None:
+        how = self._how = start.sampling
+        self._generated = start.generated
+        self._counts: TokenCounts | None = None
+        if how.needs_history:
+            border = len(start.history) - start.generated
+            self._counts = TokenCounts(start.history[:border], start.history[border:])
+        self._bias_tokens, self._bias = _NO_TOKENS, _NO_NUMBERS
+        if how.logit_bias:
+            self._bias_tokens = torch.tensor([token for token, _ in how.logit_bias], dtype=torch.int64)
+            self._bias = torch.tensor([bias for _, bias in how.logit_bias], dtype=torch.float64)
+        self._ban = torch.tensor(how.stop_ban, dtype=torch.int64)
+
+    def took(self, token: int) -> None:
+        """The sequence goes on with this token."""
+        self._generated += 1
+        if self._counts is not None:
+            self._counts.add(token)
+
+    def row(self, position: int) -> SamplingRow:
+        """How the token at `position` is drawn."""
+        how = self._how
+        row = how.temperature, how.top_p, how.top_k, how.seed, position, how.min_p, how.top_logprobs
+        return SamplingRow(*row, self._changes())
+
+    def _changes(self) -> LogitChanges | None:
+        how = self._how
+        bans = bool(how.stop_ban) and self._generated < how.min_tokens
+        if self._counts is None and not how.logit_bias and not bans:
+            return None
+        seen, counts = self._counts.tensors() if self._counts is not None else (_NO_TOKENS, _NO_NUMBERS)
+        banned = self._ban if bans else _NO_TOKENS
+        penalties = how.repetition_penalty, how.presence_penalty, how.frequency_penalty
+        return LogitChanges(self._bias_tokens, self._bias, seen, counts, banned, *penalties)
