@@ -66,6 +66,7 @@ DECIDES_NOTHING = {
     "cluster.fields": "words of an error",
     "cluster.figures": "writes what was measured",
     "cluster.names": "words of an error",
+    "cluster.scratch_folder": "where what Quark reads and writes lies while it runs",
     "cluster.yaml_file": "a recipe counts by its content",
 }
 
