@@ -23,6 +23,7 @@ from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .deployment import EngineState
+    from .front.engine_link import EngineAddress
 
 _POLL_S = 0.1
 _STOP_TIMEOUT_S = 4.0
@@ -83,6 +84,14 @@ class Server:
         section = self.config.serve
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(section.host, section.host)
         return f"http://{host}:{section.port}"
+
+    @property
+    def engine_address(self) -> EngineAddress:
+        """Where the engine's own clients connect, without HTTP. Raises ServeError when there is no ready engine."""
+        state: EngineState = self._engine.state.remote().result()
+        if state.address is None:
+            raise ServeError(f"the engine is not ready: {state.error or state.stage}")
+        return state.address
 
     def start(self, ray_started: Callable[[], None] = lambda: None) -> None:
         """Returns when requests are answered. ray_started is called when Ray has set its signal handlers.

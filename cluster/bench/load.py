@@ -1,0 +1,235 @@
+"""Load on a server or on an engine: closed loop (so many streams at once) or open loop (so many arrivals a second).
+
+It runs in a process of its own, which imports neither Ray nor torch, so that it measures the server and not itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ...actors.request import Generate
+from ...actors.step_plan import Sampling
+from ..engine_client import EngineClient
+from ..front.engine_link import EngineAddress
+from .event_connection import EventConnection
+from .load_summary import StreamTimes
+
+ENDPOINTS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
+# Ids that any byte-pair vocabulary has as ordinary text: above its bytes, below its thousandth merge.
+_FIRST_ID, _LAST_ID = 256, 1023
+_WORDS = ("river", "stone", "seven", "light", "garden", "under", "paper", "music", "north", "table")
+
+
+class LoadError(Exception):
+    """The load cannot be made, or none of its requests was answered; the message says why."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every request asks. Prompts are random and all different, so that no cache holds them; answers are greedy.
+
+    prompt_tokens: with "chat" so many words, whose tokens are counted by the server.
+    """
+
+    model: str
+    endpoint: str = "completions"
+    prompt_tokens: int = 64
+    max_tokens: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.endpoint not in ENDPOINTS:
+            raise LoadError(f"endpoint: {self.endpoint!r} is none of {', '.join(ENDPOINTS)}")
+
+    def prompt(self, number: int) -> list[int]:
+        """The token ids of request `number`."""
+        draw = random.Random(f"{self.seed} {number}")
+        return [draw.randint(_FIRST_ID, _LAST_ID) for _ in range(self.prompt_tokens)]
+
+    def body(self, number: int) -> bytes:
+        """The JSON body of request `number`."""
+        body: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens, "temperature": 0, "stream": True}
+        body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
+        if self.endpoint == "chat":
+            draw = random.Random(f"{self.seed} {number}")
+            text = " ".join(draw.choice(_WORDS) for _ in range(self.prompt_tokens))
+            return json.dumps(body | {"messages": [{"role": "user", "content": text}]}).encode()
+        return json.dumps(body | {"prompt": self.prompt(number)}).encode()
+
+
+@dataclass(frozen=True)
+class Level:
+    """How hard the load is: `concurrency` streams at once, or `rate` arrivals a second, for so many seconds."""
+
+    seconds: float
+    concurrency: int = 0
+    rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.concurrency > 0) == (self.rate > 0):
+            raise LoadError("a level of load is a number of streams or a rate, and one of them")
+
+    @property
+    def name(self) -> str:
+        """c32, or r2.5."""
+        return f"c{self.concurrency}" if self.concurrency else f"r{self.rate:g}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All requests of one level, and the time in which they were sent."""
+
+    streams: tuple[StreamTimes, ...]
+    begin: float
+    end: float
+
+
+class Target(Protocol):
+    """What is loaded."""
+
+    async def answer(self, number: int) -> StreamTimes:
+        """Request `number` of the workload, to its end."""
+        ...
+
+
+class HttpTarget:
+    """A server's URL. Connections are kept and used again."""
+
+    def __init__(self, url: str, workload: Workload) -> None:
+        self._url, self._workload = url, workload
+        self._idle: list[EventConnection] = []
+        self._path = ENDPOINTS[workload.endpoint]
+
+    async def __aenter__(self) -> HttpTarget:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for connection in self._idle:
+            connection.close()
+
+    async def answer(self, number: int) -> StreamTimes:
+        connection = None
+        while self._idle and connection is None:
+            idle = self._idle.pop()
+            connection = idle if idle.usable else None
+        if connection is None:
+            begin = time.perf_counter()
+            try:
+                connection = await EventConnection.open(self._url)
+            except OSError as error:
+                return StreamTimes(begin, error=f"no connection: {error.strerror or error}")
+        try:
+            times = await connection.post(self._path, self._workload.body(number))
+        except BaseException:
+            connection.close()
+            raise
+        if connection.usable:
+            self._idle.append(connection)
+        return times
+
+
+class EngineTarget:
+    """An engine's router, without HTTP: the same prompts as token ids."""
+
+    def __init__(self, address: EngineAddress, workload: Workload) -> None:
+        if workload.endpoint != "completions":
+            raise LoadError("an engine takes token ids: measure against it with the endpoint 'completions'")
+        self._client = EngineClient(address.address, address.keys)
+        self._workload = workload
+
+    async def __aenter__(self) -> EngineTarget:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def answer(self, number: int) -> StreamTimes:
+        prompt = tuple(self._workload.prompt(number))
+        sampling = Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=0)
+        request = Generate(f"load-{number}", prompt, self._workload.max_tokens, sampling, (), 0, False)
+        sent, arrivals, tokens = time.perf_counter(), [], 0
+        async for progress in self._client.generate(request):
+            if progress.finish == "error":
+                return StreamTimes(sent, error=progress.error)
+            arrivals.append(time.perf_counter())
+            tokens += len(progress.tokens)
+        return StreamTimes(sent, tuple(arrivals), tokens, len(prompt))
+
+
+async def closed_loop(target: Target, level: Level, first: int) -> Measured:
+    """So many streams at once: each asks again when its answer has come. All answers begun are waited for."""
+    numbers = iter(range(first, 1 << 62))
+    streams: list[StreamTimes] = []
+    begin = time.perf_counter()
+    end = begin + level.seconds
+
+    async def ask_on() -> None:
+        while time.perf_counter() < end:
+            streams.append(await target.answer(next(numbers)))
+            if streams[-1].error:
+                await asyncio.sleep(0.01)  # a server that refuses at once is not asked in a tight loop
+
+    await asyncio.gather(*(ask_on() for _ in range(level.concurrency)))
+    return Measured(tuple(streams), begin, end)
+
+
+async def open_loop(target: Target, level: Level, first: int, seed: int) -> Measured:
+    """Requests at random times (a Poisson process), whether earlier ones are answered or not."""
+    draw = random.Random(f"arrivals {seed}")
+    begin = time.perf_counter()
+    end, due, number = begin + level.seconds, begin + draw.expovariate(level.rate), first
+    tasks: list[asyncio.Task[StreamTimes]] = []
+    while due < end:
+        await asyncio.sleep(max(due - time.perf_counter(), 0.0))
+        tasks.append(asyncio.ensure_future(target.answer(number)))
+        number += 1
+        due += draw.expovariate(level.rate)
+    return Measured(tuple(await asyncio.gather(*tasks)), begin, end)
+
+
+@dataclass(frozen=True)
+class LoadTask:
+    """One level on one target: what the load's process is given. address: an engine's, else `url` is asked."""
+
+    workload: Workload
+    level: Level
+    first: int
+    url: str = ""
+    address: EngineAddress | None = None
+
+    def run(self) -> Measured:
+        """Makes the load in this process."""
+        return asyncio.run(self._run())
+
+    async def _run(self) -> Measured:
+        async with AsyncExitStack() as stack:
+            target: Target
+            if self.address is None:
+                target = await stack.enter_async_context(HttpTarget(self.url, self.workload))
+            else:
+                target = await stack.enter_async_context(EngineTarget(self.address, self.workload))
+            if self.level.concurrency:
+                return await closed_loop(target, self.level, self.first)
+            return await open_loop(target, self.level, self.first, self.workload.seed)
+
+
+class LoadProcess:
+    """The process that makes the load, for any number of tasks one after another."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+    def __enter__(self) -> Callable[[LoadTask], Measured]:
+        return lambda task: self._pool.submit(task.run).result()
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)

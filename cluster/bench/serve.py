@@ -1,0 +1,172 @@
+"""`flyray bench serve`: load on a server, or on the demo's, and beside it on its engine without HTTP."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from rich.table import Table
+
+from ..config import FlyrayConfig
+from ..figures import Figure
+from ..front.engine_link import EngineAddress
+from ..http_chat import HttpChat
+from .load import Level, LoadError, LoadProcess, LoadTask, Measured, Workload
+from .load_summary import PERCENTILES, Limits, LoadSummary, Spread, StreamTimes
+
+_WARM_UP_S = 1.0
+_SPREADS = ("ttft", "tpot", "itl")
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """levels: run one after another, each `runs` times; against_engine: in turns with the engine itself."""
+
+    levels: tuple[Level, ...]
+    workload: Workload
+    runs: int
+    limits: Limits
+    against_engine: bool = False
+
+
+@dataclass(frozen=True)
+class LevelResult:
+    """A level's runs together. engine_tokens_per_second: medians of the engine's own, 0 where it was not asked."""
+
+    level: Level
+    summary: LoadSummary
+    engine: LoadSummary | None
+    share: float | None
+
+    def figures(self) -> list[Figure]:
+        """serve_tok_s.LEVEL, serve_req_s, goodput, errors, {ttft,tpot,itl}.{p50,p90,p99}.LEVEL, http_share.LEVEL."""
+        name, found = self.level.name, self.summary
+        figures = [
+            Figure(f"serve_tok_s.{name}", found.tokens_per_second, "tokens/s"),
+            Figure(f"serve_req_s.{name}", found.requests_per_second, "requests/s"),
+            Figure(f"goodput.{name}", found.goodput, "requests/s"),
+            Figure(f"serve_errors.{name}", sum(found.errors.values()), "1"),
+        ]
+        for kind in _SPREADS:
+            spread: Spread = getattr(found, kind)
+            if not math.isnan(spread.mean):  # answers of one token have no time between tokens
+                figures += [Figure(f"{kind}.p{p}.{name}", getattr(spread, f"p{p}"), "seconds") for p in PERCENTILES]
+        if self.engine is not None and self.share is not None:
+            figures.append(Figure(f"engine_tok_s.{name}", self.engine.tokens_per_second, "tokens/s"))
+            figures.append(Figure(f"engine_ttft.p50.{name}", self.engine.ttft.p50, "seconds"))
+            figures.append(Figure(f"http_share.{name}", self.share, "1"))
+        return figures
+
+
+@dataclass(frozen=True)
+class ServeBench:
+    """What was measured at each level."""
+
+    settings: ServeSettings
+    results: tuple[LevelResult, ...]
+
+    def figures(self) -> list[Figure]:
+        return [figure for result in self.results for figure in result.figures()]
+
+    def table(self) -> Table:
+        """The figures for people; times in milliseconds."""
+        work = self.settings.workload
+        table = Table(title=f"{work.endpoint}: prompts of {work.prompt_tokens}, answers of {work.max_tokens} tokens")
+        for column in ("load", "tok/s", "req/s", "goodput", "TTFT p50/p90/p99 ms", "TPOT ms", "ITL ms", "errors"):
+            table.add_column(column, justify="left" if column == "load" else "right")
+        if self.settings.against_engine:
+            table.add_column("engine tok/s", justify="right")
+            table.add_column("share", justify="right")
+        for result in self.results:
+            found = result.summary
+            row = [result.level.name, f"{found.tokens_per_second:,.0f}", f"{found.requests_per_second:.1f}"]
+            row += [f"{found.goodput:.1f}", *(_milliseconds(getattr(found, kind)) for kind in _SPREADS)]
+            row.append(str(sum(found.errors.values())))
+            if result.engine is not None and result.share is not None:
+                row += [f"{result.engine.tokens_per_second:,.0f}", f"{result.share:.1%}"]
+            table.add_row(*row)
+        limits = self.settings.limits
+        table.caption = (
+            f"goodput: answers a second with {_limit('TTFT', limits.ttft)} and {_limit('TPOT', limits.tpot)}"
+        )
+        return table
+
+
+def bench_url(url: str, settings: ServeSettings) -> ServeBench:
+    """Loads a running server. Raises LoadError, and ChatClientError for what is no server."""
+    if settings.against_engine:
+        raise LoadError("the engine behind a URL cannot be reached: measure against it with --demo or --config")
+    with ExitStack() as stack:
+        chat = stack.enter_context(HttpChat(url))
+        base = url.rstrip("/").removesuffix("/v1")
+        settings = replace(settings, workload=replace(settings.workload, model=settings.workload.model or chat.model()))
+        return _bench(stack.enter_context(LoadProcess()), base, None, settings)
+
+
+def bench_config(config: FlyrayConfig, settings: ServeSettings, *, say: Callable[[str], None] = print) -> ServeBench:
+    """Starts a server, loads it, and ends it. Raises LoadError, and what `Server` raises."""
+    from ..serve import Server
+
+    settings = replace(settings, workload=replace(settings.workload, model=config.model_name))
+    with Server(config, say=say) as server, LoadProcess() as load:
+        return _bench(load, server.url, server.engine_address if settings.against_engine else None, settings)
+
+
+def _bench(
+    load: Callable[[LoadTask], Measured], url: str, address: EngineAddress | None, settings: ServeSettings
+) -> ServeBench:
+    first = 0
+    results: list[LevelResult] = []
+    for level in settings.levels:
+        http: list[Measured] = []
+        engine: list[Measured] = []
+        warm = replace(level, seconds=_WARM_UP_S)
+        for seconds in [warm] + [level] * settings.runs:
+            for measured, where in ((http, None), (engine, address)):
+                if measured is engine and address is None:
+                    continue
+                task = LoadTask(settings.workload, seconds, first, url, where)
+                measured.append(load(task))
+                first += len(measured[-1].streams)
+        results.append(_result(level, http[1:], engine[1:], settings.limits))
+    return ServeBench(settings, tuple(results))
+
+
+def _result(level: Level, http: Sequence[Measured], engine: Sequence[Measured], limits: Limits) -> LevelResult:
+    summaries = [LoadSummary.of(each.streams, each.begin, each.end, limits) for each in http]
+    whole = _together(http, summaries, limits)
+    if not whole.requests:
+        raise LoadError(f"{level.name}: no request was answered: {whole.errors}")
+    if not engine:
+        return LevelResult(level, whole, None, None)
+    own = [LoadSummary.of(each.streams, each.begin, each.end, limits) for each in engine]
+    if not all(each.tokens_per_second for each in own):
+        raise LoadError(f"{level.name}: the engine itself answered nothing: {own[0].errors}")
+    share = statistics.median(
+        mine.tokens_per_second / theirs.tokens_per_second for mine, theirs in zip(summaries, own, strict=True)
+    )
+    return LevelResult(level, whole, _together(engine, own, limits), share)
+
+
+def _together(runs: Sequence[Measured], summaries: Sequence[LoadSummary], limits: Limits) -> LoadSummary:
+    """Rates are medians of the runs, spreads are of all their answers."""
+    streams: list[StreamTimes] = [stream for run in runs for stream in run.streams]
+    whole = LoadSummary.of(streams, runs[0].begin, runs[-1].end, limits)
+    return replace(
+        whole,
+        seconds=sum(each.seconds for each in summaries),
+        tokens_per_second=statistics.median(each.tokens_per_second for each in summaries),
+        requests_per_second=statistics.median(each.requests_per_second for each in summaries),
+        goodput=statistics.median(each.goodput for each in summaries),
+    )
+
+
+def _milliseconds(spread: Spread) -> str:
+    return "/".join(f"{value * 1000:.1f}" for value in (spread.p50, spread.p90, spread.p99))
+
+
+def _limit(name: str, seconds: float | None) -> str:
+    return f"any {name}" if seconds is None else f"{name} up to {seconds * 1000:g} ms"
