@@ -1,4 +1,4 @@
-"""What changes a row's logits before a token is drawn: bias, penalties and bans, with vLLM's meaning and in its order."""
+"""What changes a row's logits before a token is drawn: bias, penalties and bans, by vLLM's meaning and order."""
 
 from __future__ import annotations
 
