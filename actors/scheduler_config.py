@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from .request import Generate
+from .sampling_faults import sampling_faults
 
 PRIORITIES = (0, 1)
 
@@ -61,7 +61,7 @@ class SchedulerConfig:
             if tokens and (min(tokens) < 0 or max(tokens) >= self.vocab_size):
                 wrong = next(token for token in tokens if not 0 <= token < self.vocab_size)
                 yield f"{name}: token {wrong} is outside the vocabulary of {self.vocab_size} tokens"
-        yield from _sampling_faults(request)
+        yield from sampling_faults(request.sampling, self.vocab_size)
         yield from _file_faults(request)
         total, pages = length + request.max_tokens, self.pages_for(request)
         sizes = f"{length} tokens and max_tokens {request.max_tokens}"
@@ -81,13 +81,3 @@ def _file_faults(request: Generate) -> Iterator[str]:
             yield f"{name}: {path!r} is no path"
     if request.keep and request.keep == request.compare:
         yield f"keep: is the same file as compare, {request.keep!r}"
-
-
-def _sampling_faults(request: Generate) -> Iterator[str]:
-    sampling = request.sampling
-    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
-        yield f"sampling.temperature: {sampling.temperature} is not a finite number of at least 0"
-    if not 0 < sampling.top_p <= 1:
-        yield f"sampling.top_p: {sampling.top_p} is not above 0 and at most 1"
-    if sampling.top_k < 0:
-        yield f"sampling.top_k: {sampling.top_k} is below 0"
