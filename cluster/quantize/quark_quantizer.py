@@ -4,7 +4,7 @@ Quark's `direct_quantize_checkpoint` wants a checkpoint folder, keeps a whole fi
 weight and its scale in one file. So some matrices at a time are laid out as a small checkpoint of their own in a
 temporary folder, and Quark's export of that is read back: any layout of the source works, in bounded memory.
 
-Quark is imported where it is needed only: the import takes 10 to 40 s, and the first one compiles an extension.
+Quark is imported where it is needed only: the import takes 7 s and more, and the first one compiles an extension.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor
 from ...kernels.formats import GROUP_SIZE, PACK
 from ..scratch_folder import scratch_folder
 from .matrix import QuantizeError, output_specs
+from .quark_scan import short_scan
 
 SCHEMES = {"w8a8": "flyray_int8_per_channel", "w8a8-fp8": "ptpc_fp8", "w4a8-channel": "int4_fp8"}
 """The formats that Quark makes, and its scheme for each; flyray registers its own for INT8, Quark's is per tensor.
@@ -165,9 +166,10 @@ def import_quark() -> Any:
     # Quark reads its log level from the environment, once, while it is imported.
     os.environ.setdefault("QUARK_LOG_LEVEL", "error")
     try:
-        with ExtensionLock(_extension_folder()):
-            importlib.import_module("quark.torch.kernel")
-        return importlib.import_module("quark.torch")
+        with short_scan():
+            with ExtensionLock(_extension_folder()):
+                importlib.import_module("quark.torch.kernel")
+            return importlib.import_module("quark.torch")
     except (ImportError, OSError, RuntimeError) as error:
         raise QuantizeError(
             f"AMD Quark could not be loaded: {error}. Its first import compiles an extension: "
