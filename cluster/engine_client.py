@@ -16,6 +16,7 @@ from zmq.utils.monitor import parse_monitor_message
 from ..actors.link import CLIENT_QUEUE, LinkKeys, Links
 from ..actors.request import Cancel, EngineStatus, Generate, Progress, ProgressBatch, StatusQuery
 from ..actors.wire import WireError, decode, encode
+from .inbox import Inbox
 
 Message = Generate | Cancel | StatusQuery
 
@@ -41,7 +42,7 @@ class EngineClient:
         self._links: Links | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._requests: dict[str, asyncio.Queue[Progress]] = {}
+        self._requests: dict[str, Inbox] = {}
         self._queries: dict[str, asyncio.Future[EngineStatus]] = {}
         self._heard = 0.0
 
@@ -61,12 +62,12 @@ class EngineClient:
         """
         if request.request in self._requests:
             raise ValueError(f"request: {request.request!r} is not finished yet, names must differ")
-        news = self._requests[request.request] = asyncio.Queue()
+        news = self._requests[request.request] = Inbox()
         finished = False
         try:
             self._send(request)
             while not finished:
-                progress = await news.get()
+                progress = await news.take()
                 finished = bool(progress.finish)
                 if finished and self._requests.get(request.request) is news:
                     del self._requests[request.request]
@@ -80,7 +81,7 @@ class EngineClient:
         One that is finished or unknown is left alone."""
         news = self._requests.pop(request, None)
         if news is not None:
-            news.put_nowait(Progress(request, (), (), (), "error", "the request was cancelled"))
+            news.put(Progress(request, (), (), (), "error", "the request was cancelled"))
             self._send(Cancel(request))
 
     async def status(self, trace_steps: int = 0, timeout_s: float | None = None) -> EngineStatus:
@@ -166,7 +167,7 @@ class EngineClient:
     def _tell(self, progress: Progress) -> None:
         news = self._requests.get(progress.request)
         if news is not None:
-            news.put_nowait(progress)
+            news.put(progress)
         elif not progress.finish:  # given up, and the router does not know or its Cancel was lost
             self._send(Cancel(progress.request))
 
@@ -190,7 +191,7 @@ class EngineClient:
 
     def _give_up(self, error: str) -> None:
         for request, news in self._requests.items():
-            news.put_nowait(Progress(request, (), (), (), "error", error))
+            news.put(Progress(request, (), (), (), "error", error))
         self._requests.clear()
         for answer in self._queries.values():
             if not answer.done():

@@ -9,12 +9,13 @@ from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from ...actors.request import EngineStatus
 from ..chat import ChatService
 from .answers import AnswerHead, ChatDelta, TextDelta, Usage, chat_chunk, delta_body, text_choice, usage_chunk
 from .errors import RequestError
+from .event_stream import DONE, EventStream, disconnected, event
 from .requests import ChatRequest, CompletionRequest, parse
 
 T = TypeVar("T")
@@ -89,7 +90,7 @@ class HttpFront:
         service = self._engine.service()
         if not chat.stream:
             return JSONResponse(await service.chat_response(chat, priority))
-        return await _event_stream(_chat_events(service, chat, priority))
+        return await EventStream.begin(_chat_events(service, chat, priority))
 
     async def _completions(self, request: Request, body: bytes) -> Response:
         completion = parse(_json(body), CompletionRequest)
@@ -97,7 +98,7 @@ class HttpFront:
         service = self._engine.service()
         if not completion.stream:
             return JSONResponse(await service.completion_response(completion, priority))
-        return await _event_stream(_completion_events(service, completion, priority))
+        return await EventStream.begin(_completion_events(service, completion, priority))
 
 
 def error_response(error: RequestError) -> Response:
@@ -144,7 +145,7 @@ async def _answering(request: Request, handler: Callable[[Request, bytes], Corou
     except RequestError as error:
         return error_response(error)
     work = asyncio.ensure_future(handler(request, body))
-    watch = asyncio.ensure_future(_disconnected(request))
+    watch = asyncio.ensure_future(disconnected(request))
     try:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
@@ -158,42 +159,22 @@ async def _answering(request: Request, handler: Callable[[Request, bytes], Corou
         await asyncio.gather(work, watch, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _event_stream(events: AsyncGenerator[bytes, None]) -> Response:
-    """A response of server-sent events. Waits for the first, so that an error before it still gets its status."""
-    first = await anext(events)
-
-    async def body() -> AsyncGenerator[bytes, None]:
-        async with aclosing(events):
-            yield first
-            try:
-                async for event in events:
-                    yield event
-            except RequestError as error:
-                yield _event(error.body())
-
-    return StreamingResponse(body(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-
 async def _chat_events(service: ChatService, request: ChatRequest, priority: int) -> AsyncGenerator[bytes, None]:
     head = AnswerHead.new("chatcmpl", service.model_name)
     first: dict[str, Any] = {"role": "assistant", "content": ""}
     usage: Usage | None = None
-    async with aclosing(service.chat(request, priority)) as deltas:
+    async with aclosing(await service.begin_chat(request, priority)) as deltas:
         async for delta in deltas:
+            chunks = _chat_chunks(head, delta, bool(request.logprobs))
             if first:
-                yield _event(chat_chunk(head, first, "", None))
+                chunks.insert(0, chat_chunk(head, first, "", None))
                 first = {}
-            for chunk in _chat_chunks(head, delta, bool(request.logprobs)):
-                yield _event(chunk)
+            yield b"".join(map(event, chunks))
             usage = delta.usage
+    end = DONE
     if request.include_usage and usage:
-        yield _event(usage_chunk(head, "chat.completion.chunk", usage))
-    yield b"data: [DONE]\n\n"
+        end = event(usage_chunk(head, "chat.completion.chunk", usage)) + DONE
+    yield end
 
 
 def _chat_chunks(head: AnswerHead, delta: ChatDelta, logprobs: bool) -> list[dict[str, Any]]:
@@ -212,19 +193,16 @@ async def _completion_events(
 ) -> AsyncGenerator[bytes, None]:
     head = AnswerHead.new("cmpl", service.model_name)
     usages: list[Usage] = []
-    async with aclosing(service.completion(request, priority)) as deltas:
+    async with aclosing(await service.begin_completion(request, priority)) as deltas:
         async for delta in deltas:
-            yield _event(_text_chunk(head, delta, request.logprobs is not None))
+            yield event(_text_chunk(head, delta, request.logprobs is not None))
             if delta.usage:
                 usages.append(delta.usage)
+    end = DONE
     if request.include_usage:
-        yield _event(usage_chunk(head, "text_completion", Usage.total(usages)))
-    yield b"data: [DONE]\n\n"
+        end = event(usage_chunk(head, "text_completion", Usage.total(usages))) + DONE
+    yield end
 
 
 def _text_chunk(head: AnswerHead, delta: TextDelta, logprobs: bool) -> dict[str, Any]:
     return head.body("text_completion") | {"choices": [text_choice(delta, logprobs)]}
-
-
-def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
