@@ -26,6 +26,8 @@ class EngineConfig:
     max_batch_tokens: tokens of one step, of all sequences of a shard; longer prompts are prefilled in chunks.
     max_sequences: sequences that run at once, on all shards together; more wait.
     context_length: most tokens of a prompt and its continuation; 0: the model's.
+    prefix_cache: whether sequences that begin alike share KV pages, so that what they share is computed once; not while
+        statistics are gathered, nor for requests that score their prompt.
     transport: "ipc" (one node), "tcp", or "auto": Unix sockets where everything is on one node, else TCP with keys.
     start_timeout_s: from placement to ready. placement_timeout_s: how long to wait for reserved resources to be free.
     step_timeout_s: a step that takes longer ends the engine. silence_s: a TCP peer silent for so long is gone.
@@ -47,6 +49,7 @@ class EngineConfig:
     max_batch_tokens: int = 512
     max_sequences: int = 64
     context_length: int = 0
+    prefix_cache: bool = True
     transport: str = "auto"
     start_timeout_s: float = 600.0
     placement_timeout_s: float = 20.0

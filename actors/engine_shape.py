@@ -59,7 +59,7 @@ class EngineShape:
         return min(self.context_length, self.kv_pages * config.page_size)
 
     def scheduler_config(self, config: EngineConfig, epoch: int) -> SchedulerConfig:
-        """The scheduler's limits."""
+        """The scheduler's limits. While statistics are gathered every token runs once, and counts once."""
         return SchedulerConfig(
             engine=config.name,
             epoch=epoch,
@@ -71,6 +71,8 @@ class EngineShape:
             context_length=self.context_length,
             vocab_size=self.model.vocab_size,
             program=self.program.name,
+            prefix_cache=config.prefix_cache and self.statistics is None,
+            preemption=self.statistics is None,
         )
 
 

@@ -92,10 +92,13 @@ class TracedStep:
     stages: tuple[StageTime, ...]
 
 
-@message(version=1)
+@message(version=2)
 @dataclass(frozen=True)
 class EngineStatus:
-    """State of an engine. ready: takes requests; error: why not. Precision plan lines are ready to print."""
+    """State of an engine. ready: takes requests; error: why not. Precision plan lines are ready to print.
+
+    cached_pages, preemptions, prompt_tokens, cached_tokens: as in `SchedulerStats`.
+    """
 
     query: str
     engine: str
@@ -112,3 +115,7 @@ class EngineStatus:
     context_length: int
     precision_plan: tuple[str, ...]
     trace: tuple[TracedStep, ...]
+    cached_pages: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0

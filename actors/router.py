@@ -165,6 +165,7 @@ class Router:
         except EngineError as error:
             loop.fail(f"{method}: {error}")
             raise
+        loop.clear_prefix_cache()
 
     def _ask_all(self, method: str, arguments: tuple[Any, ...]) -> None:
         """Calls a method of every shard and waits for all, also if one fails. Raises EngineError."""

@@ -109,6 +109,10 @@ class RouterLoop:
                     raise EngineError(f"the last step did not end within {self._step_timeout_s:g} s")
             yield
 
+    def clear_prefix_cache(self) -> None:
+        """Forgets what KV pages hold, for the model has changed; within `hold` only."""
+        self._scheduler.clear_cache()
+
     def fail(self, reason: str) -> None:
         """Ends all requests and takes no more; from any thread."""
         self._doom = reason
@@ -272,6 +276,10 @@ class RouterLoop:
             context_length=config.context_length,
             precision_plan=self._precision_plan,
             trace=trace,
+            cached_pages=stats.cached_pages,
+            preemptions=stats.preemptions,
+            prompt_tokens=stats.prompt_tokens,
+            cached_tokens=stats.cached_tokens,
         )
 
     def _fail(self, reason: str) -> None:

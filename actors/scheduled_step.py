@@ -1,11 +1,11 @@
-"""What the scheduler remembers of admitted sequences and of steps on their way, and whether results answer a step."""
+"""What the scheduler remembers of steps on their way, and whether results answer them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from .request import Generate
+from .live_request import LiveRequest
 from .scheduler_config import SchedulerConfig
 from .step_plan import NewToken, PromptScores, Slice, StepResult
 
@@ -14,34 +14,7 @@ class SchedulerError(ValueError):
     """Results that do not fit the plans: a bug or a foreign message, never a client's mistake."""
 
 
-@dataclass(eq=False)
-class Running:
-    """An admitted sequence. `position` and `sampled` count what is planned, `emitted` what has come back."""
-
-    number: int
-    request: Generate
-    shard: int
-    reserved: int
-    pages: list[int] = field(default_factory=list)
-    position: int = 0
-    sampled: int = 0
-    emitted: int = 0
-    scores: list[float] = field(default_factory=list)
-    divergences: list[float] = field(default_factory=list)
-    agreements: list[bool] = field(default_factory=list)
-    started: bool = False
-    done: bool = False
-
-    @property
-    def prefilling(self) -> bool:
-        return self.position < len(self.request.prompt)
-
-    @property
-    def decoding(self) -> bool:
-        return not self.prefilling and self.sampled < self.request.max_tokens
-
-
-Work = tuple[tuple[Running, Slice], ...]
+Work = tuple[tuple[LiveRequest, Slice], ...]
 """What one shard runs in a step: slices, and whose they are."""
 
 
@@ -74,19 +47,19 @@ class ScheduledStep:
 
 
 def _check_tokens(where: str, work: Work, tokens: Sequence[NewToken]) -> None:
-    asked = sorted(running.number for running, part in work if part.sample)
+    asked = sorted(part.sequence for _, part in work if part.sample)
     got = sorted(item.sequence for item in tokens)
     if got != asked:
         raise SchedulerError(f"{where}: tokens of sequences {got}, expected of {asked}")
 
 
 def _check_scores(where: str, work: Work, scores: Sequence[PromptScores]) -> None:
-    due = [(running.number, part.start, _scores_of(running, part)) for running, part in work]
+    due = [(part.sequence, part.start, _scores_of(live, part)) for live, part in work]
     asked = sorted(item for item in due if item[2])
     got = sorted((item.sequence, item.start, len(item.logprobs)) for item in scores if item.logprobs)
     if got != asked:
         raise SchedulerError(f"{where}: scores (sequence, start, count) {got}, expected {asked}")
-    compares = {running.number for running, _ in work if running.request.compare}
+    compares = {part.sequence for live, part in work if live.request.compare}
     for item in scores:
         wanted = len(item.logprobs) if item.sequence in compares and not item.error else 0
         if (len(item.divergences), len(item.agreements)) != (wanted, wanted):
@@ -94,8 +67,8 @@ def _check_scores(where: str, work: Work, scores: Sequence[PromptScores]) -> Non
             raise SchedulerError(f"{where}: {found} of sequence {item.sequence}, expected {wanted}")
 
 
-def _scores_of(running: Running, part: Slice) -> int:
+def _scores_of(live: LiveRequest, part: Slice) -> int:
     """How many log probabilities a slice must answer with."""
-    if not running.request.score_prompt or not part.tokens:
+    if not live.scoring or not part.tokens:
         return 0
     return len(part.tokens) - (part.next_token < 0)

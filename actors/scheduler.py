@@ -2,50 +2,60 @@
 
 The rules:
 
-- A sequence lives on one shard, chosen at admission: the one with the fewest reserved pages, at ties the lowest.
-- It is admitted only when that shard can reserve pages for its prompt and all of `max_tokens`; so a running sequence
-  never runs out of pages and nothing is ever preempted in this version. Pages are handed over as they are needed.
+- A sequence lives on one shard, chosen at admission by load and cached prefix (`admission.place`). Its pages may be
+  shared with others that begin alike (`PrefixCache`); what is known already does not run again, but for the prompt's
+  last token. Requests that score their prompt share nothing.
+- A request is admitted when that shard has pages for its prompt and one more. The prompt's pages are reserved then;
+  those of the answer are taken as they are needed. When there is none, the sequence of the lowest priority, then the
+  latest, is preempted: it gives its pages back and waits at the place of its arrival, to run again from its prompt and
+  what it has generated. Random numbers are functions of (seed, position), so its text goes on unchanged.
 - Waiting requests are admitted by priority (0 before 1), then in order of arrival; none overtakes one that does not
-  fit yet, so that large requests are not starved by small ones.
+  fit yet, so that large requests are not starved by small ones. Where pages or sequences run out, a request preempts
+  sequences of lower priorities to be admitted.
+- A sequence whose prompt is being scored is not preempted: scores come from one run.
 - `max_batch_tokens` bounds the tokens of one shard in one step: the attention, the exchange buffers and hence the
   step's time are a shard's. Decodes take one token each first, the rest goes to prefill chunks by priority, then
-  order of admission. A shard never holds more sequences than that bound, so every decode runs every step, and while a
-  prefill is waiting at least one token a step is left for it.
+  arrival. A shard never holds more sequences than that bound, so while a prefill is waiting at least one token a step
+  is left for it.
 - Steps may be scheduled ahead: `schedule` can be called before the last step's `complete`. A sequence that turns out
-  to have stopped then has one token too many on its way, which is dropped.
+  to have stopped then has one token too many on its way, which is dropped. One that is preempted meanwhile takes the
+  tokens that are on their way, and only then waits to be admitted again.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from .pages import PageAllocator
+from .admission import place
+from .live_request import LiveRequest
 from .request import Generate, Progress
-from .scheduled_step import Running, ScheduledStep, SchedulerError, Work
-from .scheduler_config import PRIORITIES, SchedulerConfig
-from .step_plan import NewToken, PromptScores, SequenceStart, Slice, StepPlan, StepResult
+from .scheduled_shard import ScheduledShard
+from .scheduled_step import ScheduledStep, SchedulerError, Work
+from .scheduler_config import SchedulerConfig
+from .step_plan import NewToken, PromptScores, Slice, StepPlan, StepResult
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerError", "SchedulerStats"]
 
 
 @dataclass(frozen=True)
 class SchedulerStats:
-    """free_pages: for each shard, the pages that no running sequence has reserved."""
+    """free_pages: of each shard, the pages that no running sequence holds or has reserved; known ones are among them.
+
+    cached_pages: pages whose content is known, of all shards. Counted since the start: preemptions; prompt_tokens, of
+    all prompts that have run, and how many of them came from the prefix cache (cached_tokens).
+    """
 
     running: int
     waiting: int
     free_pages: tuple[int, ...]
     total_pages: int
-
-
-@dataclass
-class _Shard:
-    allocator: PageAllocator
-    reserved: int = 0
-    running: dict[int, Running] = field(default_factory=dict)
-    ends: list[int] = field(default_factory=list)
+    cached_pages: int
+    preemptions: int
+    prompt_tokens: int
+    cached_tokens: int
 
 
 class Scheduler:
@@ -53,21 +63,25 @@ class Scheduler:
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
-        self._shards = [_Shard(PageAllocator(config.num_pages, config.page_size)) for _ in range(config.shards)]
-        self._waiting: dict[int, dict[str, Generate]] = {priority: {} for priority in PRIORITIES}
-        self._running: dict[str, Running] = {}
+        self._shards = [ScheduledShard(config) for _ in range(config.shards)]
+        self._live: dict[str, LiveRequest] = {}
+        self._waiting: list[LiveRequest] = []
         self._in_flight: deque[ScheduledStep] = deque()
-        self._next_sequence = 0
-        self._next_step = 0
+        self._arrivals = self._next_sequence = self._next_step = 0
+        self._preemptions = self._prompt_tokens = self._cached_tokens = 0
 
     @property
     def stats(self) -> SchedulerStats:
         """What runs and what is free now."""
         return SchedulerStats(
-            running=len(self._running),
-            waiting=sum(map(len, self._waiting.values())),
-            free_pages=tuple(self.config.num_pages - shard.reserved for shard in self._shards),
+            running=len(self._live) - len(self._waiting),
+            waiting=len(self._waiting),
+            free_pages=tuple(shard.free_pages for shard in self._shards),
             total_pages=self.config.num_pages * self.config.shards,
+            cached_pages=sum(shard.cached_pages for shard in self._shards),
+            preemptions=self._preemptions,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
         )
 
     @property
@@ -82,32 +96,42 @@ class Scheduler:
         """
         name = request.request
         error = self.config.refusal(request)
-        if name in self._running or any(name in queue for queue in self._waiting.values()):
+        if name in self._live:
             error = f"request: the name {name!r} is taken by an unfinished request"
         if error:
             return Progress(name, (), (), (), "error", error)
-        self._waiting[request.priority][name] = request
+        shares = self.config.prefix_cache and not request.score_prompt
+        live = self._live[name] = LiveRequest(self._arrivals, request, list(request.prompt), shares)
+        self._arrivals += 1
+        insort(self._waiting, live, key=lambda each: each.rank)
         return None
 
     def cancel(self, request: str) -> bool:
         """Ends a request in whatever state, without a `Progress`. False if none of that name is unfinished."""
-        if request in self._running:
-            self._finish(self._running[request])
-            return True
-        return any(queue.pop(request, None) is not None for queue in self._waiting.values())
+        live = self._live.get(request)
+        if live is None:
+            return False
+        self._finish(live)
+        return True
 
     def fail_all(self, error: str) -> list[Progress]:
         """Ends all requests with this error and forgets the steps in flight, whose results must not come any more."""
-        names = [*self._running, *(name for queue in self._waiting.values() for name in queue)]
+        names = list(self._live)
         for name in names:
             self.cancel(name)
         self._in_flight.clear()
+        self.clear_cache()  # steps that were to fill its pages may not have run
         return [Progress(name, (), (), (), "error", error) for name in names]
+
+    def clear_cache(self) -> None:
+        """Forgets what pages hold, as it must when the model changes; nothing may run meanwhile."""
+        for shard in self._shards:
+            shard.clear_cache()
 
     def schedule(self, trace: bool = False) -> dict[int, StepPlan] | None:
         """The next step's plan for every shard, or None if there is nothing to run and nothing to tell."""
         self._admit()
-        work = tuple(self._slices(shard) for shard in self._shards)
+        work = tuple(self._work(shard) for shard in self._shards)
         if not any(work) and not any(shard.ends for shard in self._shards):
             return None
         plans = {index: self._plan(index, slices, trace) for index, slices in enumerate(work)}
@@ -130,75 +154,67 @@ class Scheduler:
         for shard, work in enumerate(step.work):
             tokens = {item.sequence: item for item in by_shard[shard].tokens}
             scores = {item.sequence: item for item in by_shard[shard].scores}
-            for running, part in work:
-                if running.done:
+            for live, part in work:
+                live.in_flight -= 1
+                if live.done:
                     continue
-                progress = self._advance(running, part, tokens.get(running.number), scores.get(running.number))
+                progress = self._advance(live, part, tokens.get(part.sequence), scores.get(part.sequence))
                 if progress is not None:
-                    news.append((running.number, progress))
+                    news.append((part.sequence, progress))
         return [progress for _, progress in sorted(news, key=lambda item: item[0])]
 
     def _admit(self) -> None:
-        for queue in self._waiting.values():
-            while queue:
-                request = next(iter(queue.values()))
-                pages = self.config.pages_for(request)
-                shard = self._place(pages)
-                if shard is None:
-                    return
-                del queue[request.request]
-                running = Running(self._next_sequence, request, shard, pages)
-                self._next_sequence += 1
-                self._running[request.request] = running
-                self._shards[shard].reserved += pages
-                self._shards[shard].running[running.number] = running
+        while self._waiting:
+            live = self._waiting[0]
+            if live.in_flight:  # its last tokens are on their way
+                return
+            live.extend_keys(self.config.page_size)
+            placement = place(live, self._shards, self.config)
+            if placement is None:
+                return
+            del self._waiting[0]
+            for victim in placement.victims:
+                self._preempt(victim)
+            self._shards[placement.shard].admit(live, self._next_sequence, placement.shard)
+            self._next_sequence += 1
 
-    def _place(self, pages: int) -> int | None:
-        """The shard for a sequence of so many pages, or None if it has to wait."""
-        if len(self._running) >= self.config.max_sequences:
-            return None
-        fitting = [
-            (shard.reserved, index)
-            for index, shard in enumerate(self._shards)
-            if shard.reserved + pages <= self.config.num_pages and len(shard.running) < self.config.max_batch_tokens
-        ]
-        return min(fitting)[1] if fitting else None
+    def _preempt(self, live: LiveRequest) -> None:
+        self._shards[live.shard].remove(live)
+        insort(self._waiting, live, key=lambda each: each.rank)
+        self._preemptions += 1
 
-    def _slices(self, shard: _Shard) -> Work:
+    def _work(self, shard: ScheduledShard) -> Work:
         """What a shard runs in the next step: decodes, then prefill chunks as far as the budget goes."""
-        decodes = [running for running in shard.running.values() if running.decoding]
-        prefills = [running for running in shard.running.values() if running.prefilling]
-        prefills.sort(key=lambda running: (running.request.priority, running.number))
-        work = [(running, self._slice(shard, running, 1)) for running in decodes]
+        decodes = [live for live in shard.running if live.decoding]
+        work = [(live, shard.take(live, 1)) for live in decodes if live.running and self._find_page(shard, live)]
         budget = self.config.max_batch_tokens - len(work)
-        for running in prefills:
-            count = min(budget, len(running.request.prompt) - running.position)
-            if count:
-                work.append((running, self._slice(shard, running, count)))
-            budget -= count
+        for live in shard.running:
+            if not budget:
+                break
+            if live.prefilling:
+                shard.catch_up(live)
+                count = min(budget, live.prefill - live.position)
+                work.append((live, shard.take(live, count)))
+                budget -= count
         return tuple(work)
 
-    def _slice(self, shard: _Shard, running: Running, count: int) -> Slice:
-        """The sequence's next `count` tokens, with the pages they need; moves the sequence on."""
-        start, end, request = running.position, running.position + count, running.request
-        missing = shard.allocator.pages_for(end) - len(running.pages)
-        new_pages = shard.allocator.allocate(max(missing, 0))
-        running.pages.extend(new_pages)
-        sample = end >= len(request.prompt) and request.max_tokens > 0
-        next_token = request.prompt[end] if request.score_prompt and end < len(request.prompt) else -1
-        running.position = end
-        running.sampled += sample
-        return Slice(running.number, start, request.prompt[start:end], new_pages, sample, next_token)
+    def _find_page(self, shard: ScheduledShard, live: LiveRequest) -> bool:
+        """Preempts until the sequence has a page for its next token; False if it is preempted itself, or must wait."""
+        while not shard.has_page(live):
+            victim = shard.victim(live)
+            if victim is None:
+                return False
+            self._preempt(victim)
+            if victim is live:
+                return False
+        return True
 
     def _plan(self, index: int, work: Work, trace: bool) -> StepPlan:
         shard, starts = self._shards[index], []
-        for running, _ in work:
-            if not running.started:
-                running.started = True
-                request = running.request
-                how = request.sampling, request.score_prompt, request.keep, request.compare
-                history = request.prompt if request.sampling.needs_history else ()
-                starts.append(SequenceStart(running.number, *how, history=history))
+        for live, _ in work:
+            if not live.started:
+                live.started = True
+                starts.append(live.start)
         ends, shard.ends = tuple(shard.ends), []
         return StepPlan(
             engine=self.config.engine,
@@ -212,46 +228,52 @@ class Scheduler:
         )
 
     def _advance(
-        self, running: Running, part: Slice, token: NewToken | None, scores: PromptScores | None
+        self, live: LiveRequest, part: Slice, token: NewToken | None, scores: PromptScores | None
     ) -> Progress | None:
         """Takes in what one slice gave; None if there is nothing to tell the client yet."""
-        request, finish = running.request, ""
+        request, finish = live.request, ""
         if scores is not None and scores.error:
-            self._finish(running)
+            self._finish(live)
             return Progress(request.request, (), (), (), "error", scores.error)
-        prompt_ends = bool(part.tokens) and part.start + len(part.tokens) == len(request.prompt)
-        tokens: tuple[int, ...] = ()
-        logprobs: tuple[float, ...] = ()
         if scores is not None:
-            running.scores.extend(scores.logprobs)
-            running.divergences.extend(scores.divergences)
-            running.agreements.extend(scores.agreements)
+            live.add_scores(scores)
+        prompt_ends = not live.told_prompt and part.start + len(part.tokens) == len(request.prompt)
         if prompt_ends:
             finish = "" if request.max_tokens else "length"
-        if token is not None and token.token in request.stop_tokens:
+        drawn = () if token is None or token.token in request.stop_tokens else (token,)
+        if token is not None and not drawn:
             finish = "stop"
-        elif token is not None:
-            tokens, logprobs = (token.token,), (token.logprob,)
-            running.emitted += 1
-            finish = "length" if running.emitted == request.max_tokens else ""
+        for each in drawn:
+            live.text.append(each.token)
+            finish = "length" if live.generated == request.max_tokens else ""
+        if live.running:
+            self._shards[live.shard].register(live)
         if finish:
-            self._finish(running)
-        if not (finish or tokens or (prompt_ends and running.scores)):
+            self._finish(live)
+        if not (finish or drawn or (prompt_ends and live.scores)):
             return None
-        top = (token.top,) if token is not None and tokens and request.sampling.top_logprobs else ()
+        top = tuple(each.top for each in drawn) if request.sampling.top_logprobs else ()
+        tokens, logprobs = tuple(each.token for each in drawn), tuple(each.logprob for each in drawn)
         news = Progress(request.request, tokens, logprobs, (), finish, "", top_logprobs=top)
-        if not prompt_ends:
-            return news
-        found = tuple(running.divergences), tuple(running.agreements)
-        return replace(news, scores=tuple(running.scores), divergences=found[0], agreements=found[1])
+        return self._with_prompt(live, news) if prompt_ends else news
 
-    def _finish(self, running: Running) -> None:
-        """Frees all a sequence has. Steps in flight may still write its pages: they run before any later plan does."""
-        shard = self._shards[running.shard]
-        running.done = True
-        shard.allocator.free(running.pages)
-        shard.reserved -= running.reserved
-        del shard.running[running.number]
-        del self._running[running.request.request]
-        if running.started:
-            shard.ends.append(running.number)
+    def _with_prompt(self, live: LiveRequest, news: Progress) -> Progress:
+        """Adds what is told of the prompt, once."""
+        live.told_prompt = True
+        self._prompt_tokens += len(live.request.prompt)
+        self._cached_tokens += live.cached
+        return replace(
+            news,
+            scores=tuple(live.scores),
+            divergences=tuple(live.divergences),
+            agreements=tuple(live.agreements),
+            cached_tokens=live.cached,
+        )
+
+    def _finish(self, live: LiveRequest) -> None:
+        live.done = True
+        if live.running:
+            self._shards[live.shard].remove(live)
+        else:
+            self._waiting.remove(live)
+        del self._live[live.request.request]

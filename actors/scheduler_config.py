@@ -18,7 +18,9 @@ class SchedulerConfig:
 
     num_pages: KV pages of each shard; page_size: in tokens. max_batch_tokens: of one shard in one step.
     max_sequences: running at once, on all shards together. context_length: prompt and answer together.
-    program: the stage program's id, named in every plan. Raises ValueError, naming the field, if one is too small.
+    program: the stage program's id, named in every plan. prefix_cache: whether sequences share the pages of what they
+    begin with. preemption: whether a sequence may be stopped and run again; without it pages for the whole answer are
+    reserved at admission, and every token runs once. Raises ValueError, naming the field, if one is too small.
     """
 
     engine: str
@@ -31,12 +33,14 @@ class SchedulerConfig:
     context_length: int
     vocab_size: int
     program: str
+    prefix_cache: bool = True
+    preemption: bool = True
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
             least = 0 if item.name == "epoch" else 1
-            if isinstance(value, int) and value < least:
+            if type(value) is int and value < least:
                 raise ValueError(f"{item.name}: {value} is below {least}")
 
     def pages_for(self, request: Generate) -> int:

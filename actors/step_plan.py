@@ -63,15 +63,18 @@ class SequenceStart:
     history: tuple[int, ...] = ()
 
 
-@message(version=1)
+@message(version=2)
 @dataclass(frozen=True)
 class Slice:
     """The tokens of one sequence that run this step.
 
-    start: position of the first token. tokens: the ids to run; empty means one token, the one the shard sampled last.
-    new_pages: KV pages that the sequence owns from now on, after those it had. sample: whether the last position is
-    sampled (not so in the middle of a chunked prefill). next_token: with `score_prompt`, the prompt token that follows
-    the slice, which the last position scores; -1 at the prompt's end and where nothing is scored.
+    start: position of the first token. It follows the sequence's last one, or lies at the beginning of a page further
+    on, for what is between comes from the prefix cache. tokens: the ids to run; empty means one token, the one the
+    shard sampled last. new_pages: the sequence's last KV pages from now on: with those before them that it keeps, they
+    hold its tokens up to the slice's end, and no page is left over. Of pages that the cache gave it writes none.
+    sample: whether the last position is sampled (not so in the middle of a chunked prefill). next_token: with
+    `score_prompt`, the prompt token that follows the slice, which the last position scores; -1 at the prompt's end and
+    where nothing is scored.
     """
 
     sequence: int

@@ -76,6 +76,8 @@ class EngineSection(Section):
     """Sequences that run at once, on all shards together; more wait."""
     context_length: int = Field(default=EngineConfig.context_length, ge=0)
     """Most tokens of a prompt and its answer; 0: the model's."""
+    prefix_cache: bool = EngineConfig.prefix_cache
+    """Whether what prompts have in common from their beginning is computed once and kept, as far as KV memory goes."""
     statistics: str = EngineConfig.statistics
     """Folder to gather activation statistics in while the engine runs, for quantizing with them; complete when it has
     stopped, "" for none. On a file system of all nodes; relative paths count from the configuration file."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -12,6 +14,9 @@ from simulated_shards import CONFIG, MISSING, VOCAB, Bench, expected, generate, 
 from flyray.actors.request import Generate, Progress
 from flyray.actors.scheduler import Scheduler, SchedulerConfig, SchedulerError
 from flyray.actors.step_plan import Sampling
+
+# What prompts may begin with.
+SHARED = tuple(place * place % VOCAB for place in range(16))
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -23,8 +28,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         page_size=st.integers(1, 5),
         max_batch_tokens=st.integers(1, 9),
         max_sequences=st.integers(1, 6),
+        prefix_cache=st.booleans(),
+        preemption=st.sampled_from((True, True, False)),
     )
-    def start(self, **sizes: int) -> None:
+    def start(self, **sizes: Any) -> None:
         config = SchedulerConfig(
             engine="kimi", epoch=1, context_length=24, vocab_size=VOCAB, program="colocated", **sizes
         )
@@ -33,19 +40,27 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.cancelled: set[str] = set()
 
     @rule(
-        prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20),
+        shared=st.integers(0, 16),
+        own=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=8),
         max_tokens=st.integers(0, 10),
         stops=st.sets(st.integers(0, VOCAB - 1), max_size=3),
         priority=st.integers(0, 1),
         score=st.booleans(),
         compare=st.sampled_from(("", "/kept", MISSING)),
+        penalty=st.sampled_from((0.0, 0.5)),
     )
-    def add(
-        self, prompt: list[int], max_tokens: int, stops: set[int], priority: int, score: bool, compare: str
-    ) -> None:
+    def add(self, shared: int, own: list[int], stops: set[int], score: bool, compare: str, **how: Any) -> None:
         name = f"request-{len(self.requests)}"
+        prompt, max_tokens, priority = [*SHARED[:shared], *own], how["max_tokens"], how["priority"]
+        sampling = Sampling(0.0, 1.0, 0, zlib.crc32(name.encode()), presence_penalty=how["penalty"])
         request = generate(
-            name, prompt, max_tokens or int(not score), stop_tokens=tuple(stops), priority=priority, score_prompt=score
+            name,
+            prompt,
+            max_tokens or int(not score),
+            sampling=sampling,
+            stop_tokens=tuple(stops),
+            priority=priority,
+            score_prompt=score,
         )
         if score:
             request = dataclasses.replace(request, compare=compare)
@@ -97,6 +112,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert stats.running <= self.bench.config.max_sequences
         assert all(0 <= free <= self.bench.config.num_pages for free in stats.free_pages)
         assert self.bench.scheduler.steps_in_flight == len(self.bench.results)
+        assert stats.cached_tokens <= stats.prompt_tokens
+        for shard, free in zip(self.bench.scheduler._shards, stats.free_pages, strict=True):
+            held = {page for live in shard.running for page in live.pages}
+            assert free + len(held) + sum(live.reserved for live in shard.running) == self.bench.config.num_pages
 
     def teardown(self) -> None:
         if not hasattr(self, "bench"):
@@ -109,13 +128,24 @@ class SchedulerMachine(RuleBasedStateMachine):
             elif answer.finish != "error" or MISSING in answer.error:
                 assert answer == expected(request)
         self._check_order()
+        self._check_starts()
 
     def _check_order(self) -> None:
-        """Within a priority, requests are admitted as they came."""
+        """Within a priority, requests are admitted as they came, but for those that were preempted."""
+        if self.bench.scheduler.stats.preemptions:
+            return
         admitted = self.bench.request_of(list(self.requests.values()))
         for priority in (0, 1):
             names = [admitted[number].request for number in sorted(admitted) if admitted[number].priority == priority]
             assert names == sorted(names, key=lambda name: int(name.split("-")[1]))
+
+    def _check_starts(self) -> None:
+        """Each time a sequence begins, its shard hears what it has generated before, and all of its text if it must."""
+        requests = self.bench.request_of(list(self.requests.values()))
+        for start in (start for shard in self.bench.shards for start in shard.started):
+            request = requests[start.sequence]
+            text = (*request.prompt, *expected(request).tokens[: start.generated])
+            assert start.history == (text if request.sampling.needs_history else ())
 
 
 TestScheduler = SchedulerMachine.TestCase
@@ -165,7 +195,7 @@ def test_an_interactive_prompt_goes_before_an_admitted_batch_prompt() -> None:
     bench = Bench(dataclasses.replace(CONFIG, shards=1))
     bench.add(generate("batch", [1] * 12, 1, priority=1))
     bench.schedule()
-    bench.add(generate("chat", [1] * 6, 1))
+    bench.add(generate("chat", [2] * 6, 1))
     plans = bench.schedule()
     assert plans is not None
     assert [(part.sequence, len(part.tokens)) for part in plans[0].slices] == [(1, 6)]
@@ -205,8 +235,8 @@ def test_a_shard_takes_no_more_sequences_than_it_can_decode_in_a_step() -> None:
 
 def test_sequences_go_to_the_least_loaded_shard() -> None:
     bench = Bench(dataclasses.replace(CONFIG, shards=3, num_pages=16))
-    for name, prompt in (("a", 16), ("b", 4), ("c", 8), ("d", 1), ("e", 1)):
-        bench.add(generate(name, [1] * prompt, 1))
+    for token, length in enumerate((16, 4, 8, 1, 1)):
+        bench.add(generate(f"{token}", [token] * length, 1))
     plans = bench.schedule()
     assert plans is not None
     assert [[part.sequence for part in plans[index].slices] for index in range(3)] == [[0], [1, 3, 4], [2]]

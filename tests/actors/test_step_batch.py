@@ -52,14 +52,43 @@ def test_a_prompt_then_the_sampled_token() -> None:
         (replace(PLAN, starts=(START,)), "starts sequence 1, which is here already"),
         (replace(PLAN, slices=(Slice(7, 0, (1,), (0,), True),)), "runs sequence 7, which is not here"),
         (replace(PLAN, slices=(Slice(1, 3, (), (), True),)), "sequence 1 has no sampled token"),
-        (replace(PLAN, slices=(Slice(1, 2, (1,), (), True),)), "has 3 tokens, the slice starts at 2"),
-        (replace(PLAN, slices=(Slice(1, 3, (1, 2), (), True),)), "has 5 tokens in 1 pages of 4"),
+        (
+            replace(PLAN, slices=(Slice(1, 2, (1,), (), True),)),
+            "has 3 tokens in 1 pages of 4; a slice of 1 from 2 with",
+        ),
+        (
+            replace(PLAN, slices=(Slice(1, 3, (1, 2), (), True),)),
+            "a slice of 2 from 3 with 0 new pages does not",
+        ),
+        (
+            replace(PLAN, slices=(Slice(1, 3, (1,), (5,), True),)),
+            "a slice of 1 from 3 with 1 new pages does not follow",
+        ),
+        (
+            replace(PLAN, slices=(Slice(1, 4, (1,), (5,), True),)),
+            "a slice of 1 from 4 with 1 new pages does not follow",
+        ),
+        (replace(PLAN, slices=(Slice(1, 6, (1,), (5, 6), True),)), "a slice of 1 from 6 with 2 new pages does not"),
+        (
+            replace(PLAN, slices=(Slice(1, 8, (1,), (5, 6, 7, 8), True),)),
+            "a slice of 1 from 8 with 4 new pages",
+        ),
         (replace(PLAN, slices=(Slice(1, 3, (1, 2), (60,), True),)), r"got pages \(60,\), the cache has 60"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(plan: StepPlan, named: str) -> None:
     with pytest.raises(PlanError, match=named):
         begun().apply(plan)
+
+
+def test_a_prefill_goes_on_behind_pages_of_the_cache() -> None:
+    """A page that it had begun is another's then, which holds the same tokens."""
+    table = begun((5, 6, 7, 8, 9), (2, 4))
+    batch = table.apply(replace(PLAN, step=1, slices=(Slice(1, 12, (1, 2), (7, 8, 3), True),)))
+    assert batch.paged.page_table.tolist() == [[2, 7, 8, 3]]
+    assert batch.paged.positions.tolist() == [12, 13]
+    assert batch.paged.slots.tolist() == [12, 13]
+    assert (batch.paged.context_len.tolist(), batch.sampling[0].position) == ([14], 14)
 
 
 class Account:

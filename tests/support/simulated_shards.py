@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from flyray.actors.request import Generate, Progress
 from flyray.actors.scheduler import Scheduler, SchedulerConfig
-from flyray.actors.step_plan import NewToken, PromptScores, Sampling, SequenceStart, StepPlan, StepResult
+from flyray.actors.step_plan import NewToken, PromptScores, Sampling, SequenceStart, Slice, StepPlan, StepResult
 from flyray.actors.wire import decode, encode
 
 VOCAB = 9
@@ -88,13 +88,21 @@ class Held:
 
 
 class SimulatedShard:
-    """Runs plans as a shard would, and asserts that each can be run."""
+    """Runs plans as a shard would, and asserts that each can be run.
+
+    Like a real one it knows of a sequence only what the plans say and what lies in the pages: a token is written with
+    all that was before it, and read again by whoever goes on after it. ran: tokens that ran in all.
+    """
 
     def __init__(self, index: int, config: SchedulerConfig) -> None:
         self.index, self.config = index, config
         self.held: dict[int, Held] = {}
         self.started: list[SequenceStart] = []
         self.step = 0
+        self.ran = 0
+        self.memory: dict[int, tuple[int, ...]] = {}
+        self.shared: dict[int, int] = {}
+        """Pages that a second sequence has taken, and in which step it first did."""
 
     def run(self, plan: StepPlan) -> StepResult:
         assert decode(encode(plan)) == plan
@@ -108,31 +116,68 @@ class SimulatedShard:
             self.started.append(start)
             self.held[start.sequence] = Held(start, [], [])
         assert len({part.sequence for part in plan.slices}) == len(plan.slices)
-        assert sum(len(part.tokens) or 1 for part in plan.slices) <= self.config.max_batch_tokens
+        count = sum(len(part.tokens) or 1 for part in plan.slices)
+        assert count <= self.config.max_batch_tokens
+        self.ran += count
         kinds = [bool(part.tokens) for part in plan.slices]
         assert kinds == sorted(kinds), "decodes come before prefills"
+        # As in each layer of the model: all write, then all read.
+        for part in plan.slices:
+            self._write(self.held[part.sequence], part)
+        written = [self._read(self.held[part.sequence]) for part in plan.slices]
         tokens: list[NewToken] = []
         scores: list[PromptScores] = []
-        for part in plan.slices:
+        for part, seen in zip(plan.slices, written, strict=True):
             held = self.held[part.sequence]
-            assert part.start == held.position, "slices follow each other"
-            owned = {page for other in self.held.values() for page in other.pages}
-            assert not owned & set(part.new_pages), "no page is owned twice"
-            assert all(0 <= page < self.config.num_pages for page in part.new_pages)
-            held.pages.extend(part.new_pages)
-            held.tokens.extend(part.tokens)
-            held.position += len(part.tokens) or 1
-            assert held.position == len(held.tokens)
-            assert len(held.pages) == -(-held.position // self.config.page_size), "pages come as they are needed"
             if part.tokens and held.start.score_prompt:
-                known = held.tokens if part.next_token < 0 else [*held.tokens, part.next_token]
+                known = seen if part.next_token < 0 else [*seen, part.next_token]
                 values = tuple(logprob(known[:index], known[index]) for index in range(part.start + 1, len(known)))
                 scores.append(self.scores(held.start, part.start, values))
             if part.sample:
-                token = next_token(held.tokens)
-                tokens.append(NewToken(part.sequence, token, logprob(held.tokens, token)))
-                held.tokens.append(token)
+                token = next_token(seen)
+                tokens.append(NewToken(part.sequence, token, logprob(seen, token)))
+                held.tokens = [*seen, token]
         return StepResult(plan.engine, plan.epoch, plan.step, self.index, tuple(tokens), tuple(scores), (), "")
+
+    def _write(self, held: Held, part: Slice) -> None:
+        """Takes up a slice's pages and writes its tokens, each with all before it in its sequence."""
+        size = self.config.page_size
+        end = part.start + (len(part.tokens) or 1)
+        kept = -(-end // size) - len(part.new_pages)
+        cached = part.start - held.position
+        if cached:
+            assert cached > 0, "nothing runs twice"
+            assert part.start % size == 0, "whole pages come from the cache"
+            assert 0 <= kept <= held.position // size
+            taken = part.new_pages[: part.start // size - kept]
+            for page in taken:
+                self.shared.setdefault(page, self.step)
+            held.tokens = list(self.memory[taken[-1] * size + size - 1])
+            assert len(held.tokens) == part.start, "what the cache gives is the beginning of something"
+        else:
+            taken = ()
+            assert kept == len(held.pages), "pages come as they are needed"
+        assert all(0 <= page < self.config.num_pages for page in part.new_pages)
+        held.pages[kept:] = part.new_pages
+        owned = [page for other in self.held.values() for page in other.pages]
+        for page in part.new_pages[len(taken) :]:
+            assert owned.count(page) == 1, "no page is given to two for writing"
+            self.shared.pop(page, None)
+        held.tokens.extend(part.tokens)
+        assert len(held.tokens) == end
+        for place in range(part.start, end):
+            page = held.pages[place // size]
+            assert self.shared.get(page, self.step) == self.step, "a shared page is not written again"
+            self.memory[page * size + place % size] = tuple(held.tokens[: place + 1])
+        held.position = end
+
+    def _read(self, held: Held) -> list[int]:
+        """What attention sees of a sequence: all its tokens, each written after those before it."""
+        size, seen = self.config.page_size, held.tokens
+        for place in range(held.position):
+            found = self.memory[held.pages[place // size] * size + place % size]
+            assert found == tuple(seen[: place + 1]), "a page holds what its sequence wrote, or would have"
+        return list(seen)
 
     def scores(self, start: SequenceStart, first: int, values: tuple[float, ...]) -> PromptScores:
         if start.compare == MISSING:
