@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -188,6 +190,39 @@ class ArgumentChecks:
         self._require("combine", "slots", slots, (torch.float32,), (tokens, top_k, size))
         self._require("combine", "weights", weights, (torch.float32,), (tokens, top_k))
         return tokens, top_k, size
+
+    def take_rows(self, table: Tensor, rows: Tensor) -> tuple[int, int, int]:
+        """T, D and N."""
+        length, size = self._shape("take_rows", "table", table, 2)
+        self._require("take_rows", "table", table, (*self._float, torch.bfloat16), (length, size))
+        count = self._shape("take_rows", "rows", rows, 1)[0]
+        self._require("take_rows", "rows", rows, (torch.int64,), (count,))
+        return count, size, length
+
+    def add(self, x: Tensor, y: Tensor) -> tuple[int, int]:
+        tokens, size = self._shape("add", "x", x, 2)
+        self._require("add", "x", x, self._float, (tokens, size))
+        self._require("add", "y", y, self._float, (tokens, size))
+        return tokens, size
+
+    def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[int, int]:
+        """Rows, of all dimensions but the last together, and their width."""
+        if x.dim() < 2:
+            raise ValueError(f"split: x is {_describe(x)}, expected at least 2 dimensions")
+        self._require("split", "x", x, self._float, tuple(x.shape))
+        width = x.shape[-1]
+        if sum(sizes) != width or any(size < 1 for size in sizes):
+            raise ValueError(f"split: sizes are {list(sizes)}, expected sizes of at least 1 and {width} together")
+        return math.prod(x.shape[:-1]), width
+
+    def concat(self, parts: Sequence[Tensor]) -> tuple[int, int]:
+        """Rows, of all dimensions but the last together, and the width of all parts."""
+        if not parts or parts[0].dim() < 2:
+            raise ValueError("concat: parts are none, or of less than 2 dimensions")
+        shape = parts[0].shape[:-1]
+        for number, part in enumerate(parts):
+            self._require("concat", f"parts[{number}]", part, self._float, (*shape, part.shape[-1]))
+        return math.prod(shape), sum(part.shape[-1] for part in parts)
 
     def _activations(self, x: Activations, wanted: ActivationFormat, tokens: int, hidden: int) -> None:
         if x.format is not wanted:

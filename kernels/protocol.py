@@ -11,9 +11,10 @@ continues bit for bit. INT8 sums are exact integers, so there backends also agre
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -142,9 +143,6 @@ class PagedBatch:
     slots: Tensor
 
 
-MAX_TOP_LOGPROBS = 20
-
-
 @dataclass(frozen=True)
 class LogitChanges:
     """What changes one row of logits before a token is drawn; its log probability stays that of the logits as given.
@@ -169,7 +167,7 @@ class SamplingRow:
     """How one row of logits becomes a token. temperature 0 is greedy; top_k 0, top_p 1.0 and min_p 0.0 are off.
 
     The random number is a function of (seed, position) alone, so a replay draws the same token. top_logprobs: how many
-    of the most probable tokens are told, 0 to `MAX_TOP_LOGPROBS`.
+    of the most probable tokens are told, 0 to `sampling_limits.MAX_TOP_LOGPROBS`.
     """
 
     temperature: float
@@ -194,6 +192,25 @@ class Sampled:
     logprobs: Tensor
     top_tokens: Tensor
     top_logprobs: Tensor
+
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Graph(Protocol[T_co]):
+    """Operations that were recorded while they ran once, to be run again with less work a call.
+
+    result: what the recorded function returned; its tensors have the contents of the last run. Graphs that share
+    memory (`Kernels.capture`) must not run at the same time.
+    """
+
+    @property
+    def result(self) -> T_co: ...
+
+    def replay(self) -> None:
+        """Runs the operations again, on the same tensors. Arguments are not checked but for indices."""
+        ...
 
 
 class Kernels(Protocol):
@@ -263,4 +280,30 @@ class Kernels(Protocol):
     def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
         """logits [S, V] float, a row of `rows` each -> tokens and log probabilities, as `kernels/sampling.py` defines
         them to the bit; greedy ties go to the lower id."""
+        ...
+
+    def take_rows(self, table: Tensor, rows: Tensor) -> Tensor:
+        """Rows [T] int64 of table [N, D] bf16 or float -> [T, D] float."""
+        ...
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y, both [T, D] float."""
+        ...
+
+    def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        """Parts of the last dimension of x [..., A] float, of these sizes, which are A together; each contiguous."""
+        ...
+
+    def concat(self, parts: Sequence[Tensor]) -> Tensor:
+        """Joins float tensors that differ in their last dimension alone along that."""
+        ...
+
+    def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:
+        """Runs `run` once, in this thread, and records the operations of this backend that it calls.
+
+        What `run` computes otherwise (with torch, or from the contents of tensors) is not run again, so it may only
+        make constants and views. The graph keeps every tensor that the operations read or write. beside: a graph
+        whose memory this one shares: both may not run at the same time, and what one leaves in tensors that nobody
+        holds any more the other overwrites.
+        """
         ...

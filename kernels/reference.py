@@ -6,6 +6,8 @@ keeps the same order gives the same bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from .protocol import (
     ExpertWeights,
     Fp8Matrix,
     GateConfig,
+    Graph,
     Int4Matrix,
     Int8Matrix,
     Int8Weight,
@@ -25,7 +28,9 @@ from .protocol import (
     PagedBatch,
     Sampled,
     SamplingRow,
+    T,
 )
+from .repeated_graph import RepeatedGraph
 from .sampling import sample
 
 ATTENTION_BLOCK = 64
@@ -151,6 +156,26 @@ class ReferenceKernels:
 
     def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
         return sample(logits, rows)
+
+    def take_rows(self, table: Tensor, rows: Tensor) -> Tensor:
+        length = self._check.take_rows(table, rows)[2]
+        check_indices("take_rows", "rows", rows, length)
+        return table[rows].to(torch.float32)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        self._check.add(x, y)
+        return x + y
+
+    def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        self._check.split(x, sizes)
+        return tuple(part.contiguous() for part in x.split(list(sizes), dim=-1))
+
+    def concat(self, parts: Sequence[Tensor]) -> Tensor:
+        self._check.concat(parts)
+        return torch.cat(list(parts), dim=-1)
+
+    def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:
+        return RepeatedGraph(run)
 
 
 def _attend(q: Tensor, keys: Tensor, scale: float, rank: int) -> Tensor:

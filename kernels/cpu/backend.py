@@ -6,6 +6,8 @@ and with any number of threads. The protocol promises that for INT8 experts alon
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from ..protocol import (
     ExpertWeights,
     Fp8Matrix,
     GateConfig,
+    Graph,
     Int4Matrix,
     Int8Matrix,
     Int8Weight,
@@ -25,9 +28,12 @@ from ..protocol import (
     PagedBatch,
     Sampled,
     SamplingRow,
+    T,
 )
 from ..sampling import sample
 from . import commands
+from .arena import Arena
+from .graph import CpuGraph
 from .handle import CpuHandle
 
 _KINDS: dict[type, int] = {Int4Matrix: 0, Int8Matrix: 1, Fp8Matrix: 2, Bf16Matrix: 3}
@@ -47,7 +53,6 @@ class CpuKernels:
 
     def __init__(self, threads: int, variant: str = "") -> None:
         self._handle = CpuHandle(threads, variant)
-        self._run = self._handle.run
         self._check = ArgumentChecks(self.activation_dtype, self.device)
         self.threads, self.variant = threads, self._handle.variant
 
@@ -56,64 +61,67 @@ class CpuKernels:
         self._handle.close()
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        at = self._at
         tokens, size = self._check.rms_norm(x, weight)
-        out = _empty(tokens, size)
-        self._run(commands.rms_norm(x.data_ptr(), *_weight(weight), out.data_ptr(), tokens, size, float(eps)))
+        out = self._empty(tokens, size)
+        self._run(commands.rms_norm(at(x), at(weight), _type(weight), at(out), tokens, size, float(eps)))
         return out
 
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+        at = self._at
         if isinstance(weight, Int8Weight):
             tokens, inner, outputs = self._check.linear_int8(x, weight)
-            out = _empty(tokens, outputs)
-            values, scale = weight.values.data_ptr(), weight.scale.data_ptr()
-            self._run(commands.linear_int8(x.data_ptr(), values, scale, out.data_ptr(), tokens, inner, outputs))
+            out = self._empty(tokens, outputs)
+            values, scale = at(weight.values), at(weight.scale)
+            self._run(commands.linear_int8(at(x), values, scale, at(out), tokens, inner, outputs))
             return out
         tokens, inner, outputs = self._check.linear("linear", x, weight)
-        out = _empty(tokens, outputs)
-        self._run(commands.linear(x.data_ptr(), *_weight(weight), out.data_ptr(), tokens, 1, inner, outputs))
+        out = self._empty(tokens, outputs)
+        self._run(commands.linear(at(x), at(weight), _type(weight), at(out), tokens, 1, inner, outputs))
         return out
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        at = self._at
         tokens, heads, inner, outputs = self._check.head_linear(x, weight)
-        out = _empty(tokens, heads, outputs)
-        self._run(commands.linear(x.data_ptr(), *_weight(weight), out.data_ptr(), tokens, heads, inner, outputs))
+        out = self._empty(tokens, heads, outputs)
+        self._run(commands.linear(at(x), at(weight), _type(weight), at(out), tokens, heads, inner, outputs))
         return out
 
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        at = self._at
         tokens, heads, size, length = self._check.rope(x, positions, cos, sin)
-        out = _empty(tokens, heads, size)
+        out = self._empty(tokens, heads, size)
         self._run(commands.rope(
-            x.data_ptr(), positions.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(),
+            at(x), at(positions), at(cos), at(sin), at(out),
             tokens, heads, size, length,
         ))  # fmt: skip
         return out
 
     def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
+        at = self._at
         tokens, rank, rope, limit = self._check.write_kv(pages, slots, latent, k_rope)
-        self._run(
-            commands.write_kv(
-                pages.data_ptr(), slots.data_ptr(), latent.data_ptr(), k_rope.data_ptr(), tokens, rank, rope, limit
-            )
-        )
+        self._run(commands.write_kv(at(pages), at(slots), at(latent), at(k_rope), tokens, rank, rope, limit))
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
+        at = self._at
         queries, heads, width = self._check.mla_attention(q, pages, batch, kv_lora_rank)
         num_pages, page_size, _ = pages.shape
         sequences, max_pages = batch.page_table.shape
-        out = _empty(queries, heads, kv_lora_rank)
+        out = self._empty(queries, heads, kv_lora_rank)
         self._run(commands.attention(
-            batch.positions.data_ptr(), num_pages, q.data_ptr(), pages.data_ptr(), batch.query_start.data_ptr(),
-            batch.context_len.data_ptr(), batch.page_table.data_ptr(), out.data_ptr(),
+            at(batch.positions), num_pages, at(q), at(pages), at(batch.query_start),
+            at(batch.context_len), at(batch.page_table), at(out),
             sequences, queries, heads, width, kv_lora_rank, page_size, max_pages, float(scale),
         ))  # fmt: skip
         return out
 
     def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
+        at = self._at
         tokens, inner, experts = self._check.gate(x, weight, bias, config)
-        ids = torch.empty(tokens, config.top_k, dtype=torch.int32)
-        weights = _empty(tokens, config.top_k)
+        ids = self._empty(tokens, config.top_k, dtype=torch.int32)
+        weights = self._empty(tokens, config.top_k)
         self._run(commands.gate(
-            x.data_ptr(), *_weight(weight), bias.data_ptr(), ids.data_ptr(), weights.data_ptr(),
+            at(x), at(weight), _type(weight), at(bias), at(ids), at(weights),
             tokens, inner, experts, config.top_k, config.n_group, config.topk_group,
             int(config.norm_topk_prob), float(config.routed_scaling_factor),
         ))  # fmt: skip
@@ -121,54 +129,110 @@ class CpuKernels:
 
     def quantize(self, x: Tensor, format: ActivationFormat) -> Activations:
         """A row with a NaN or an infinity becomes zeros with scale NaN, so that it stays visible."""
+        at = self._at
         tokens, size = self._check.quantize(x)
         if format is ActivationFormat.FLOAT:
             return Activations(format, x, None)
         int8 = format is ActivationFormat.INT8
-        values = torch.empty(tokens, size, dtype=torch.int8 if int8 else torch.float8_e4m3fn)
-        scale = _empty(tokens)
+        values = self._empty(tokens, size, dtype=torch.int8 if int8 else torch.float8_e4m3fn)
+        scale = self._empty(tokens)
         code = 1 if int8 else 2
-        self._run(commands.quantize(x.data_ptr(), code, values.data_ptr(), scale.data_ptr(), tokens, size))
+        self._run(commands.quantize(at(x), code, at(values), at(scale), tokens, size))
         return Activations(format, values, scale)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
+        at = self._at
         tokens, size = self._check.silu_mul(gate_up)
-        out = _empty(tokens, size)
-        self._run(commands.silu_mul(gate_up.data_ptr(), out.data_ptr(), tokens, size))
+        out = self._empty(tokens, size)
+        self._run(commands.silu_mul(at(gate_up), at(out), tokens, size))
         return out
 
     def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: ExpertWeights) -> Tensor:
+        at = self._at
         shapes = self._check.experts(x, pair_token, pair_expert, weights)
-        out = _empty(shapes.pairs, shapes.hidden)
+        out = self._empty(shapes.pairs, shapes.hidden)
         self._run(commands.experts(
-            _KINDS[type(weights.gate_up)], x.values.data_ptr(), 0 if x.scale is None else x.scale.data_ptr(),
-            pair_token.data_ptr(), pair_expert.data_ptr(),
-            *_matrix(weights.gate_up), *_matrix(weights.down), out.data_ptr(),
+            _KINDS[type(weights.gate_up)], at(x.values), 0 if x.scale is None else at(x.scale),
+            at(pair_token), at(pair_expert),
+            *_matrix(at, weights.gate_up), *_matrix(at, weights.down), at(out),
             shapes.tokens, shapes.pairs, shapes.experts, shapes.hidden, shapes.intermediate,
         ))  # fmt: skip
         return out
 
     def combine(self, slots: Tensor, weights: Tensor) -> Tensor:
+        at = self._at
         tokens, top_k, size = self._check.combine(slots, weights)
-        out = _empty(tokens, size)
-        self._run(commands.combine(slots.data_ptr(), weights.data_ptr(), out.data_ptr(), tokens, top_k, size))
+        out = self._empty(tokens, size)
+        self._run(commands.combine(at(slots), at(weights), at(out), tokens, top_k, size))
         return out
 
     def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
         return sample(logits, rows)
 
+    def take_rows(self, table: Tensor, rows: Tensor) -> Tensor:
+        at = self._at
+        count, size, length = self._check.take_rows(table, rows)
+        out = self._empty(count, size)
+        self._run(commands.take_rows(at(table), _type(table), at(rows), at(out), count, size, length))
+        return out
 
-def _empty(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32)
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        at = self._at
+        tokens, size = self._check.add(x, y)
+        out = self._empty(tokens, size)
+        self._run(commands.add(at(x), at(y), at(out), tokens, size))
+        return out
+
+    def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        rows, width = self._check.split(x, sizes)
+        address, parts = self._at(x), []
+        for size in sizes:
+            part = self._empty(*x.shape[:-1], size)
+            self._run(commands.copy_columns(address, self._at(part), rows, size, width, size))
+            address += size * x.itemsize
+            parts.append(part)
+        return tuple(parts)
+
+    def concat(self, parts: Sequence[Tensor]) -> Tensor:
+        rows, width = self._check.concat(parts)
+        out = self._empty(*parts[0].shape[:-1], width)
+        address = self._at(out)
+        for part in parts:
+            size = part.shape[-1]
+            self._run(commands.copy_columns(self._at(part), address, rows, size, size, width))
+            address += size * out.itemsize
+        return out
+
+    def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:
+        if beside is not None and not isinstance(beside, CpuGraph):
+            raise ValueError(f"capture: beside is a {type(beside).__name__}, expected a graph of this backend")
+        return CpuGraph(self._handle, Arena() if beside is None else beside.arena, run)
+
+    def _run(self, words: bytes) -> None:
+        recording = self._handle.thread.recording
+        if recording is not None:
+            recording.words.append(words)
+        self._handle.run(words)
+
+    def _at(self, tensor: Tensor) -> int:
+        """Its address, which a graph may go on to use."""
+        recording = self._handle.thread.recording
+        if recording is not None:
+            recording.keep(tensor)
+        return tensor.data_ptr()
+
+    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        recording = self._handle.thread.recording
+        return torch.empty(shape, dtype=dtype) if recording is None else recording.arena.empty(shape, dtype)
 
 
-def _weight(weight: Tensor) -> tuple[int, int]:
-    """Address and type code."""
-    return weight.data_ptr(), int(weight.dtype is torch.bfloat16)
+def _type(weight: Tensor) -> int:
+    """The library's code of a float dtype."""
+    return int(weight.dtype is torch.bfloat16)
 
 
-def _matrix(matrix: ExpertMatrix) -> tuple[int, int, int]:
+def _matrix(at: Callable[[Tensor], int], matrix: ExpertMatrix) -> tuple[int, int, int]:
     """Addresses of values, multipliers and scale; 0 where the kind has none."""
     if isinstance(matrix, Int4Matrix):
-        return matrix.nibbles.data_ptr(), matrix.multipliers.data_ptr(), matrix.scale.data_ptr()
-    return matrix.values.data_ptr(), 0, 0 if isinstance(matrix, Bf16Matrix) else matrix.scale.data_ptr()
+        return at(matrix.nibbles), at(matrix.multipliers), at(matrix.scale)
+    return at(matrix.values), 0, 0 if isinstance(matrix, Bf16Matrix) else at(matrix.scale)

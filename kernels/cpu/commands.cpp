@@ -2,6 +2,8 @@
 // contents tell; shapes, dtypes and contiguity were checked when the words were written.
 #include "commands.h"
 
+#include "moves.h"
+
 namespace flyray {
 
 thread_local char error_text[256];
@@ -238,6 +240,29 @@ int round_weights(Library& library, Words words) {
   return first_bad(arguments.bad, [&] { library.operations->round_weights(library.pool, arguments); });
 }
 
+int run_take_rows(Library& library, Words words) {
+  const TakeRows arguments{words.address<const void>(), words.choice<WeightType>(), words.address<const int64_t>(),
+                           words.address<float>(),      words.integer(),            words.integer()};
+  const int64_t limit = words.integer();
+  const int refused = check_indices("take_rows", "rows", arguments.rows, arguments.count, limit);
+  if (!refused) take_rows(library.pool, arguments);
+  return refused;
+}
+
+int run_add(Library& library, Words words) {
+  const Add arguments{words.address<const float>(), words.address<const float>(), words.address<float>(),
+                      words.integer(), words.integer()};
+  add(library.pool, arguments);
+  return 0;
+}
+
+int run_copy_columns(Library& library, Words words) {
+  const CopyColumns arguments{words.address<const float>(), words.address<float>(), words.integer(),
+                              words.integer(),              words.integer(),        words.integer()};
+  copy_columns(library.pool, arguments);
+  return 0;
+}
+
 struct Command {
   int64_t words;  // of arguments
   int (*run)(Library&, Words);
@@ -248,6 +273,7 @@ const Command kCommands[] = {
     {7, rms_norm}, {8, linear},    {7, linear_int8}, {9, rope}, {8, write_kv},    {16, attention},    {14, gate},
     {6, quantize}, {4, silu_mul},  {6, combine},     {17, experts}, {13, fold},   {11, row_scales},   {11, group_scales},
     {9, round_weights},
+    {7, run_take_rows}, {5, run_add}, {6, run_copy_columns},
 };
 constexpr int64_t kCommandCount = sizeof(kCommands) / sizeof(kCommands[0]);
 

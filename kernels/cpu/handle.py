@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from .commands import WORD
 from .library import LibraryError, load_library
+
+if TYPE_CHECKING:
+    from .graph import Recording
 
 _OUT_OF_MEMORY = 2
 
@@ -27,7 +34,9 @@ class CpuHandle:
         self._close = weakref.finalize(self, _close, self.library, self._handle, os.getpid())
         # At the end of the process its threads end too.
         self._close.atexit = False
+        self._call = self.library.flyray_run
         self.threads = threads
+        self.thread = _Thread()
         self.variant: str = self.library.flyray_variant(self._handle).decode()
 
     def close(self) -> None:
@@ -39,10 +48,27 @@ class CpuHandle:
         """Runs operations in the words of `commands` on the pool; what the library refuses is a ValueError."""
         if self._handle is None:
             raise LibraryError("these CPU kernels are closed")
-        code = self.library.flyray_run(self._handle, words, len(words) // WORD)
+        code = self._call(self._handle, words, len(words) // WORD)
         if code:
             message = self.library.flyray_error().decode()
             raise MemoryError(message) if code == _OUT_OF_MEMORY else ValueError(message)
+
+    @contextmanager
+    def recording(self, recording: Recording) -> Iterator[None]:
+        """What this thread computes meanwhile belongs to a graph."""
+        if self.thread.recording is not None:
+            raise ValueError("a capture runs in this thread already; captures do not nest")
+        self.thread.recording = recording
+        try:
+            yield
+        finally:
+            self.thread.recording = None
+
+
+class _Thread(threading.local):
+    """recording: of the capture that runs in this thread, or None."""
+
+    recording: Recording | None = None
 
 
 def _close(library: ctypes.CDLL, handle: int, process: int) -> None:

@@ -95,6 +95,15 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
     "silu odd": ("silu_mul: gate_up has 7", lambda k: k.silu_mul(X[:, :7].contiguous())),
     "quantize": ("quantize: x is bfloat16", lambda k: k.quantize(X.bfloat16(), ActivationFormat.INT8)),
     "combine": ("combine: weights is", lambda k: k.combine(normal(1, 3, 2, 4), normal(1, 3, 3))),
+    "rows range": ("rows\\[1\\] is 9, expected 0 to 4", lambda k: k.take_rows(W, POSITIONS)),
+    "rows dtype": ("take_rows: rows is int32", lambda k: k.take_rows(W, POSITIONS.int())),
+    "rows table": ("take_rows: table is float16", lambda k: k.take_rows(W.half(), POSITIONS)),
+    "add": ("add: y is float32 \\[5, 8\\]", lambda k: k.add(X, W)),
+    "split": ("split: sizes are \\[3, 4\\], expected .* 8 together", lambda k: k.split(X, (3, 4))),
+    "split nothing": ("split: sizes", lambda k: k.split(X, (8, 0))),
+    "split rank": ("split: x is .* 2 dimensions", lambda k: k.split(X[0], (8,))),
+    "concat": ("concat: parts\\[1\\] is float32 \\[5, 8\\]", lambda k: k.concat([X, W])),
+    "concat nothing": ("concat: parts are none", lambda k: k.concat([])),
     "format": ("x.format is int8", lambda k: run(k, expert_weights(Bf16Matrix, 2, 32, 32))),
     "mixed": ("one kind", lambda k: run(k, replace(EXPERTS, down=expert_weights(Bf16Matrix, 2, 32, 32).down))),
     "sizes": ("weights.down", lambda k: run(k, replace(EXPERTS, down=expert_weights(Int8Matrix, 2, 32, 64).down))),
@@ -126,5 +135,9 @@ def test_no_rows_are_fine(kernels: Kernels) -> None:
     kernels.write_kv(PAGES, none, X[:0, :6], X[:0, 6:].contiguous())
     empty, _ = paged([], [], 2, 0, 0)
     assert kernels.mla_attention(Q[:0], PAGES, empty, 1.0, 6).shape == (0, 2, 6)
+    assert kernels.take_rows(W, none).shape == (0, 8)
+    assert kernels.add(X[:0], X[:0]).shape == (0, 8)
+    assert [part.shape for part in kernels.split(X[:0], (2, 6))] == [(0, 2), (0, 6)]
+    assert kernels.concat([X[:0], X[:0]]).shape == (0, 16)
     pair = TOKEN[:0]
     assert kernels.experts(QUANTIZED, pair, pair, EXPERTS).shape == (0, 32)

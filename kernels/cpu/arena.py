@@ -1,0 +1,42 @@
+"""Memory of graphs: a tensor's place is given to the next one when nobody holds the tensor any more."""
+
+from __future__ import annotations
+
+import math
+import weakref
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 64
+
+
+class Arena:
+    """Hands out tensors whose memory it keeps. A place goes to tensors of its own size alone, so that a model's layers
+    share their places; it never shrinks."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[np.ndarray]] = {}
+        self._places: set[int] = set()
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor with undefined values."""
+        size = math.prod(shape) * dtype.itemsize
+        if not size:
+            return torch.empty(shape, dtype=dtype)
+        free = self._free.setdefault(size, [])
+        place = free.pop() if free else self._place(size)
+        # An array of its own: the tensor's storage holds it, through all views, and it ends with the storage.
+        held = place[:]
+        weakref.finalize(held, free.append, place).atexit = False
+        return torch.from_numpy(held).view(dtype).view(shape)
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self._places
+
+    def _place(self, size: int) -> np.ndarray:
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+        place = memory[-memory.ctypes.data % _ALIGNMENT :][:size]
+        self._places.add(place.ctypes.data)
+        return place

@@ -1,0 +1,35 @@
+// Operations that move rows or add them, the same code for every CPU.
+#pragma once
+
+#include "operations.h"
+
+namespace flyray {
+
+// out [count, size] = table[rows]; the rows lie in the table.
+struct TakeRows {
+  const void* table;
+  WeightType type;
+  const int64_t* rows;
+  float* out;
+  int64_t count, size;
+};
+
+struct Add {
+  const float* x;
+  const float* y;
+  float* out;
+  int64_t count, size;
+};
+
+// `size` values of each of `count` rows; strides in values.
+struct CopyColumns {
+  const float* x;
+  float* out;
+  int64_t count, size, x_stride, out_stride;
+};
+
+void take_rows(Pool& pool, const TakeRows& a);
+void add(Pool& pool, const Add& a);
+void copy_columns(Pool& pool, const CopyColumns& a);
+
+}  // namespace flyray

@@ -1,0 +1,144 @@
+"""Graphs: what was captured runs again on the same tensors, with the results of calls one by one."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from kernel_cases import expert_weights, normal, paged
+from torch import Tensor
+
+from flyray.kernels.cpu.arena import Arena
+from flyray.kernels.cpu.backend import CpuKernels
+from flyray.kernels.cpu.graph import CpuGraph
+from flyray.kernels.protocol import ActivationFormat, GateConfig, Graph, Int4Matrix, Kernels
+from flyray.kernels.reference import ReferenceKernels
+
+GATE = GateConfig(2, 1, 1, True, 1.5)
+ROWS, HIDDEN, RANK, ROPE, HEADS = 3, 64, 24, 8, 2
+NORM = normal(1, HIDDEN)
+WEIGHT = normal(2, HEADS * (RANK + ROPE), HIDDEN) / 8
+OUTPUT = normal(3, HIDDEN, HEADS * RANK).bfloat16()
+KV = normal(4, RANK + ROPE, HIDDEN) / 8
+ROUTER, BIAS = normal(5, 4, HIDDEN), torch.zeros(4)
+EXPERTS = expert_weights(Int4Matrix, 4, HIDDEN, 32)
+PAIR_TOKEN = torch.arange(ROWS, dtype=torch.int32).repeat_interleave(GATE.top_k)
+ANGLES = normal(6, 40, ROPE // 2)
+BATCH, PAGES = paged([1, 1, 1], [3, 9, 1], 4, 0, 1)
+EMBEDDING = normal(7, 20, HIDDEN).bfloat16()
+
+
+def layer(k: Kernels, tokens: Tensor, pages: Tensor) -> Tensor:
+    """Every operation but `sample`, in a chain: tokens [T] -> [T, D]."""
+    x = k.take_rows(EMBEDDING, tokens)
+    normed = k.rms_norm(x, NORM, 1e-6)
+    latent, key = k.split(k.linear(normed, KV), (RANK, ROPE))
+    k.write_kv(pages, BATCH.slots, latent, k.rope(key[:, None], BATCH.positions, ANGLES, ANGLES)[:, 0])
+    nope, rope = k.split(k.linear(normed, WEIGHT).unflatten(1, (HEADS, RANK + ROPE)), (RANK, ROPE))
+    q = k.concat([nope, k.rope(rope, BATCH.positions, ANGLES, ANGLES)])
+    seen = k.mla_attention(q, pages, BATCH, 0.2, RANK)
+    hidden = k.add(x, k.linear(seen.flatten(1), OUTPUT))
+    ids, weights = k.gate(hidden, ROUTER, BIAS, GATE)
+    rows = k.quantize(hidden, ActivationFormat.INT8)
+    slots = k.experts(rows, PAIR_TOKEN, ids.flatten(), EXPERTS)
+    return k.combine(slots.unflatten(0, (ROWS, GATE.top_k)), weights)
+
+
+def empty_pages() -> Tensor:
+    return torch.zeros(PAGES, 4, RANK + ROPE)
+
+
+def test_a_replay_computes_what_calls_compute(kernels: Kernels) -> None:
+    tokens, pages = torch.tensor([4, 0, 19]), empty_pages()
+    graph: Graph[Tensor] = kernels.capture(lambda: layer(kernels, tokens, pages))
+    first = graph.result.clone()
+    assert torch.equal(first, layer(kernels, tokens, empty_pages()))
+    tokens.copy_(torch.tensor([1, 2, 3]))
+    graph.replay()
+    eager_pages = empty_pages()
+    assert torch.equal(graph.result, layer(kernels, tokens, eager_pages))
+    assert torch.equal(pages, eager_pages)
+    assert not torch.equal(graph.result, first)
+
+
+def test_a_replay_refuses_indices_outside_their_tensor(kernels: Kernels) -> None:
+    tokens = torch.tensor([4, 0, 19])
+    graph = kernels.capture(lambda: kernels.take_rows(EMBEDDING, tokens))
+    tokens[1] = 20
+    with pytest.raises(ValueError, match="take_rows: rows\\[1\\] is 20, expected 0 to 19"):
+        graph.replay()
+
+
+def test_graphs_beside_one_another_keep_what_is_held(kernels: Kernels) -> None:
+    """The second graph reads what the first left; what neither holds may be overwritten."""
+    x = normal(9, ROWS, HIDDEN)
+    first = kernels.capture(lambda: kernels.add(kernels.add(x, x), x))
+    second = kernels.capture(lambda: kernels.add(first.result, kernels.add(x, x)), beside=first)
+    x.copy_(normal(10, ROWS, HIDDEN))
+    first.replay()
+    second.replay()
+    assert torch.equal(first.result, x + x + x)
+    assert torch.equal(second.result, first.result + (x + x))
+
+
+def test_moving_rows_and_columns(kernels: Kernels) -> None:
+    x, rows = normal(1, 5, 3, 7), torch.tensor([3, 0, 3])
+    parts = kernels.split(x, (4, 1, 2))
+    assert all(torch.equal(a, b) and a.is_contiguous() for a, b in zip(parts, x.split([4, 1, 2], -1), strict=True))
+    assert torch.equal(kernels.concat(parts), x)
+    table = normal(2, 5, 40)
+    assert torch.equal(kernels.take_rows(table, rows), table[rows])
+    assert torch.equal(kernels.take_rows(table.bfloat16(), rows), table.bfloat16()[rows].float())
+    assert torch.equal(kernels.add(table, table.flip(0)), table + table.flip(0))
+    large = normal(3, 300, 200)  # more than one task
+    assert torch.equal(kernels.add(large, large), large + large)
+
+
+def test_a_capture_computes_with_other_threads_beside_it(cpu: CpuKernels) -> None:
+    """Another thread's calls are not recorded."""
+    x = normal(1, ROWS, HIDDEN)
+
+    def run() -> Tensor:
+        other = threading.Thread(target=lambda: cpu.silu_mul(x))
+        other.start()
+        other.join()
+        return cpu.add(x, x)
+
+    once, with_other = cpu.capture(lambda: cpu.add(x, x)), cpu.capture(run)
+    assert isinstance(once, CpuGraph)
+    assert isinstance(with_other, CpuGraph)
+    assert len(with_other.commands) == len(once.commands)
+
+
+def test_captures_do_not_nest(cpu: CpuKernels) -> None:
+    x = normal(1, ROWS, HIDDEN)
+    with pytest.raises(ValueError, match="captures do not nest"):
+        cpu.capture(lambda: cpu.capture(lambda: cpu.add(x, x)))
+    other = ReferenceKernels().capture(lambda: x)
+    with pytest.raises(ValueError, match="beside is a RepeatedGraph"):
+        cpu.capture(lambda: cpu.add(x, x), beside=other)
+
+
+def test_the_memory_of_what_nobody_holds_is_used_again() -> None:
+    arena = Arena()
+    first = arena.empty((4, 6), torch.float32)
+    address, view = first.data_ptr(), first[1:].flatten()
+    del first
+    assert arena.empty((4, 6), torch.float32).data_ptr() != address, "a view holds it"
+    del view
+    assert arena.empty((8, 3), torch.float32).data_ptr() == address
+    assert arena.empty((0, 3), torch.int32).shape == (0, 3)
+    assert arena.empty((3,), torch.int8).data_ptr() % 64 == 0
+
+
+def test_a_graph_holds_what_it_reads(cpu: CpuKernels) -> None:
+    """The words have addresses only: without the graph's hold they would name memory that is another's."""
+    inputs = [normal(1, 400, HIDDEN)]
+    expected = inputs[0] + inputs[0]
+    graph = cpu.capture(lambda: cpu.add(inputs[0], inputs[0]))
+    inputs.clear()
+    others = [torch.zeros(400, HIDDEN) for _ in range(8)]
+    graph.replay()
+    assert torch.equal(graph.result, expected)
+    assert len(others) == 8
