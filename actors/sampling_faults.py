@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ..kernels.protocol import MAX_TOP_LOGPROBS
+from ..kernels.sampling_limits import MAX_TOP_LOGPROBS
 from .step_plan import Sampling
 
 # OpenAI's ranges.

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from .logit_changes import changed_logits
 from .ordered import ordered_exp
-from .protocol import MAX_TOP_LOGPROBS, Sampled, SamplingRow
+from .protocol import Sampled, SamplingRow
+from .sampling_limits import MAX_TOP_LOGPROBS
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15

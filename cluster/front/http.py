@@ -161,19 +161,20 @@ async def _answering(request: Request, handler: Callable[[Request, bytes], Corou
 
 async def _chat_events(service: ChatService, request: ChatRequest, priority: int) -> AsyncGenerator[bytes, None]:
     head = AnswerHead.new("chatcmpl", service.model_name)
-    first: dict[str, Any] = {"role": "assistant", "content": ""}
-    usage: Usage | None = None
+    begun: set[int] = set()
+    usages: list[Usage] = []
     async with aclosing(await service.begin_chat(request, priority)) as deltas:
         async for delta in deltas:
             chunks = _chat_chunks(head, delta, bool(request.logprobs))
-            if first:
-                chunks.insert(0, chat_chunk(head, first, "", None))
-                first = {}
+            if delta.index not in begun:
+                begun.add(delta.index)
+                chunks.insert(0, chat_chunk(head, delta.index, {"role": "assistant", "content": ""}, "", None))
             yield b"".join(map(event, chunks))
-            usage = delta.usage
+            if delta.usage:
+                usages.append(delta.usage)
     end = DONE
-    if request.include_usage and usage:
-        end = event(usage_chunk(head, "chat.completion.chunk", usage)) + DONE
+    if request.include_usage:
+        end = event(usage_chunk(head, "chat.completion.chunk", Usage.total(usages))) + DONE
     yield end
 
 
@@ -182,9 +183,9 @@ def _chat_chunks(head: AnswerHead, delta: ChatDelta, logprobs: bool) -> list[dic
     chunks = []
     body = delta_body(delta)
     if body or delta.logprobs:
-        chunks.append(chat_chunk(head, body, "", delta.logprobs if logprobs else None))
+        chunks.append(chat_chunk(head, delta.index, body, "", delta.logprobs if logprobs else None))
     if delta.finish:
-        chunks.append(chat_chunk(head, {}, delta.finish, None))
+        chunks.append(chat_chunk(head, delta.index, {}, delta.finish, None))
     return chunks
 
 
@@ -195,7 +196,7 @@ async def _completion_events(
     usages: list[Usage] = []
     async with aclosing(await service.begin_completion(request, priority)) as deltas:
         async for delta in deltas:
-            yield event(_text_chunk(head, delta, request.logprobs is not None))
+            yield event(_text_chunk(head, delta, request.logprobs))
             if delta.usage:
                 usages.append(delta.usage)
     end = DONE
@@ -204,5 +205,5 @@ async def _completion_events(
     yield end
 
 
-def _text_chunk(head: AnswerHead, delta: TextDelta, logprobs: bool) -> dict[str, Any]:
+def _text_chunk(head: AnswerHead, delta: TextDelta, logprobs: int | None) -> dict[str, Any]:
     return head.body("text_completion") | {"choices": [text_choice(delta, logprobs)]}

@@ -27,10 +27,13 @@ class AnswerParser:
 
     thinking: the prompt ended inside `<think>`, so the answer begins there. A tool section that begins inside the
     thinking ends it. Without `tools` the markers of tool calls are content, by name, as nobody asked for calls.
-    Stop strings are looked for in the content alone; `stopped` says that one was found.
+    Stop strings are looked for in the content alone, behind the answer's first `min_tokens` tokens; `stopped` says that
+    one was found.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, thinking: bool, tools: bool, stops: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, thinking: bool, tools: bool, stops: tuple[str, ...] = (), min_tokens: int = 0
+    ) -> None:
         special = tokenizer.special
         self._tokenizer = tokenizer
         self._think_begin, self._think_end = special[THINK_BEGIN], special[THINK_END]
@@ -39,6 +42,8 @@ class AnswerParser:
         self._tools = tools
         self._section = ToolSection(tokenizer)
         self._stops = StopStrings(stops)
+        self._min_tokens = min_tokens
+        self._tokens = 0
         self._text = Detokenizer(tokenizer)
         self._state = "reasoning" if thinking else "content"
         self.reasoning_tokens = 0
@@ -54,6 +59,7 @@ class AnswerParser:
 
     def add(self, token: int) -> AnswerDelta:
         """What `token` completes."""
+        self._tokens += 1
         if self._state == "reasoning":
             self.reasoning_tokens += 1
         if token == self._think_begin:
@@ -78,7 +84,10 @@ class AnswerParser:
     def _show(self, text: str) -> AnswerDelta:
         if self._state == "reasoning":
             return AnswerDelta(reasoning=text)
-        return AnswerDelta(content=self._stops.add(text), is_content=True)
+        return AnswerDelta(content=self._search(text), is_content=True)
+
+    def _search(self, text: str) -> str:
+        return text if self._tokens <= self._min_tokens else self._stops.add(text)
 
     def _turn(self, state: str) -> AnswerDelta:
         """Ends the part that runs and begins another. A change to the part that runs already changes nothing."""
@@ -91,7 +100,7 @@ class AnswerParser:
             return AnswerDelta(tool_call=self._section.finish())
         if was == "reasoning":
             return AnswerDelta(reasoning=rest)
-        content = self._stops.add(rest)
+        content = self._search(rest)
         if state != "content":
             content += self._stops.finish()
         return AnswerDelta(content=content)

@@ -1,6 +1,6 @@
 """What a client may ask, strictly: a field that is unknown or has no effect here is refused by name.
 
-OpenAI fields without support are accepted with the value that asks for nothing (`n: 1`, `presence_penalty: 0`), since
+OpenAI fields without support are accepted with the value that asks for nothing (`store: false`, `suffix: ""`), since
 clients send those. `user` is accepted with any text and has no effect. `stop` is looked for in the answer, not in the
 thinking and not in tool calls.
 """
@@ -20,47 +20,10 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from ..fields import first_error
 from .errors import RequestError
-
-# Known fields that have no support yet, with the values that change nothing and so are let through.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "frequency_penalty": (None, 0),
-    "function_call": (None,),
-    "functions": (None,),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "logit_bias": (None, {}),
-    "metadata": (None, {}),
-    "min_p": (None, 0),
-    "min_tokens": (None, 0),
-    "modalities": (None, ["text"]),
-    "n": (None, 1),
-    "parallel_tool_calls": (None, True),
-    "prediction": (None,),
-    "presence_penalty": (None, 0),
-    "prompt_cache_key": (None,),
-    "reasoning_effort": (None,),
-    "repetition_penalty": (None, 1),
-    "response_format": (None, {"type": "text"}),
-    "safety_identifier": (None,),
-    "service_tier": (None, "auto", "default"),
-    "stop_token_ids": (None, []),
-    "store": (None, False),
-    "suffix": (None, ""),
-    "top_logprobs": (None, 0),
-    "verbosity": (None,),
-    "web_search_options": (None,),
-}
-
-
-def _fail(message: str) -> PydanticCustomError:
-    return PydanticCustomError("flyray", "{reason}", {"reason": message})
+from .sampling_request import NEUTRAL, Choices, SamplingRequest, Strict, TopLogprobs, fail
 
 
 def _text(value: Any) -> Any:
@@ -70,23 +33,13 @@ def _text(value: Any) -> Any:
     texts = []
     for index, part in enumerate(value):
         if not isinstance(part, dict) or "type" not in part:
-            raise _fail(f"part {index} must be an object with a 'type'")
+            raise fail(f"part {index} must be an object with a 'type'")
         if part["type"] != "text":
-            raise _fail(f"part {index} is of type {part['type']!r}; this server takes text only")
+            raise fail(f"part {index} is of type {part['type']!r}; this server takes text only")
         if set(part) != {"type", "text"} or not isinstance(part["text"], str):
-            raise _fail(f"part {index} must hold 'type' and 'text', a string, and nothing else")
+            raise fail(f"part {index} must hold 'type' and 'text', a string, and nothing else")
         texts.append(part["text"])
     return "".join(texts)
-
-
-def _stops(value: Any) -> Any:
-    """None, a string or up to four strings, as a tuple."""
-    if value is None:
-        return ()
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops) or len(stops) > 4:
-        raise _fail("must be a string or a list of up to 4 strings, none of them empty")
-    return tuple(stops)
 
 
 def _thinking(value: Any) -> Any:
@@ -96,7 +49,7 @@ def _thinking(value: Any) -> Any:
             return True
         if value == {"type": "disabled"}:
             return False
-        raise _fail("must be true, false, {'type': 'enabled'} or {'type': 'disabled'}")
+        raise fail("must be true, false, {'type': 'enabled'} or {'type': 'disabled'}")
     return value
 
 
@@ -105,7 +58,7 @@ def _prompt(value: Any) -> Any:
     if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value or not (_all(value, str) or _ids(value) or all(map(_ids, value))):
-        raise _fail("must be a string, a list of strings, a list of token ids, or a list of such lists, none empty")
+        raise fail("must be a string, a list of strings, a list of token ids, or a list of such lists, none empty")
     return value
 
 
@@ -118,13 +71,6 @@ def _ids(value: Any) -> bool:
 
 
 Text = Annotated[str, BeforeValidator(_text)]
-Stops = Annotated[tuple[str, ...], BeforeValidator(_stops)]
-
-
-class Strict(BaseModel):
-    """Takes no unknown fields and changes no types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class FunctionCall(Strict):
@@ -161,13 +107,13 @@ class ChatMessage(Strict):
     def _fits_role(self) -> ChatMessage:
         if self.role != "assistant":
             if self.content is None:
-                raise _fail(f"a {self.role} message needs 'content'")
+                raise fail(f"a {self.role} message needs 'content'")
             if self.tool_calls or self.reasoning_content:
-                raise _fail("only an assistant message may have 'tool_calls' or 'reasoning_content'")
+                raise fail("only an assistant message may have 'tool_calls' or 'reasoning_content'")
         elif self.content is None and not self.tool_calls:
-            raise _fail("an assistant message needs 'content' or 'tool_calls'")
+            raise fail("an assistant message needs 'content' or 'tool_calls'")
         if (self.role == "tool") != (self.tool_call_id is not None):
-            raise _fail("'tool_call_id' belongs to every tool message and to no other")
+            raise fail("'tool_call_id' belongs to every tool message and to no other")
         return self
 
 
@@ -200,57 +146,10 @@ class Tool(Strict):
         return self._sent
 
 
-class StreamOptions(Strict):
-    """include_usage: a last chunk without choices tells the token counts."""
-
-    include_usage: StrictBool = False
-
-
 class TemplateOptions(Strict):
     """thinking: whether the answer begins with thinking."""
 
     thinking: StrictBool | None = None
-
-
-class SamplingRequest(Strict):
-    """What chat and text completions have in common."""
-
-    model: str = Field(min_length=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: Stops = ()
-    stream: StrictBool = False
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-    ignore_eos: StrictBool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            raise _fail("must be a JSON object")
-        kept = dict(data)
-        for name, neutral in _NEUTRAL.items():
-            if name in kept and name not in cls.model_fields:
-                value = kept.pop(name)
-                if not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral):
-                    raise PydanticCustomError("unsupported", "{field}", {"field": name})
-        if kept.get("stream") is None:
-            kept.pop("stream", None)
-        return kept
-
-    @model_validator(mode="after")
-    def _stream_options_fit(self) -> SamplingRequest:
-        if self.stream_options is not None and not self.stream:
-            raise _fail("'stream_options' needs 'stream': true")
-        return self
-
-    @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
 
 
 class ChatRequest(SamplingRequest):
@@ -261,16 +160,19 @@ class ChatRequest(SamplingRequest):
     tool_choice: Literal["auto", "none"] | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: StrictBool | None = None
+    top_logprobs: TopLogprobs | None = None
     thinking: Annotated[StrictBool | None, BeforeValidator(_thinking)] = None
     chat_template_kwargs: TemplateOptions | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> ChatRequest:
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise _fail("'max_tokens' and 'max_completion_tokens' differ; send one of them")
+            raise fail("'max_tokens' and 'max_completion_tokens' differ; send one of them")
         inner = self.chat_template_kwargs.thinking if self.chat_template_kwargs else None
         if None not in (self.thinking, inner) and self.thinking != inner:
-            raise _fail("'thinking' and 'chat_template_kwargs.thinking' differ; send one of them")
+            raise fail("'thinking' and 'chat_template_kwargs.thinking' differ; send one of them")
+        if self.top_logprobs and not self.logprobs:
+            raise fail("'top_logprobs' needs 'logprobs': true")
         return self
 
     @property
@@ -283,6 +185,11 @@ class ChatRequest(SamplingRequest):
         return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
 
     @property
+    def told_logprobs(self) -> int:
+        """How many of the most probable tokens are told beside each one."""
+        return self.top_logprobs or 0
+
+    @property
     def offered_tools(self) -> list[dict[str, Any]]:
         """Declarations for the prompt, as they were sent; none with `tool_choice: "none"`."""
         if self.tool_choice == "none":
@@ -293,15 +200,32 @@ class ChatRequest(SamplingRequest):
 class CompletionRequest(SamplingRequest):
     """POST /v1/completions. prompt: a text, several texts, ids of tokens, or several lists of ids.
 
-    A text is text: only ids can ask for special tokens. logprobs: 0, the log probability of each token, or none.
+    A text is text: only ids can ask for special tokens. logprobs: the log probability of each token, and so many of the
+    most probable ones beside it. best_of: so many answers are made to each prompt, and the `n` with the highest mean
+    log probability of their tokens are given, the best first.
     """
 
     prompt: Annotated[str | list[str] | list[int] | list[list[int]], BeforeValidator(_prompt)]
-    logprobs: Literal[0] | None = None
+    logprobs: TopLogprobs | None = None
+    best_of: Choices | None = None
+
+    @model_validator(mode="after")
+    def _best_of_fits(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of < self.choices:
+            raise fail(f"'best_of' {self.best_of} is less than 'n' {self.choices}, the answers to be given")
+        if self.stream and self.candidates > self.choices:
+            raise fail("'best_of' above 'n' cannot be streamed: which answers are best is known at their end")
+        return self
 
     @property
-    def token_limit(self) -> int | None:
-        return self.max_tokens
+    def candidates(self) -> int:
+        """Answers to make to each prompt."""
+        return self.best_of or self.choices
+
+    @property
+    def told_logprobs(self) -> int:
+        """How many of the most probable tokens are told beside each one."""
+        return self.logprobs or 0
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -329,7 +253,7 @@ def parse(body: Any, kind: type[R]) -> R:
 
 
 def _unsupported(field: str) -> RequestError:
-    values = [value for value in _NEUTRAL[field] if value is not None]
+    values = [value for value in NEUTRAL[field] if value is not None]
     allowed = " or ".join(repr(value) for value in values)
     hint = f"; leave it out, or send {allowed}" if values else "; leave it out"
     return RequestError(f"'{field}' is not supported yet{hint}", param=field, code="unsupported_parameter")

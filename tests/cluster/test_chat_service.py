@@ -125,7 +125,7 @@ def test_what_the_engine_is_asked():
         (chat(messages=[{"role": "user", "content": "a b " * 300}]), 400, "messages", "the context holds 200"),
         (text(prompt=[5, 4096]), 400, "prompt", "'prompt[1]': 4096 is no token; ids are 0 to 4095"),
         (text(prompt=["a", ""]), 400, "prompt[1]", "'prompt[1]' is empty"),
-        (text(prompt=["a"] * 1025), 400, "prompt", "1025 prompts in one request; at most 1024 may wait"),
+        (text(prompt=["a"] * 1025), 400, "prompt", "1025 answers in one request; at most 1024 may wait"),
     ],
 )
 def test_refusals_before_the_engine_is_asked(request_, status, param, says):

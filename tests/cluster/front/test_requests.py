@@ -1,6 +1,10 @@
 """What requests are taken, and what each refusal says."""
 
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flyray.cluster.front.errors import RequestError
 from flyray.cluster.front.requests import ChatRequest, CompletionRequest, parse
@@ -31,11 +35,32 @@ def test_what_openai_clients_send_without_wanting_anything_is_taken():
     ("fields", "param", "says"),
     [
         ({"mesages": []}, "mesages", "unknown field 'mesages' (did you mean 'messages'?)"),
-        ({"n": 2}, "n", "'n' is not supported yet; leave it out, or send 1"),
-        ({"n": True}, "n", "'n' is not supported yet"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported yet"),
+        ({"n": 17}, "n", "'n': must be from 1 to 16, found 17"),
+        ({"n": 0}, "n", "must be from 1 to 16"),
+        ({"n": True}, "n", "valid integer"),
+        ({"best_of": 2}, "best_of", "'best_of' is not supported yet; leave it out, or send 1"),
+        ({"presence_penalty": 2.1}, "presence_penalty", "must be from -2 to 2, found 2.1"),
+        ({"frequency_penalty": -3}, "frequency_penalty", "must be from -2 to 2"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty", "must be from -2 to 2, found nan"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "must be above 0 and finite"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty", "must be above 0 and finite"),
+        ({"min_p": 1.5}, "min_p", "must be from 0 to 1"),
+        ({"min_tokens": -1}, "min_tokens", "greater than or equal to 0"),
+        ({"min_tokens": 5, "max_tokens": 4}, None, "'min_tokens' 5 is more than the 4 tokens"),
+        ({"min_tokens": 5, "max_completion_tokens": 4}, None, "'min_tokens' 5 is more than the 4 tokens"),
+        ({"stop_token_ids": [3, -1]}, "stop_token_ids", "must be a list of token ids, found [3, -1]"),
+        ({"stop_token_ids": [True]}, "stop_token_ids", "must be a list of token ids"),
+        ({"stop_token_ids": list(range(65))}, "stop_token_ids", "must hold at most 64 token ids"),
+        ({"logit_bias": [5]}, "logit_bias", "must be an object of at most 1024 token ids"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "must be an object of at most 1024 token ids"),
+        ({"logit_bias": {"five": 1}}, "logit_bias", "keys must be token ids such as '5', found 'five'"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias", "keys must be token ids such as '5'"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "the bias of token 5 must be a number from -100 to 100"),
+        ({"logit_bias": {"5": "1"}}, "logit_bias", "the bias of token 5 must be a number from -100 to 100"),
+        ({"logit_bias": {"5": 1, "05": 2}}, "logit_bias", "token 5 is named twice"),
         ({"response_format": {"type": "json_object"}}, "response_format", "or send {'type': 'text'}"),
-        ({"top_logprobs": 3, "logprobs": True}, "top_logprobs", "not supported yet"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "must be from 0 to 20, found 21"),
+        ({"top_logprobs": 3}, None, "'top_logprobs' needs 'logprobs': true"),
         ({"temperature": 2.5}, "temperature", "less than or equal to 2, found 2.5"),
         ({"temperature": "1"}, "temperature", "valid number, found '1'"),
         ({"top_p": 0}, "top_p", "greater than 0"),
@@ -138,6 +163,48 @@ def test_odd_prompts_are_refused(prompt):
     assert "must be a string, a list of strings, a list of token ids" in error.message
 
 
-@pytest.mark.parametrize(("field", "value"), [("echo", True), ("logprobs", 2), ("best_of", 3), ("suffix", "x")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("echo", True), ("logprobs", 21), ("best_of", 17), ("suffix", "x"), ("top_logprobs", 1)]
+)
 def test_completions_without_support_are_refused(field, value):
     assert refuse(CompletionRequest, {"model": "m", "prompt": "a", field: value}).param == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"n": 3, "best_of": 2}, "'best_of' 2 is less than 'n' 3"),
+        ({"best_of": 2, "stream": True}, "'best_of' above 'n' cannot be streamed"),
+    ],
+)
+def test_best_of_fits_n_and_no_stream(fields, says):
+    assert says in refuse(CompletionRequest, {"model": "m", "prompt": "a"} | fields).message
+
+
+def test_nulls_ask_for_nothing():
+    names = ("n", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "min_tokens", "top_logprobs")
+    request = chat(**dict.fromkeys((*names, "logit_bias", "stop_token_ids", "best_of")))
+    assert request == chat()
+    assert (request.choices, request.logit_bias, request.stop_token_ids, request.told_logprobs) == (1, (), (), 0)
+
+
+KEYS = st.one_of(st.integers(0, 200_000).map(str), st.text(max_size=4))
+NUMBERS = st.one_of(st.integers(-120, 120), st.floats(), st.booleans(), st.none(), st.text(max_size=2))
+
+
+@given(st.dictionaries(KEYS, NUMBERS, max_size=5))
+def test_a_bias_is_taken_whole_or_refused_by_name(bias: dict[str, object]):
+    valid = all(re.fullmatch("[0-9]{1,10}", key) for key in bias) and len(set(map(int, bias))) == len(bias)
+    valid = valid and all(type(value) in (int, float) and -100 <= value <= 100 for value in bias.values())
+    if valid:
+        assert dict(chat(logit_bias=bias).logit_bias) == {int(key): value for key, value in bias.items()}
+    else:
+        assert refuse(ChatRequest, {"model": "m", "messages": HI, "logit_bias": bias}).param == "logit_bias"
+
+
+@given(st.lists(st.one_of(st.integers(), st.floats(), st.booleans(), st.text(max_size=2)), max_size=5))
+def test_stop_token_ids_are_taken_whole_or_refused_by_name(ids: list[object]):
+    if all(type(token) is int and token >= 0 for token in ids):
+        assert chat(stop_token_ids=ids).stop_token_ids == tuple(ids)
+    else:
+        assert refuse(ChatRequest, {"model": "m", "messages": HI, "stop_token_ids": ids}).param == "stop_token_ids"
