@@ -3,49 +3,56 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import statistics
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ...actors.checkpoint import Checkpoint
 from ...actors.engine_config import EngineConfig
 from ...actors.model.config import ModelConfig
 from ..engine import Engine, EngineClient
-from ..figures import Figure
 from .engine_load import EngineLoad
+from .engine_report import EngineBench, Spreading
+from .machine import read_bandwidth, this_machine
+from .peers import open_peer
+from .rounds import Round, Sizes, Variant
+from .routing import touched_experts
+from .traffic import step_traffic
 
-INT8_WEIGHTS = ("attention", "shared", "dense", "head")
 PAGE = 16
+HAS_INT8 = "int8_weights" in {each.name for each in fields(EngineConfig)}
+# A router that does not answer for so long is gone: peers and passes over memory starve it between rounds.
+_SILENCE_S = 60.0
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What is measured. prefill: prompt tokens. decode: tokens of each sequence that decodes. runs: rounds, in each of
-    which every variant is measured once."""
+    """What is measured. threads: of each shard. runs: rounds, in each of which every variant is measured once.
+    int8_weights: as in `EngineConfig`. peers: names of PEERS, on as many threads as all shards together. gguf: the
+    model for llama.cpp."""
 
     formats: tuple[str, ...]
-    batches: tuple[int, ...] = (1, 8)
-    prefill: int = 256
-    decode: int = 64
+    sizes: Sizes
     threads: int = 2
     shards: int = 1
     runs: int = 3
-    int8_weights: tuple[str, ...] = INT8_WEIGHTS
+    int8_weights: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    gguf: Path | None = None
 
     @property
     def cpus(self) -> int:
         """What Ray must have for all engines at once."""
-        return len(self.formats) * self.shards * self.threads
+        return len(self.formats) * self.all_threads
+
+    @property
+    def all_threads(self) -> int:
+        return self.shards * self.threads
 
     def engine(self, path: Path, format: str) -> EngineConfig:
         """An engine with room for the largest batch, whose steps take a whole prompt."""
-        most = max(self.batches)
-        extra = {}
-        if "int8_weights" in {each.name for each in dataclasses.fields(EngineConfig)}:
-            extra["int8_weights"] = self.int8_weights
+        most, longest = max(self.sizes.batches), self.sizes.prefill + self.sizes.decode
         return EngineConfig(
             model_path=str(path),
             name=format,
@@ -53,75 +60,65 @@ class EngineSettings:
             shards=self.shards,
             threads_per_shard=self.threads,
             page_size=PAGE,
-            kv_pages=most * (-(-(self.prefill + self.decode) // PAGE) + 1),
-            max_batch_tokens=max(512, self.prefill),
+            kv_pages=most * (-(-longest // PAGE) + 1),
+            max_batch_tokens=max(512, self.sizes.prefill),
             max_sequences=most,
-            **extra,
+            **({"int8_weights": self.int8_weights} if HAS_INT8 else {}),
         )
 
 
-@dataclass
-class Samples:
-    """Rates of one variant, a value a round. step_ms: median time of a decode step, by batch."""
+async def bench_engine(path: Path, model: str, settings: EngineSettings, say: Callable[[str], None]) -> EngineBench:
+    """Measures in the Ray that is initialized; all engines and peers stand at once and are measured in turns.
 
-    decode: dict[int, list[float]] = field(default_factory=dict)
-    step_ms: dict[int, list[float]] = field(default_factory=dict)
-    prefill: list[float] = field(default_factory=list)
-    texts: dict[int, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class EngineBench:
-    """What was measured, by variant: a format, or a peer's name."""
-
-    settings: EngineSettings
-    samples: dict[str, Samples]
-
-    def figures(self) -> list[Figure]:
-        """decode_tok_s.bBATCH.VARIANT, decode_step_ms.bBATCH.VARIANT, prefill_tok_s.TOKENS.VARIANT: medians."""
-        found = []
-        for name, samples in self.samples.items():
-            for batch, values in samples.decode.items():
-                found.append(Figure(f"decode_tok_s.b{batch}.{name}", statistics.median(values), "tokens/s"))
-            for batch, values in samples.step_ms.items():
-                found.append(Figure(f"decode_step_ms.b{batch}.{name}", statistics.median(values), "ms"))
-            found.append(
-                Figure(f"prefill_tok_s.{self.settings.prefill}.{name}", statistics.median(samples.prefill), "tokens/s")
-            )
-        return found
-
-
-async def bench_engine(path: Path, settings: EngineSettings, say: Callable[[str], None]) -> EngineBench:
-    """Measures in the Ray that is initialized. Raises BenchError, and what starting an engine raises."""
-    vocabulary = ModelConfig.from_dict(Checkpoint(path).config).vocab_size
-    samples = {format: Samples() for format in settings.formats}
+    model: its name in the report. Raises BenchError, BenchUsageError, and what starting an engine raises.
+    """
+    config = ModelConfig.from_dict(Checkpoint(path).config)
+    rounds: dict[str, list[Round]] = {name: [] for name in (*settings.formats, *settings.peers)}
+    bandwidth = 0.0
     async with AsyncExitStack() as stack:
-        loads = {
-            format: await stack.enter_async_context(_engine(settings.engine(path, format), vocabulary))
-            for format in settings.formats
-        }
-        for load in loads.values():
-            await _measure(load, settings, Samples())  # the first round warms pages and caches and is not counted
+        variants: dict[str, Variant] = {}
+        for format in settings.formats:
+            running = _engine(settings.engine(path, format), config.vocab_size)
+            variants[format] = await stack.enter_async_context(running)
+        for peer in settings.peers:
+            opened = open_peer(peer, path, settings.all_threads, settings.gguf)
+            variants[peer] = stack.enter_context(opened)
+        for variant in variants.values():
+            await variant.measure(settings.sizes)  # warms pages and caches, and is not counted
         for number in range(1, settings.runs + 1):
-            for name, load in loads.items():
-                await _measure(load, settings, samples[name])
-                say(f"run {number}: {name}: {_last(samples[name])}")
-    return EngineBench(settings, samples)
+            bandwidth = max(bandwidth, await asyncio.to_thread(read_bandwidth, settings.all_threads))
+            for name, variant in variants.items():
+                rounds[name].append(await variant.measure(settings.sizes))
+                say(f"run {number}, {name}: {_words(rounds[name][-1])}")
+    spreading = {
+        (format, batch): _spreading(path, config, settings, format, batch, rounds[format][-1], bandwidth)
+        for format in settings.formats
+        for batch in settings.sizes.batches
+    }
+    return EngineBench(
+        model, this_machine(), settings.shards, settings.threads, settings.sizes, rounds, bandwidth, spreading
+    )
 
 
-async def _measure(load: EngineLoad, settings: EngineSettings, samples: Samples) -> None:
-    for batch in settings.batches:
-        run = await load.decode(batch, settings.prefill, settings.decode)
-        samples.decode.setdefault(batch, []).append(run.tokens_s)
-        samples.step_ms.setdefault(batch, []).append(1000 * run.step_s)
-        samples.texts[batch] = run.texts
-    samples.prefill.append(await load.prefill(settings.prefill))
+def _spreading(
+    path: Path, config: ModelConfig, settings: EngineSettings, format: str, batch: int, last: Round, bandwidth: float
+) -> Spreading:
+    """What the batch's decode steps read of the experts and in all."""
+    texts, sizes = last.texts[batch], settings.sizes
+    touched = float(config.num_experts_per_tok)
+    if batch > 1:
+        touched = touched_experts(path, format, texts, sizes.decode, settings.all_threads)
+    context = sizes.prefill + sizes.decode // 2
+    traffic = step_traffic(config, format, settings.int8_weights, touched, batch, context)
+    return Spreading(touched, config.n_routed_experts, traffic.total, batch * bandwidth / traffic.total)
 
 
-def _last(samples: Samples) -> str:
-    parts = [f"b{batch} {values[-1]:.1f} tok/s" for batch, values in samples.decode.items()]
-    parts += [f"(step {samples.step_ms[batch][-1]:.2f} ms)" for batch in list(samples.decode)[:1]]
-    return ", ".join([*parts, f"prefill {samples.prefill[-1]:.0f} tok/s"])
+def _words(found: Round) -> str:
+    parts = []
+    for batch, rate in found.decode.items():
+        step = f" ({found.step_ms[batch]:.2f} ms a step)" if batch in found.step_ms else ""
+        parts.append(f"b{batch} {rate:.1f} tok/s{step}")
+    return ", ".join([*parts, f"prefill {found.prefill:.0f} tok/s"])
 
 
 @asynccontextmanager
@@ -131,7 +128,7 @@ async def _engine(config: EngineConfig, vocabulary: int) -> AsyncIterator[Engine
     starting = asyncio.ensure_future(asyncio.to_thread(engine.start))
     try:
         await asyncio.shield(starting)
-        async with EngineClient(engine.address, engine.keys, silence_s=60.0) as client:
+        async with EngineClient(engine.address, engine.keys, _SILENCE_S) as client:
             yield EngineLoad(client, vocabulary)
     finally:
         await asyncio.wait([starting])  # a thread cannot be cancelled: what it starts must be stopped after it

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from ...actors.request import Generate
 from ...actors.step_plan import Sampling
 from ..engine import EngineClient
+from .rounds import BenchError, Round, Sizes
 
 GREEDY = Sampling(0.0, 1.0, 0, 0)
 # Steps after the last sequence's first token that are not counted: the pipeline of steps fills in them.
 SETTLING = 2
-
-
-class BenchError(RuntimeError):
-    """A measurement failed; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,21 @@ class DecodeRun:
 
 
 class EngineLoad:
-    """Measures one engine through a client of it. Prompts are random and each is another, so that no cache helps."""
+    """Measures one engine through a client. Prompts are random and each differs, so that no cached prefix helps."""
 
     def __init__(self, client: EngineClient, vocabulary: int, seed: int = 0) -> None:
         self._client, self._vocabulary = client, vocabulary
         self._random = random.Random(seed)
         self._names = itertools.count()
+
+    async def measure(self, sizes: Sizes) -> Round:
+        runs = {batch: await self.decode(batch, sizes.prefill, sizes.decode) for batch in sizes.batches}
+        return Round(
+            {batch: run.tokens_s for batch, run in runs.items()},
+            await self.prefill(sizes.prefill),
+            {batch: 1000 * run.step_s for batch, run in runs.items()},
+            {batch: run.texts for batch, run in runs.items()},
+        )
 
     async def decode(self, batch: int, prompt: int, tokens: int) -> DecodeRun:
         """Decodes `batch` sequences at once, `tokens` tokens each, after prompts of `prompt` tokens.

@@ -24,7 +24,8 @@ def find_model(name: str, work_dir: Path, say: Callable[[str], None]) -> Path:
     SynthesizeError for a name that is no shape, SpaceError where the disk is too small.
     """
     if Path(name).is_dir():
-        return Checkpoint(name).path
+        Checkpoint(name)
+        return Path(name)
     what = Synthesis(name)
     whole = json.dumps([asdict(what), what.config()], sort_keys=True)
     kept = work_dir / f"{Path(name).stem}-{hashlib.sha256(whole.encode()).hexdigest()[:12]}"

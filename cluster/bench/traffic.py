@@ -1,0 +1,73 @@
+"""What a decode step must at least read: the weights that its tokens touch, and their KV cache. The floor of its time.
+
+Norms, scales' padding and activations are left out: they are below a hundredth of the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...actors.model.config import ModelConfig
+from ...actors.model.tensors import TensorSpec, attention_tensors, expert_shapes, mlp_tensors, outer_tensors
+
+# The kinds of weights (`TensorSpec.kind`) that each word of EngineConfig.int8_weights stands for.
+INT8_KINDS = {"attention": "attention", "shared": "shared experts", "dense": "dense MLP", "head": "lm_head"}
+_KV_BYTES = 4
+_GROUP = 32
+
+
+@dataclass(frozen=True)
+class StepTraffic:
+    """Bytes that one decode step reads."""
+
+    experts: int
+    others: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        return self.experts + self.others + self.cache
+
+
+def step_traffic(
+    config: ModelConfig, format: str, int8_weights: Sequence[str], touched: float, batch: int, context: int
+) -> StepTraffic:
+    """Bytes of a step of `batch` sequences with `context` tokens each in the cache.
+
+    format: of the routed experts in memory. touched: distinct experts a layer. Raises ValueError for a format whose
+    size is not known here.
+    """
+    int8 = {INT8_KINDS[word] for word in int8_weights}
+    experts = sum(matrix_bytes(format, *shape) for shape in expert_shapes(config).values())
+    specs = [spec for layer in range(config.num_hidden_layers) for spec in attention_tensors(config, layer)]
+    specs += [spec for layer in range(config.num_hidden_layers) for spec in mlp_tensors(config, layer)]
+    specs += [spec for spec in outer_tensors(config) if spec.kind == "lm_head"]
+    return StepTraffic(
+        round(len(config.moe_layers) * touched * experts),
+        sum(_linear_bytes(spec, int8) for spec in specs),
+        config.num_hidden_layers * batch * context * config.kv_width * _KV_BYTES,
+    )
+
+
+def matrix_bytes(format: str, rows: int, columns: int) -> int:
+    """Bytes of an expert's matrix in memory. Raises ValueError for a format whose size is not known here."""
+    if format == "w4a8":
+        return rows * (columns // 2 + columns // _GROUP + 4)
+    if format in ("w8a8", "w8a8-fp8", "w4a8-channel"):
+        return rows * (columns + 4)
+    if format in ("bf16", "w4a16"):
+        return 2 * rows * columns
+    raise ValueError(f"format {format!r}: its bytes are not known")
+
+
+def uniform_touched(experts: int, chosen: int, batch: int) -> float:
+    """Distinct experts that `batch` tokens touch if each chooses `chosen` of `experts` evenly and for itself."""
+    return experts * (1 - (1 - chosen / experts) ** batch)
+
+
+def _linear_bytes(spec: TensorSpec, int8: set[str]) -> int:
+    shape = spec.shapes[0]
+    in_int8 = spec.kind in int8 and len(shape) == 2 and not spec.name.endswith("kv_b_proj.weight")
+    return math.prod(shape) + 4 * shape[0] if in_int8 else 2 * math.prod(shape)
