@@ -8,6 +8,7 @@ router's address once, over a handle, and talks to the router itself.
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from .config import FlyrayConfig
 from .front.engine_link import EngineAddress, EngineLink
 from .front.errors import EngineUnavailable, RequestError
 from .front.http import HttpFront, error_response
+from .front.metrics import FrontMetrics
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -50,6 +52,12 @@ class EngineState:
     read: int
     total: int
     seconds: float
+
+    def seconds_left(self, last_start: float) -> int | None:
+        """About how long until one is ready: by the last start's time, or by the weights read so far; None: unknown."""
+        done = self.seconds if self.stage == "starting" else 0.0
+        whole = last_start or (done * self.total / self.read if self.read else 0.0)
+        return max(math.ceil(whole - done), 1) if whole else None
 
 
 class EngineReplica:
@@ -127,14 +135,17 @@ class Front:
     def __init__(self, config: FlyrayConfig, engine: DeploymentHandle) -> None:
         section = config.serve
         self._engine = engine
+        self._start_seconds = 0.0
+        metrics = FrontMetrics(config.model_name, serve.get_replica_context().replica_tag)
         self._link = EngineLink(
             self._find_engine,
             Tokenizer(config.model.path),
             config.model_name,
             section.default_max_tokens,
             section.max_queue,
+            metrics,
         )
-        self._http = HttpFront(self._link, config.model_name, created=int(time.time()))
+        self._http = HttpFront(self._link, config.model_name, int(time.time()), metrics)
         self._running = asyncio.ensure_future(self._link.run())
 
     @_routes.post("/v1/chat/completions")
@@ -157,10 +168,15 @@ class Front:
     async def health(self) -> Response:
         return await self._http.health()
 
+    @_routes.get("/metrics")
+    async def metrics(self) -> Response:
+        return await self._http.metrics()
+
     async def _find_engine(self) -> EngineAddress:
         state: EngineState = await self._engine.state.remote()
         if state.address is None:
-            raise EngineUnavailable(state.error or "the engine is starting")
+            raise EngineUnavailable(state.error or "the engine is starting", state.seconds_left(self._start_seconds))
+        self._start_seconds = state.seconds
         return state.address
 
     async def __del__(self) -> None:

@@ -13,6 +13,7 @@ from ..chat import ChatService, ServiceLimits
 from ..engine_client import EngineClient, EngineUnreachable
 from ..tokenizer import Tokenizer
 from .errors import EngineUnavailable
+from .metrics import FrontMetrics, MeteredTokens
 
 logger = logging.getLogger(__name__)
 
@@ -40,33 +41,39 @@ class EngineLink:
         model_name: str,
         default_max_tokens: int,
         max_waiting: int,
+        metrics: FrontMetrics,
     ) -> None:
         self._find = find
+        self._metrics = metrics
         self._tokenizer = tokenizer
         self._model_name = model_name
         self._default_max_tokens = default_max_tokens
         self._max_waiting = max_waiting
         self._client: EngineClient | None = None
         self._service: ChatService | None = None
-        self._reason = "the engine is starting"
+        self._absence = EngineUnavailable("the engine is starting")
 
     def service(self) -> ChatService:
         """The chat service. Raises EngineUnavailable with the reason while there is no engine that takes requests."""
         if self._service is None:
-            raise EngineUnavailable(self._reason)
+            raise self._unavailable()
         return self._service
 
     async def status(self) -> EngineStatus:
         """The engine's own word. Raises EngineUnavailable."""
         client = self._client
         if client is None:
-            raise EngineUnavailable(self._reason)
+            raise self._unavailable()
         try:
             return await client.status(timeout_s=_STATUS_TIMEOUT_S)
         except EngineUnreachable as error:
             if client is not self._client:
-                raise EngineUnavailable(self._reason) from None
+                raise self._unavailable() from None
             raise EngineUnavailable(f"the engine does not answer: {error}") from None
+
+    def _unavailable(self) -> EngineUnavailable:
+        """A new error each time: one that is raised again gathers the tracebacks of all its raisers."""
+        return EngineUnavailable(self._absence.message, self._absence.retry_after)
 
     async def run(self) -> None:
         """Connects, watches, and connects again, until it is cancelled."""
@@ -74,11 +81,11 @@ class EngineLink:
             try:
                 found = await self._find()
             except EngineUnavailable as error:
-                self._reason = error.message
+                self._absence = error
                 await asyncio.sleep(_RETRY_PERIOD_S)
                 continue
             except Exception as error:  # the replica is gone: requests are told, and the search goes on
-                self._reason = f"there is no engine: {type(error).__name__}"
+                self._absence = EngineUnavailable(f"there is no engine: {type(error).__name__}")
                 logger.warning("no engine was found", exc_info=True)
                 await asyncio.sleep(_RETRY_PERIOD_S)
                 continue
@@ -89,7 +96,8 @@ class EngineLink:
         async with EngineClient(found.address, found.keys) as client:
             self._client = client
             limits = ServiceLimits(found.longest_sequence, self._default_max_tokens, self._max_waiting)
-            service = ChatService(client, self._tokenizer, self._model_name, limits)
+            source = MeteredTokens(client, self._metrics)
+            service = ChatService(source, self._tokenizer, self._model_name, limits)
             try:
                 while True:
                     status = await self.status()
@@ -98,6 +106,6 @@ class EngineLink:
                     self._service = service
                     await asyncio.sleep(_WATCH_PERIOD_S)
             except EngineUnavailable as error:
-                self._reason = error.message
+                self._absence = error
             finally:
                 self._service = self._client = None

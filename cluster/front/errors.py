@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+# Seconds to wait for an engine of which nothing is known.
+START_S = 5
+
 
 class RequestError(Exception):
     """An error to answer a request with.
@@ -33,5 +36,7 @@ class RequestError(Exception):
 class EngineUnavailable(RequestError):
     """The engine cannot take or finish a request: not ready, dead, or failed while it ran."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, status=503, code="engine_unavailable", retry_after=5)
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        """retry_after: seconds, where more is known than that an engine takes some to start."""
+        seconds = START_S if retry_after is None else retry_after
+        super().__init__(message, status=503, code="engine_unavailable", retry_after=seconds)

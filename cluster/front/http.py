@@ -16,6 +16,7 @@ from ..chat import ChatService
 from .answers import AnswerHead, ChatDelta, TextDelta, Usage, chat_chunk, delta_body, text_choice, usage_chunk
 from .errors import RequestError
 from .event_stream import DONE, EventStream, disconnected, event
+from .metrics import CONTENT_TYPE, FrontMetrics
 from .requests import ChatRequest, CompletionRequest, parse
 
 T = TypeVar("T")
@@ -37,8 +38,8 @@ class EngineAccess(Protocol):
 class HttpFront:
     """The handlers. model_name: the served model, known also while the engine starts; created: a Unix time."""
 
-    def __init__(self, engine: EngineAccess, model_name: str, created: int) -> None:
-        self._engine = engine
+    def __init__(self, engine: EngineAccess, model_name: str, created: int, metrics: FrontMetrics) -> None:
+        self._engine, self._metrics = engine, metrics
         self._model = {"id": model_name, "object": "model", "created": created, "owned_by": "flyray"}
 
     async def chat(self, request: Request) -> Response:
@@ -79,10 +80,22 @@ class HttpFront:
                 "total_pages": status.total_pages,
                 "steps": status.steps,
                 "context_length": status.context_length,
+                "cached_pages": status.cached_pages,
+                "preemptions": status.preemptions,
+                "prompt_tokens": status.prompt_tokens,
+                "cached_tokens": status.cached_tokens,
             },
             "precision_plan": list(status.precision_plan),
         }
         return JSONResponse(body, status_code=200 if status.ready else 503)
+
+    async def metrics(self) -> Response:
+        """GET /metrics, for Prometheus; also while there is no engine."""
+        try:
+            status = await self._engine.status()
+        except RequestError:
+            status = None
+        return Response(self._metrics.text(status), media_type=CONTENT_TYPE)
 
     async def _chat(self, request: Request, body: bytes) -> Response:
         chat = parse(_json(body), ChatRequest)
