@@ -48,5 +48,6 @@ def _changed(logits: Tensor, changes: LogitChanges, index: int) -> Tensor:
 def _penalized(values: Tensor, changes: LogitChanges) -> Tensor:
     """The logits [n] float64 of the seen tokens, less what penalties take."""
     repeated = torch.where(values > 0, values / changes.repetition_penalty, values * changes.repetition_penalty)
-    taken = changes.frequency_penalty * changes.counts + changes.presence_penalty * (changes.counts > 0)
+    present = (changes.counts > 0).to(torch.float64)
+    taken = changes.frequency_penalty * changes.counts + changes.presence_penalty * present
     return repeated - taken
