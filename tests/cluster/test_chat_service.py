@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -12,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flyray.actors.request import Generate, Progress
+from flyray.actors.step_plan import Sampling
+from flyray.actors.wire import decode, encode
 from flyray.cluster.chat import ChatService, ServiceLimits
 from flyray.cluster.config import DEMO_MODEL
-from flyray.cluster.front.answers import ChatAnswer
+from flyray.cluster.front.answers import ChatAnswer, ChatDelta, TokenLogprob
 from flyray.cluster.front.errors import EngineUnavailable, RequestError
 from flyray.cluster.front.requests import ChatRequest, CompletionRequest, parse
 from flyray.cluster.tokenizer import Tokenizer
@@ -45,7 +48,12 @@ class Script:
             for item in self.news:
                 tokens, finish, error = ([], "error", item) if isinstance(item, str) else (*item, "")
                 logprobs = tuple(-0.5 for _ in tokens)
-                yield Progress(request.request, tuple(tokens), logprobs, (), finish, error)
+                best = request.sampling.top_logprobs
+                top = tuple(tuple((token + i, -0.5 - i) for i in range(best)) for token in tokens) if best else ()
+                cached = 3 if item is self.news[0] else 0
+                yield Progress(
+                    request.request, tuple(tokens), logprobs, (), finish, error, top_logprobs=top, cached_tokens=cached
+                )
         finally:
             self.closed += 1
 
@@ -117,6 +125,114 @@ def test_what_the_engine_is_asked():
     assert thinking.sampling.seed != plain.sampling.seed
 
 
+def test_every_sampling_field_reaches_the_engine():
+    async def run() -> list[Generate]:
+        script = Script(([], "length"))
+        fields = {"min_p": 0.25, "presence_penalty": 1, "frequency_penalty": -0.5, "repetition_penalty": 1.25}
+        fields |= {
+            "logit_bias": {"9": -3, "4": 2.5},
+            "stop_token_ids": [11],
+            "min_tokens": 2,
+            "max_tokens": 9,
+            "seed": 5,
+        }
+        chats = service(script)
+        await chats.chat_response(chat(**fields, logprobs=True, top_logprobs=4))
+        await chats.completion_response(text(**fields, logprobs=2, ignore_eos=True))
+        await chats.completion_response(text(stop_token_ids=[11]))
+        return script.asked
+
+    talk, plain, unbanned = asyncio.run(run())
+    ends = tuple(TOKENIZER.special[name] for name in ("<|im_end|>", "[EOS]"))
+    bias = ((4, 2.5), (9, -3.0))
+    assert talk.sampling == Sampling(1.0, 0.95, 0, 5, 0.25, 1.0, -0.5, 1.25, bias, 2, (*ends, 11), 4)
+    assert plain.sampling == Sampling(1.0, 0.95, 0, 5, 0.25, 1.0, -0.5, 1.25, bias, 2, (11,), 2)
+    assert (talk.stop_tokens, plain.stop_tokens, unbanned.stop_tokens) == ((*ends, 11), (11,), (*ends, 11))
+    assert unbanned.sampling.stop_ban == ()
+    assert all(decode(encode(each)) == each for each in (talk, plain, unbanned))
+
+
+def test_choices_have_seeds_and_streams_of_their_own_and_count_the_prompt_once():
+    async def run() -> tuple[list[Generate], list[ChatDelta], dict, dict]:
+        script = Script((ids("a</think>b"), ""), (ids("c"), "stop"))
+        chats = service(script)
+        async with aclosing(chats.chat(chat(n=3, seed=2**63 - 1))) as deltas:
+            parts = [delta async for delta in deltas]
+        whole = await chats.chat_response(chat(n=3, seed=1))
+        texts = await chats.completion_response(text(prompt=["a b", "c"], n=2, seed=7))
+        return script.asked, parts, whole, texts
+
+    asked, parts, whole, texts = asyncio.run(run())
+    assert [each.sampling.seed for each in asked[:3]] == [2**63 - 1, 0, 1]
+    assert sorted(delta.index for delta in parts if delta.finish) == [0, 1, 2]
+    assert [(each["index"], each["message"]["content"]) for each in whole["choices"]] == [(i, "bc") for i in range(3)]
+    length, count = len(asked[0].prompt), len(ids("a</think>b")) + len(ids("c"))
+    assert whole["usage"]["prompt_tokens"] == length
+    assert whole["usage"]["completion_tokens"] == 3 * count
+    assert whole["usage"]["prompt_tokens_details"] == {"cached_tokens": 3}
+    assert [each.sampling.seed for each in asked[6:]] == [7, 8, 7, 8]
+    assert [each["index"] for each in texts["choices"]] == [0, 1, 2, 3]
+    assert texts["usage"]["prompt_tokens"] == len(asked[6].prompt) + len(asked[8].prompt)
+    assert texts["usage"]["prompt_tokens_details"] == {"cached_tokens": 6}
+
+
+def test_best_of_gives_the_most_probable_answers_of_each_prompt():
+    class Named(Script):
+        async def generate(self, request: Generate) -> AsyncGenerator[Progress, None]:
+            number = request.sampling.seed
+            token = ids(str(number))
+            yield Progress(request.request, (*token,), (-1.0 / (1 + number % 3),) * len(token), (), "length", "")
+
+    async def run() -> dict:
+        return await service(Named()).completion_response(text(prompt=["a", "b"], n=2, best_of=4, seed=1))
+
+    body = asyncio.run(run())
+    assert [(each["index"], each["text"]) for each in body["choices"]] == [(0, "2"), (1, "1"), (2, "2"), (3, "1")]
+    assert body["usage"]["completion_tokens"] == 8
+
+
+def test_the_most_probable_tokens_are_told_in_openais_forms():
+    async def run() -> tuple[dict, dict, dict]:
+        chats = service(Script(([*ids("</think>"), 50, 51], "length")))
+        talk = await chats.chat_response(chat(logprobs=True, top_logprobs=2))
+        many = await chats.completion_response(text(logprobs=2))
+        return talk, many, await chats.completion_response(text(logprobs=0))
+
+    talk, many, none = asyncio.run(run())
+    entries = talk["choices"][0]["logprobs"]["content"]
+    assert [entry["token"] for entry in entries] == [TOKENIZER.token_name(50), TOKENIZER.token_name(51)]
+    for token, entry in zip((50, 51), entries, strict=True):
+        assert entry["top_logprobs"] == [
+            {"token": TOKENIZER.token_name(each), "logprob": value, "bytes": list(TOKENIZER.token_bytes(each))}
+            for each, value in ((token, -0.5), (token + 1, -1.5))
+        ]
+    found = many["choices"][0]["logprobs"]["top_logprobs"]
+    assert found[1] == {TOKENIZER.token_name(50): -0.5, TOKENIZER.token_name(51): -1.5}
+    assert none["choices"][0]["logprobs"]["top_logprobs"] is None
+
+
+def test_an_impossible_token_has_openais_smallest_log_probability():
+    entry = TokenLogprob("a", -math.inf, b"a", top=(TokenLogprob("b", -math.inf, b"b"),))
+    assert entry.body()["logprob"] == entry.body()["top_logprobs"][0]["logprob"] == -9999.0
+    assert entry.by_text() == {"b": -9999.0, "a": -9999.0}
+
+
+@pytest.mark.parametrize("kind", [chat, text])
+def test_stop_strings_count_only_behind_min_tokens(kind):
+    tokens = [*ids("</think>"), *ids("x"), *ids("STOP"), *ids("y"), *ids("STOP"), *ids("z")]
+    border = 1 + len(ids("x")) + len(ids("STOP"))
+
+    async def run(min_tokens: int) -> str:
+        chats = service(Script((tokens, "stop")))
+        request = kind(stop="STOP", min_tokens=min_tokens)
+        body = await (chats.chat_response(request) if kind is chat else chats.completion_response(request))
+        choice = body["choices"][0]
+        return choice["message"]["content"] if kind is chat else choice["text"].removeprefix("</think>")
+
+    assert asyncio.run(run(0)) == "x"
+    assert asyncio.run(run(border)) == "xSTOPy"
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "param", "says"),
     [
@@ -125,6 +241,10 @@ def test_what_the_engine_is_asked():
         (chat(messages=[{"role": "user", "content": "a b " * 300}]), 400, "messages", "the context holds 200"),
         (text(prompt=[5, 4096]), 400, "prompt", "'prompt[1]': 4096 is no token; ids are 0 to 4095"),
         (text(prompt=["a", ""]), 400, "prompt[1]", "'prompt[1]' is empty"),
+        (text(logit_bias={"4096": 1}), 400, "logit_bias", "'logit_bias': 4096 is no token; ids are 0 to 4095"),
+        (chat(stop_token_ids=[5000]), 400, "stop_token_ids", "'stop_token_ids': 5000 is no token"),
+        (chat(min_tokens=200), 400, "min_tokens", "'min_tokens' 200 is more than the"),
+        (text(prompt=["a"] * 65, n=16), 400, "prompt", "1040 answers in one request; at most 1024 may wait"),
         (text(prompt=["a"] * 1025), 400, "prompt", "1025 answers in one request; at most 1024 may wait"),
     ],
 )
