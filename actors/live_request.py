@@ -14,11 +14,11 @@ class LiveRequest:
     """A request that waits or runs. It may be preempted and run again, each time as a sequence of another `number`.
 
     arrival: counts requests. text: prompt and generated tokens. keys: of the text's full pages, if it shares pages.
-    While it runs: shard; pages, of which the shard knows `told`; reserved: pages promised and not handed over yet;
-    known_pages: how many of its pages the cache knows. position, sampled: tokens run and sampled, as planned; prefill:
-    tokens that it began with. in_flight: slices planned and not answered. begun: tokens of the prompt that ran or came
-    from the cache in whatever run; cached: those that came from the cache. told_prompt: what is to be told of the
-    prompt has been.
+    While it runs: shard; pages, of which the shard knows `told`; known_pages: how many of them the cache knows.
+    reserved: pages promised and not handed over yet; awaited: how many of those others that run now should fill.
+    position, sampled: tokens run and sampled, as planned; prefill: tokens that it began with. in_flight: slices
+    planned and not answered. begun: tokens of the prompt that ran or came from the cache in whatever run; cached:
+    those that came from the cache. told_prompt: what is to be told of the prompt has been.
     """
 
     arrival: int
@@ -31,6 +31,7 @@ class LiveRequest:
     pages: list[int] = field(default_factory=list)
     told: int = 0
     reserved: int = 0
+    awaited: int = 0
     known_pages: int = 0
     position: int = 0
     sampled: int = 0
@@ -101,7 +102,7 @@ class LiveRequest:
     def stop(self) -> None:
         """It holds nothing any more."""
         self.pages.clear()
-        self.told = self.reserved = self.known_pages = 0
+        self.told = self.reserved = self.awaited = self.known_pages = 0
         self.running = False
 
     def move(self, position: int, from_cache: bool) -> None:

@@ -39,8 +39,9 @@ class ScheduledShard:
 
     @property
     def load(self) -> int:
-        """Pages held or reserved."""
-        return self._config.num_pages - self.free_pages
+        """Pages held or reserved, without those reserved ones that will come from others."""
+        awaited = sum(min(live.awaited, live.reserved) for live in self.running)
+        return self._config.num_pages - self.free_pages - awaited
 
     def has_room(self, live: LiveRequest) -> bool:
         """Whether the request can be admitted as things are."""
@@ -80,6 +81,7 @@ class ScheduledShard:
         live.reserved = self._wanted(live)
         self._reserved += live.reserved
         self.catch_up(live)
+        live.awaited = max(self.shared_pages(live) - len(live.pages), 0)
         insort(self.running, live, key=_rank)
 
     def remove(self, live: LiveRequest) -> None:
@@ -115,8 +117,10 @@ class ScheduledShard:
         self._cache.release(live.pages[kept:])
         live.pages[kept:] = found[kept:]
         live.told = min(live.told, kept)
-        live.reserved -= len(live.pages) - held
-        self._reserved -= len(live.pages) - held
+        gained = len(live.pages) - held
+        live.reserved -= gained
+        live.awaited -= min(gained, live.awaited)
+        self._reserved -= gained
         live.known_pages = len(found)
         live.move(len(found) * self._config.page_size, from_cache=True)
 

@@ -44,7 +44,7 @@ def generate(name: str, prompt: Sequence[int] = (1, 2, 3), max_tokens: int = 4, 
 
 @dataclass
 class Answer:
-    """What a client has got, or should get."""
+    """What a client has got, or should get. cached_tokens: left out of comparisons that do not name it."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -53,6 +53,7 @@ class Answer:
     agreements: list[bool] = field(default_factory=list)
     finish: str = ""
     error: str = ""
+    cached_tokens: int = field(default=0, compare=False)
 
 
 def expected(request: Generate) -> Answer:
@@ -226,6 +227,7 @@ class Bench:
         answer.divergences.extend(item.divergences)
         answer.agreements.extend(item.agreements)
         answer.finish, answer.error = item.finish, item.error
+        answer.cached_tokens += item.cached_tokens
 
     def drain(self, limit: int = 2000) -> int:
         """Runs until nothing is left, returns the number of steps; nothing may be lost on the way."""
