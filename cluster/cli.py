@@ -31,6 +31,7 @@ bench_app = typer.Typer(no_args_is_help=True, help="Measure how fast parts of fl
 bench_app.command("quantize")(benching.bench_quantize)
 bench_app.command("serve")(loading.bench_serve)
 bench_app.command("engine")(benching.bench_engine)
+bench_app.command("kernels")(benching.bench_kernels)
 app.add_typer(bench_app, name="bench")
 
 

@@ -75,6 +75,14 @@ def int8_peak(threads: int) -> float:
         return 2 * rows * columns * inner / _best(run)
 
 
+def bf16_peak(threads: int) -> float:
+    """Operations a second of torch's bfloat16 product, the best of several."""
+    rows, columns, inner = _PEAK_SHAPE
+    x, weight = torch.ones(rows, inner, dtype=torch.bfloat16), torch.ones(inner, columns, dtype=torch.bfloat16)
+    with torch_threads(threads):
+        return 2 * rows * columns * inner / _best(lambda: x @ weight)
+
+
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
     """torch computes with `threads` threads in the context."""

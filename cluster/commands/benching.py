@@ -9,6 +9,8 @@ import typer
 
 from .options import Debug, JsonFile, WorkDir, clear_errors, say
 
+# A table of kernels is wider than what a pipe is taken for.
+TABLE_WIDTH = 118
 PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw the rates into this PNG.", show_default=False)]
 
 
@@ -53,7 +55,9 @@ def bench_engine(
     gguf: Annotated[Path | None, typer.Option(help="The model for llama.cpp.", show_default=False)] = None,
     work_dir: WorkDir = None,
     json: JsonFile = None,
-    plot: PlotFile = None,
+    plot: # A table of kernels is wider than what a pipe is taken for.
+TABLE_WIDTH = 118
+PlotFile = None,
     debug: Debug = False,
 ) -> None:
     """Measure decode and prefill rates of a model through the whole engine, in this process and on random prompts.
@@ -95,6 +99,56 @@ def bench_engine(
             write_figures(json, found.figures())
         if plot is not None:
             write_plot(plot, found.title, found.panels())
+
+
+def bench_kernels(
+    model: Annotated[
+        str, typer.Option(help="A shape (bench-1b), a config.json, or a checkpoint's folder.")
+    ] = "bench-1b",
+    tokens: Annotated[str, typer.Option(help="Tokens of a step, separated by commas.")] = "1,8,64,256",
+    context: Annotated[int, typer.Option(help="Tokens in the cache of what decodes.", min=1)] = 256,
+    threads: Annotated[int, typer.Option(help="Threads that compute.", min=1)] = 2,
+    only: Annotated[str, typer.Option(help="Patterns of names, separated by commas: experts_*,*.t8.")] = "*",
+    variant: Annotated[
+        str, typer.Option(help="amx, avx512, avx2, portable, separated by commas; by default the best.")
+    ] = "",
+    runs: Annotated[int, typer.Option(help="Samples of each kernel, in turns.", min=1)] = 7,
+    json: JsonFile = None,
+    plot: # A table of kernels is wider than what a pipe is taken for.
+TABLE_WIDTH = 118
+PlotFile = None,
+    debug: Debug = False,
+) -> None:
+    """Measure every kernel in a model's shapes beside this machine's ceilings: what memory gives, what it multiplies.
+
+    Samples with an involuntary context switch are dropped.
+    """
+    with clear_errors(debug):
+        from rich.console import Console
+
+        from ..bench import kernels as measure
+        from ..bench.plot import check_plots, write_plot
+        from ..figures import write_figures
+
+        if plot is not None:
+            check_plots()
+        settings = measure.KernelSettings(
+            measure.model_file(model),
+            _counts(tokens, "--tokens"),
+            threads,
+            context,
+            _words(variant) or ("",),
+            _words(only) or ("*",),
+            runs,
+        )
+        found = measure.bench_kernels(settings, say)
+        Console(width=TABLE_WIDTH).print(found.table())
+        for line in found.remarks():
+            say(line)
+        if json is not None:
+            write_figures(json, found.figures())
+        if plot is not None:
+            write_plot(plot, f"{model} on {found.machine.cpu}, {threads} threads", found.panels())
 
 
 def _words(text: str) -> tuple[str, ...]:
