@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import multiprocessing
 import random
 import time
@@ -26,6 +27,8 @@ from .load_summary import StreamTimes
 ENDPOINTS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 # Ids that any byte-pair vocabulary has as ordinary text: above its bytes, below its thousandth merge.
 _FIRST_ID, _LAST_ID = 256, 1023
+# A server that refuses at once is not asked in a tight loop.
+_PAUSE_S = 0.01
 _WORDS = ("river", "stone", "seven", "light", "garden", "under", "paper", "music", "north", "table")
 
 
@@ -55,9 +58,9 @@ class Workload:
         draw = random.Random(f"{self.seed} {number}")
         return [draw.randint(_FIRST_ID, _LAST_ID) for _ in range(self.prompt_tokens)]
 
-    def body(self, number: int) -> bytes:
+    def body(self, number: int, max_tokens: int) -> bytes:
         """The JSON body of request `number`."""
-        body: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens, "temperature": 0, "stream": True}
+        body: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "temperature": 0, "stream": True}
         body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
         if self.endpoint == "chat":
             draw = random.Random(f"{self.seed} {number}")
@@ -96,8 +99,8 @@ class Measured:
 class Target(Protocol):
     """What is loaded."""
 
-    async def answer(self, number: int) -> StreamTimes:
-        """Request `number` of the workload, to its end."""
+    async def answer(self, number: int, max_tokens: int) -> StreamTimes:
+        """Request `number` of the workload, to its end after so many tokens."""
         ...
 
 
@@ -116,7 +119,7 @@ class HttpTarget:
         for connection in self._idle:
             connection.close()
 
-    async def answer(self, number: int) -> StreamTimes:
+    async def answer(self, number: int, max_tokens: int) -> StreamTimes:
         connection = None
         while self._idle and connection is None:
             idle = self._idle.pop()
@@ -128,7 +131,7 @@ class HttpTarget:
             except OSError as error:
                 return StreamTimes(begin, error=f"no connection: {error.strerror or error}")
         try:
-            times = await connection.post(self._path, self._workload.body(number))
+            times = await connection.post(self._path, self._workload.body(number, max_tokens))
         except BaseException:
             connection.close()
             raise
@@ -152,10 +155,10 @@ class EngineTarget:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
-    async def answer(self, number: int) -> StreamTimes:
+    async def answer(self, number: int, max_tokens: int) -> StreamTimes:
         prompt = tuple(self._workload.prompt(number))
         sampling = Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=0)
-        request = Generate(f"load-{number}", prompt, self._workload.max_tokens, sampling, (), 0, False)
+        request = Generate(f"load-{number}", prompt, max_tokens, sampling, (), 0, False)
         sent, arrivals, tokens = time.perf_counter(), [], 0
         async for progress in self._client.generate(request):
             if progress.finish == "error":
@@ -165,32 +168,38 @@ class EngineTarget:
         return StreamTimes(sent, tuple(arrivals), tokens, len(prompt))
 
 
-async def closed_loop(target: Target, level: Level, first: int) -> Measured:
-    """So many streams at once: each asks again when its answer has come. All answers begun are waited for."""
+async def closed_loop(target: Target, level: Level, first: int, max_tokens: int) -> Measured:
+    """So many streams at once: each asks again when its answer has come. All answers begun are waited for.
+
+    The first answers are of different lengths, so that from then on the streams do not all begin at the same moment;
+    they count as answers like all others.
+    """
     numbers = iter(range(first, 1 << 62))
     streams: list[StreamTimes] = []
     begin = time.perf_counter()
     end = begin + level.seconds
 
-    async def ask_on() -> None:
+    async def ask_on(stream: int) -> None:
+        tokens = math.ceil(max_tokens * (stream + 1) / level.concurrency)
         while time.perf_counter() < end:
-            streams.append(await target.answer(next(numbers)))
+            streams.append(await target.answer(next(numbers), tokens))
+            tokens = max_tokens
             if streams[-1].error:
-                await asyncio.sleep(0.01)  # a server that refuses at once is not asked in a tight loop
+                await asyncio.sleep(_PAUSE_S)
 
-    await asyncio.gather(*(ask_on() for _ in range(level.concurrency)))
+    await asyncio.gather(*map(ask_on, range(level.concurrency)))
     return Measured(tuple(streams), begin, end)
 
 
-async def open_loop(target: Target, level: Level, first: int, seed: int) -> Measured:
+async def open_loop(target: Target, level: Level, first: int, max_tokens: int, seed: int) -> Measured:
     """Requests at random times (a Poisson process), whether earlier ones are answered or not."""
-    draw = random.Random(f"arrivals {seed}")
+    draw = random.Random(f"arrivals {seed} {first}")
     begin = time.perf_counter()
     end, due, number = begin + level.seconds, begin + draw.expovariate(level.rate), first
     tasks: list[asyncio.Task[StreamTimes]] = []
     while due < end:
         await asyncio.sleep(max(due - time.perf_counter(), 0.0))
-        tasks.append(asyncio.ensure_future(target.answer(number)))
+        tasks.append(asyncio.ensure_future(target.answer(number, max_tokens)))
         number += 1
         due += draw.expovariate(level.rate)
     return Measured(tuple(await asyncio.gather(*tasks)), begin, end)
@@ -218,8 +227,8 @@ class LoadTask:
             else:
                 target = await stack.enter_async_context(EngineTarget(self.address, self.workload))
             if self.level.concurrency:
-                return await closed_loop(target, self.level, self.first)
-            return await open_loop(target, self.level, self.first, self.workload.seed)
+                return await closed_loop(target, self.level, self.first, self.workload.max_tokens)
+            return await open_loop(target, self.level, self.first, self.workload.max_tokens, self.workload.seed)
 
 
 class LoadProcess:

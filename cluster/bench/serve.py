@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich.table import Table
 
@@ -16,6 +17,7 @@ from ..front.engine_link import EngineAddress
 from ..http_chat import HttpChat
 from .load import Level, LoadError, LoadProcess, LoadTask, Measured, Workload
 from .load_summary import PERCENTILES, Limits, LoadSummary, Spread, StreamTimes
+from .plot import Panel, write_plot
 
 _WARM_UP_S = 1.0
 _SPREADS = ("ttft", "tpot", "itl")
@@ -34,12 +36,16 @@ class ServeSettings:
 
 @dataclass(frozen=True)
 class LevelResult:
-    """A level's runs together. engine_tokens_per_second: medians of the engine's own, 0 where it was not asked."""
+    """A level. summary: rates are medians of the runs, spreads are of all answers; runs: each run's tokens a second.
+
+    engine: the same of the engine without HTTP, and share: the median of HTTP's rate over it; None if not measured.
+    """
 
     level: Level
     summary: LoadSummary
-    engine: LoadSummary | None
-    share: float | None
+    runs: tuple[float, ...]
+    engine: LoadSummary | None = None
+    share: float | None = None
 
     def figures(self) -> list[Figure]:
         """serve_tok_s.LEVEL, serve_req_s, goodput, errors, {ttft,tpot,itl}.{p50,p90,p99}.LEVEL, http_share.LEVEL."""
@@ -60,6 +66,22 @@ class LevelResult:
             figures.append(Figure(f"http_share.{name}", self.share, "1"))
         return figures
 
+    def rows(self) -> dict[str, str]:
+        """The figures for people; times in milliseconds."""
+        found = self.summary
+        rows = {
+            "tokens/s": f"{found.tokens_per_second:,.0f}",
+            "requests/s": f"{found.requests_per_second:.1f}",
+            "goodput/s": f"{found.goodput:.1f}",
+            "errors": str(sum(found.errors.values())),
+        }
+        rows |= {f"{kind.upper()}, ms": _milliseconds(getattr(found, kind)) for kind in _SPREADS}
+        if self.engine is not None and self.share is not None:
+            rows["engine tokens/s"] = f"{self.engine.tokens_per_second:,.0f}"
+            rows["engine TTFT, ms"] = _milliseconds(self.engine.ttft)
+            rows["share of engine"] = f"{self.share:.1%}"
+        return rows
+
 
 @dataclass(frozen=True)
 class ServeBench:
@@ -72,27 +94,31 @@ class ServeBench:
         return [figure for result in self.results for figure in result.figures()]
 
     def table(self) -> Table:
-        """The figures for people; times in milliseconds."""
-        work = self.settings.workload
+        """A column a level."""
+        work, limits = self.settings.workload, self.settings.limits
         table = Table(title=f"{work.endpoint}: prompts of {work.prompt_tokens}, answers of {work.max_tokens} tokens")
-        for column in ("load", "tok/s", "req/s", "goodput", "TTFT p50/p90/p99 ms", "TPOT ms", "ITL ms", "errors"):
-            table.add_column(column, justify="left" if column == "load" else "right")
-        if self.settings.against_engine:
-            table.add_column("engine tok/s", justify="right")
-            table.add_column("share", justify="right")
+        table.add_column("p50 / p90 / p99")
         for result in self.results:
-            found = result.summary
-            row = [result.level.name, f"{found.tokens_per_second:,.0f}", f"{found.requests_per_second:.1f}"]
-            row += [f"{found.goodput:.1f}", *(_milliseconds(getattr(found, kind)) for kind in _SPREADS)]
-            row.append(str(sum(found.errors.values())))
-            if result.engine is not None and result.share is not None:
-                row += [f"{result.engine.tokens_per_second:,.0f}", f"{result.share:.1%}"]
-            table.add_row(*row)
-        limits = self.settings.limits
-        table.caption = (
-            f"goodput: answers a second with {_limit('TTFT', limits.ttft)} and {_limit('TPOT', limits.tpot)}"
-        )
+            table.add_column(result.level.name, justify="right")
+        columns = [result.rows() for result in self.results]
+        for name in columns[0]:
+            table.add_row(name, *(column[name] for column in columns))
+        good = f"{_limit('TTFT', limits.ttft)} and {_limit('TPOT', limits.tpot)}"
+        reasons = sorted({reason for result in self.results for reason in result.summary.errors})
+        table.caption = f"goodput: answers with {good}" + "".join(f"\nerror: {reason}" for reason in reasons)
         return table
+
+    def plot(self, path: Path) -> None:
+        """Tokens a second and times to the first token by level, as a PNG."""
+        times = {
+            result.level.name: [getattr(result.summary.ttft, f"p{p}") * 1000 for p in PERCENTILES]
+            for result in self.results
+        }
+        panels = [
+            Panel("throughput", "tokens/s", {result.level.name: result.runs for result in self.results}, {}),
+            Panel("time to first token: p50, p90, p99", "ms", times, {}),
+        ]
+        write_plot(path, f"flyray bench serve, {self.settings.workload.endpoint}", panels)
 
 
 def bench_url(url: str, settings: ServeSettings) -> ServeBench:
@@ -138,17 +164,18 @@ def _bench(
 def _result(level: Level, http: Sequence[Measured], engine: Sequence[Measured], limits: Limits) -> LevelResult:
     summaries = [LoadSummary.of(each.streams, each.begin, each.end, limits) for each in http]
     whole = _together(http, summaries, limits)
+    runs = tuple(summary.tokens_per_second for summary in summaries)
     if not whole.requests:
         raise LoadError(f"{level.name}: no request was answered: {whole.errors}")
     if not engine:
-        return LevelResult(level, whole, None, None)
+        return LevelResult(level, whole, runs)
     own = [LoadSummary.of(each.streams, each.begin, each.end, limits) for each in engine]
     if not all(each.tokens_per_second for each in own):
         raise LoadError(f"{level.name}: the engine itself answered nothing: {own[0].errors}")
     share = statistics.median(
         mine.tokens_per_second / theirs.tokens_per_second for mine, theirs in zip(summaries, own, strict=True)
     )
-    return LevelResult(level, whole, _together(engine, own, limits), share)
+    return LevelResult(level, whole, runs, _together(engine, own, limits), share)
 
 
 def _together(runs: Sequence[Measured], summaries: Sequence[LoadSummary], limits: Limits) -> LoadSummary:
@@ -165,7 +192,7 @@ def _together(runs: Sequence[Measured], summaries: Sequence[LoadSummary], limits
 
 
 def _milliseconds(spread: Spread) -> str:
-    return "/".join(f"{value * 1000:.1f}" for value in (spread.p50, spread.p90, spread.p99))
+    return " / ".join(f"{value * 1000:.1f}" for value in (spread.p50, spread.p90, spread.p99))
 
 
 def _limit(name: str, seconds: float | None) -> str:

@@ -31,6 +31,7 @@ def bench_serve(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of prompts and arrivals.")] = 0,
     json: JsonFile = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures to this PNG.", show_default=False)] = None,
     debug: Debug = False,
 ) -> None:
     """Load a server with streams; tell times to first token, between tokens, throughput and goodput."""
@@ -39,11 +40,14 @@ def bench_serve(
 
         from ..bench.load import Level, Workload
         from ..bench.load_summary import Limits
+        from ..bench.plot import check_plots
         from ..bench.serve import ServeSettings, bench_config, bench_url
         from ..figures import write_figures
 
         if (url is not None) + demo + (config is not None) != 1:
             raise typer.BadParameter("give one of a URL, --demo and --config")
+        if plot is not None:
+            check_plots()
         if rate:
             levels = tuple(Level(duration, rate=each) for each in _numbers(rate, float, "--rate"))
         else:
@@ -62,6 +66,8 @@ def bench_serve(
         Console().print(found.table())
         if json is not None:
             write_figures(json, found.figures())
+        if plot is not None:
+            found.plot(plot)
 
 
 def _numbers(text: str, kind: type, option: str) -> list:
