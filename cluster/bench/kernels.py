@@ -124,7 +124,7 @@ class KernelBench:
         read, int8, bf16 = ceilings.read / 1e9, ceilings.int8 / 1e12, ceilings.bf16 / 1e12
         lines = [
             f"{self.machine}; {self.settings.threads} threads",
-            f"ceilings, measured in the same run: read {read:.1f} GB/s, products INT8 {int8:.2f}, bf16 {bf16:.2f} TOP/s",
+            f"ceilings, measured in this run: read {read:.1f} GB/s, products INT8 {int8:.2f}, bf16 {bf16:.2f} TOP/s",
             "above 100 %: its data lie in a cache",
         ]
         if any(each.disturbed for each in self.times):

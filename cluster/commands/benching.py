@@ -55,9 +55,7 @@ def bench_engine(
     gguf: Annotated[Path | None, typer.Option(help="The model for llama.cpp.", show_default=False)] = None,
     work_dir: WorkDir = None,
     json: JsonFile = None,
-    plot: # A table of kernels is wider than what a pipe is taken for.
-TABLE_WIDTH = 118
-PlotFile = None,
+    plot: PlotFile = None,
     debug: Debug = False,
 ) -> None:
     """Measure decode and prefill rates of a model through the whole engine, in this process and on random prompts.
@@ -114,9 +112,7 @@ def bench_kernels(
     ] = "",
     runs: Annotated[int, typer.Option(help="Samples of each kernel, in turns.", min=1)] = 7,
     json: JsonFile = None,
-    plot: # A table of kernels is wider than what a pipe is taken for.
-TABLE_WIDTH = 118
-PlotFile = None,
+    plot: PlotFile = None,
     debug: Debug = False,
 ) -> None:
     """Measure every kernel in a model's shapes beside this machine's ceilings: what memory gives, what it multiplies.
