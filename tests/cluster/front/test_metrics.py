@@ -1,0 +1,99 @@
+"""What a front counts: histograms against NumPy, requests as their clients met them, read by Prometheus' own parser."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from flyray.actors.request import EngineStatus, Generate, Progress
+from flyray.actors.step_plan import Sampling
+from flyray.cluster.front.histogram import Histogram
+from flyray.cluster.front.metrics import FrontMetrics, MeteredTokens
+
+LABELS = {"model_name": "m", "front": "f"}
+REQUEST = Generate("r", (1, 2, 3), 9, Sampling(0.0, 1.0, 0, 0), (), 0, False)
+
+
+class Source:
+    """Gives every request so many tokens a piece, then this end."""
+
+    def __init__(self, pieces: list[int], finish: str) -> None:
+        self._pieces, self._finish = pieces, finish
+
+    async def generate(self, request: Generate) -> AsyncGenerator[Progress, None]:
+        for count in self._pieces:
+            yield Progress(request.request, (5,) * count, (-0.5,) * count, (), "", "")
+        yield Progress(request.request, (), (), (), self._finish, "")
+
+
+def samples(metrics: FrontMetrics, status: EngineStatus | None = None) -> dict[tuple[str, str], float]:
+    """Name and finished_reason or bound to value."""
+    text = metrics.text(status).decode()
+    return {
+        (sample.name, sample.labels.get("finished_reason", sample.labels.get("le", ""))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def drain(source: MeteredTokens, leave_after: int = 1000) -> None:
+    async with aclosing(source.generate(REQUEST)) as news:
+        async for _ in news:
+            leave_after -= 1
+            if not leave_after:
+                return
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 10), st.integers(1, 4))),
+    st.lists(st.floats(0.01, 9), min_size=1, unique=True).map(sorted),
+)
+def test_a_histogram_counts_as_numpy_does(values, bounds):
+    histogram = Histogram("h", "Help.", bounds)
+    for value, times in values:
+        histogram.add(value, times)
+    told = {sample.labels.get("le", sample.name): sample.value for sample in histogram.family(LABELS).samples}
+    every = np.repeat([value for value, _ in values], [times for _, times in values])
+    for bound in bounds:
+        assert told[str(bound)] == (every <= bound).sum()
+    assert told["+Inf"] == told["h_count"] == len(every)
+    np.testing.assert_allclose(told["h_sum"], every.sum(), atol=1e-9)
+
+
+def test_requests_are_counted_as_they_end():
+    metrics = FrontMetrics("m", "f")
+
+    async def run() -> None:
+        await drain(MeteredTokens(Source([1, 1, 3], "stop"), metrics))
+        await drain(MeteredTokens(Source([2], "length"), metrics))
+        await drain(MeteredTokens(Source([], "error"), metrics))
+        await drain(MeteredTokens(Source([1, 1, 1], "stop"), metrics), leave_after=2)
+
+    asyncio.run(run())
+    told = samples(metrics)
+    ended = {reason: value for (name, reason), value in told.items() if name == "vllm:request_success_total"}
+    assert ended == {"stop": 1, "length": 1, "abort": 2}
+    assert told["vllm:prompt_tokens_total", ""] == 12
+    assert told["vllm:generation_tokens_total", ""] == 5 + 2 + 2
+    assert told["vllm:time_to_first_token_seconds_count", ""] == 3
+    assert told["vllm:inter_token_latency_seconds_count", ""] == 4 + 1 + 1
+    assert told["vllm:e2e_request_latency_seconds_count", ""] == 4
+    assert "vllm:num_requests_running" not in {name for name, _ in told}
+
+
+def test_the_engine_is_told_as_it_says():
+    status = EngineStatus("q", "e", 0, True, "", 2, 3, 4, 25, 100, 7, 0, 4096, (), (), 11, 12, 13, 14)
+    told = samples(FrontMetrics("m", "f"), status)
+    assert told["vllm:num_requests_running", ""] == 3
+    assert told["vllm:num_requests_waiting", ""] == 4
+    assert told["vllm:kv_cache_usage_perc", ""] == 0.75
+    assert told["flyray:cached_pages", ""] == 11
+    assert told["vllm:num_preemptions_total", ""] == 12
+    assert told["vllm:prefix_cache_queries_total", ""] == 13
+    assert told["vllm:prefix_cache_hits_total", ""] == 14
