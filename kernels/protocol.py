@@ -219,6 +219,9 @@ class Kernels(Protocol):
     name: str
     device: torch.device
     activation_dtype: torch.dtype
+    splits_floats: bool
+    """Whether `linear` and `head_linear` with bfloat16 weights, and `mla_attention`, split float32 into two bfloat16
+    parts. Their results may then stand off the reference's by 1e-4 of the row's largest."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, D] float, weight [D] bf16 or float -> [T, D] float; mean of squares in float32."""

@@ -45,6 +45,7 @@ class ReferenceKernels:
     name = "reference"
     device = torch.device("cpu")
     activation_dtype = torch.float32
+    splits_floats = False
 
     def __init__(self) -> None:
         self._check = ArgumentChecks(self.activation_dtype, self.device)

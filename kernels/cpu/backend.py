@@ -1,7 +1,8 @@
 """The CPU backend: C++ kernels through ctypes, float32 activations, one fixed thread pool.
 
-Every sum runs in the order of `kernels/ordered.py`, so today all operations give the reference's bits, on any CPU
-and with any number of threads. The protocol promises that for INT8 experts alone.
+Every sum runs in the order of `kernels/ordered.py`, so all operations give the reference's bits, on any CPU and with
+any number of threads. The protocol promises that for INT8 experts alone, and the variant "amx" multiplies bfloat16
+weights and attention another way (`splits_floats`).
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ _KINDS: dict[type, int] = {Int4Matrix: 0, Int8Matrix: 1, Fp8Matrix: 2, Bf16Matri
 
 
 class CpuKernels:
-    """`Kernels` in C++ for x86-64 (AVX-512 VNNI, AVX2) and any other CPU (plain C++).
+    """`Kernels` in C++ for x86-64 (AMX, AVX-512 VNNI, AVX2) and any other CPU (plain C++).
 
-    threads: how many compute at once, the caller included. variant: "avx512", "avx2", "portable", or "" for the best
-    that this CPU runs; the results are the same. Calls from several Python threads are safe and share the pool. Not
-    usable in a forked child.
+    threads: how many compute at once, the caller included. variant: "amx", "avx512", "avx2", "portable", or "" for the
+    best that this CPU runs; the results are the same but for those that `splits_floats` names. Calls from several
+    Python threads are safe and share the pool. Not usable in a forked child.
     """
 
     name = "cpu"
@@ -55,6 +56,7 @@ class CpuKernels:
         self._handle = CpuHandle(threads, variant)
         self._check = ArgumentChecks(self.activation_dtype, self.device)
         self.threads, self.variant = threads, self._handle.variant
+        self.splits_floats = self.variant == "amx"
 
     def close(self) -> None:
         """Ends the thread pool; no operation may run then or later. Also done when the object goes."""

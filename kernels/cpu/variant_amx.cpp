@@ -18,10 +18,10 @@ namespace variant_amx {
 const Operations kAmxOperations = {
     "amx",
     variant_amx::rms_norm,
-    variant_amx::linear,
+    variant_amx::tile_linear,
     variant_amx::linear_int8,
     variant_amx::rope,
-    variant_amx::attention,
+    variant_amx::tile_attention,
     variant_amx::gate,
     variant_amx::quantize,
     variant_amx::silu_mul,

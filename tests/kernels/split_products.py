@@ -1,0 +1,37 @@
+"""What products of float32 split into two bfloat16 parts may lose: bounds from the parts, not from what was measured.
+
+A value's two parts are within 2^-18 of it. Of two split factors the product of the second parts is left out, 2^-18 at
+most. The rest, of the bounds of 2^-16 here, is for sums in float32.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+ERROR = 2.0**-16
+ROW_ERROR = 1e-4
+"""Of a row's largest; what the protocol says."""
+
+
+def assert_split_product(actual: Tensor, expected: Tensor, x: Tensor, weight: Tensor) -> None:
+    """x [T, K] times the transpose of weight [N, K]: every element within the bound of its sum of magnitudes."""
+    allowed = ERROR * (x.abs().double() @ weight.abs().double().T)
+    assert bool(((actual.double() - expected.double()).abs() <= allowed).all())
+
+
+def assert_split_attention(actual: Tensor, expected: Tensor, q: Tensor, keys: Tensor, scale: float) -> None:
+    """A score is off by the bound of its sum of magnitudes, which a share feels twice, and values by the bound."""
+    if not actual.numel():
+        return
+    entries = keys.flatten(0, -2).double().abs().nan_to_num(0.0)
+    magnitude = float((q.flatten(0, -2).double().abs() @ entries.T).max()) * scale
+    allowed = ERROR * (1.0 + 2.0 * magnitude) * float(entries[:, : actual.shape[-1]].max())
+    assert float((actual.double() - expected.double()).abs().max()) <= allowed
+    assert actual.isfinite().all()
+
+
+def assert_near_rows(actual: Tensor, expected: Tensor) -> None:
+    """Every row within the protocol's bound of its largest."""
+    wanted = expected.double()
+    error = (actual.double() - wanted).abs().amax(dim=-1)
+    assert bool((error <= ROW_ERROR * wanted.abs().amax(dim=-1)).all())
