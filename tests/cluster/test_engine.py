@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -12,11 +13,11 @@ from pathlib import Path
 import pytest
 import zmq
 from tiny_checkpoint import TINY, write_tiny
-from tiny_engine import Answer, answer, answers, greedy, prompt, run, tiny_config
+from tiny_engine import GREEDY, Answer, answer, answers, greedy, prompt, run, tiny_config
 
 from flyray.actors.link import Links
 from flyray.actors.model.single import SingleProcessModel
-from flyray.actors.request import Cancel, Generate, ProgressBatch
+from flyray.actors.request import Cancel, EngineStatus, Generate, ProgressBatch
 from flyray.actors.router import StartProgress
 from flyray.actors.step_plan import Sampling, StepPlan
 from flyray.actors.wire import decode, encode
@@ -103,6 +104,52 @@ def test_greedy_texts_are_those_of_one_process(checkpoint: Path, transcripts: Tr
     for length in LENGTHS:
         text = tuple(model.generate(prompt(length), 12))
         assert transcripts.answers["1 shard, alone"][f"greedy {length}"].tokens == text
+
+
+def crowded() -> list[Generate]:
+    """Requests that need more pages than `scarce` has; some begin alike, some end alike."""
+    how = Sampling(0.9, 0.95, 50, 7, presence_penalty=0.4, repetition_penalty=1.1)
+    texts = [prompt(100)[: 9 * number] + prompt(150, number // 2) for number in range(10)]
+    return [
+        Generate(f"{number}", text, 90, replace(how, seed=number) if number % 3 else GREEDY, (), number % 2, False)
+        for number, text in enumerate(texts)
+    ]
+
+
+def one_prefix() -> list[Generate]:
+    """16 requests that share 1,000 tokens."""
+    return [Generate(f"{number}", prompt(1000, 99) + prompt(9, number), 8, GREEDY, (), 0, False) for number in range(16)]
+
+
+async def crowd_then_prefix(engine: Engine) -> tuple[list[dict[str, Answer]], list[EngineStatus]]:
+    """What the requests answer, and the engine's figures before, between and behind them."""
+    async with EngineClient(engine.address, engine.keys) as client:
+        figures, found = [await client.status()], []
+        for requests in (crowded(), one_prefix()):
+            found.append(await answers(client, requests))
+            figures.append(await client.status())
+    return found, figures
+
+
+def test_with_few_pages_and_shared_ones_answers_are_the_same_to_the_bit(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "long")
+    (path / "config.json").write_text(json.dumps(TINY | {"max_position_embeddings": 2048}))
+    roomy = tiny_config(path, kv_pages=2200, prefix_cache=False)
+    scarce = tiny_config(path, kv_pages=176, max_batch_tokens=100)
+    with Engine(roomy) as engine:
+        expected, figures = run(crowd_then_prefix(engine))
+        assert (figures[2].preemptions, figures[2].cached_tokens, figures[2].cached_pages) == (0, 0, 0)
+    with Engine(scarce) as engine:
+        found, figures = run(crowd_then_prefix(engine))
+    assert found == expected
+    assert {each.finish for answered in found for each in answered.values()} == {"length"}
+    crowd, prefix = figures[1], figures[2]
+    assert crowd.preemptions > 0
+    assert crowd.cached_tokens > 0
+    # The 1,000 tokens fill 125 pages, so each request runs its own 9 and the first one all.
+    ran = prefix.prompt_tokens - prefix.cached_tokens - (crowd.prompt_tokens - crowd.cached_tokens)
+    assert ran == 1000 + 16 * 9
+    assert prefix.free_pages == prefix.total_pages
 
 
 @pytest.fixture(scope="module")
