@@ -127,22 +127,30 @@ class ScheduledShard:
     def take(self, live: LiveRequest, count: int) -> Slice:
         """The sequence's next `count` tokens, with the pages they need; moves the sequence on."""
         request, start, end = live.request, live.position, live.position + count
-        missing = self._pages_for(end) - len(live.pages)
+        missing = -(-end // self._config.page_size) - len(live.pages)
+        new_pages: tuple[int, ...] = ()
         if missing > 0:
-            live.pages.extend(self._cache.allocate(missing))
-            promised = min(missing, live.reserved)
-            live.reserved -= promised
-            self._reserved -= promised
-        new_pages = tuple(live.pages[live.told :])
-        live.told = len(live.pages)
+            self._hand_over(live, missing)
+        if live.told < len(live.pages):
+            new_pages = tuple(live.pages[live.told :])
+            live.told = len(live.pages)
         sample = end >= live.prefill and request.max_tokens > 0
-        next_token = request.prompt[end] if live.scoring and end < len(request.prompt) else -1
-        tokens = tuple(live.text[start : min(end, live.prefill)])
-        live.move(end, from_cache=False)
         live.sampled += sample
         live.in_flight += 1
+        if start >= live.prefill:
+            live.position = end
+            return Slice(live.number, start, (), new_pages, sample)
+        live.move(end, from_cache=False)
         self.register(live)
-        return Slice(live.number, start, tokens, new_pages, sample, next_token)
+        next_token = request.prompt[end] if live.scoring and end < len(request.prompt) else -1
+        return Slice(live.number, start, tuple(live.text[start:end]), new_pages, sample, next_token)
+
+    def _hand_over(self, live: LiveRequest, count: int) -> None:
+        """Gives a sequence its next pages, of those reserved as far as they go."""
+        live.pages.extend(self._cache.allocate(count))
+        promised = min(count, live.reserved)
+        live.reserved -= promised
+        self._reserved -= promised
 
     def register(self, live: LiveRequest) -> None:
         """Makes those pages of a running sequence known that are full of tokens that are known and planned to run."""

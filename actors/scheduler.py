@@ -240,20 +240,21 @@ class Scheduler:
         prompt_ends = not live.told_prompt and part.start + len(part.tokens) == len(request.prompt)
         if prompt_ends:
             finish = "" if request.max_tokens else "length"
-        drawn = () if token is None or token.token in request.stop_tokens else (token,)
-        if token is not None and not drawn:
+        tokens: tuple[int, ...] = ()
+        logprobs: tuple[float, ...] = ()
+        if token is not None and token.token in request.stop_tokens:
             finish = "stop"
-        for each in drawn:
-            live.text.append(each.token)
+        elif token is not None:
+            tokens, logprobs = (token.token,), (token.logprob,)
+            live.text.append(token.token)
             finish = "length" if live.generated == request.max_tokens else ""
         if live.running:
             self._shards[live.shard].register(live)
         if finish:
             self._finish(live)
-        if not (finish or drawn or (prompt_ends and live.scores)):
+        if not (finish or tokens):
             return None
-        top = tuple(each.top for each in drawn) if request.sampling.top_logprobs else ()
-        tokens, logprobs = tuple(each.token for each in drawn), tuple(each.logprob for each in drawn)
+        top = (token.top,) if token is not None and tokens and request.sampling.top_logprobs else ()
         news = Progress(request.request, tokens, logprobs, (), finish, "", top_logprobs=top)
         return self._with_prompt(live, news) if prompt_ends else news
 
