@@ -15,6 +15,7 @@ from ..config import FlyrayConfig
 from ..figures import Figure
 from ..front.engine_link import EngineAddress
 from ..http_chat import HttpChat
+from ..stop_signals import StopSignals
 from .load import Level, LoadError, LoadProcess, LoadTask, Measured, Workload
 from .load_summary import PERCENTILES, Limits, LoadSummary, Spread, StreamTimes
 from .plot import Panel, write_plot
@@ -132,13 +133,26 @@ def bench_url(url: str, settings: ServeSettings) -> ServeBench:
         return _bench(stack.enter_context(LoadProcess()), base, None, settings)
 
 
-def bench_config(config: FlyrayConfig, settings: ServeSettings, *, say: Callable[[str], None] = print) -> ServeBench:
-    """Starts a server, loads it, and ends it. Raises LoadError, and what `Server` raises."""
+def bench_config(
+    config: FlyrayConfig, settings: ServeSettings, *, say: Callable[[str], None] = print, keep_logs: bool = False
+) -> ServeBench:
+    """Starts a server, loads it, and ends it, also when a signal asks to end, which raises Stopped.
+
+    Raises LoadError, and what `Server` raises.
+    """
     from ..serve import Server
 
     settings = replace(settings, workload=replace(settings.workload, model=config.model_name))
-    with Server(config, say=say) as server, LoadProcess() as load:
-        return _bench(load, server.url, server.engine_address if settings.against_engine else None, settings)
+    server = Server(config, say=say, keep_logs=keep_logs)
+    with StopSignals(server.end_now) as signals:
+        try:
+            server.start(signals.arm)
+            address = server.engine_address if settings.against_engine else None
+            with LoadProcess() as load:
+                return _bench(load, server.url, address, settings)
+        finally:
+            signals.closing()
+            server.stop()
 
 
 def _bench(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .options import Debug, JsonFile, clear_errors, configuration, say
+
+# As a shell tells an end by SIGINT.
+_STOPPED = 130
 
 
 def bench_serve(
@@ -43,6 +47,8 @@ def bench_serve(
         from ..bench.plot import check_plots
         from ..bench.serve import ServeSettings, bench_config, bench_url
         from ..figures import write_figures
+        from ..local_ray import free_ports
+        from ..stop_signals import Stopped
 
         if (url is not None) + demo + (config is not None) != 1:
             raise typer.BadParameter("give one of a URL, --demo and --config")
@@ -62,7 +68,11 @@ def bench_serve(
         if url is not None:
             found = bench_url(url, settings)
         else:
-            found = bench_config(configuration(config, demo, None), settings, say=say)
+            chosen = configuration(config, demo, free_ports(1)[0] if demo else None)
+            try:
+                found = bench_config(chosen, settings, say=say, keep_logs=debug)
+            except Stopped:
+                raise typer.Exit(_STOPPED) from None
         Console().print(found.table())
         if json is not None:
             write_figures(json, found.figures())
@@ -75,7 +85,7 @@ def _numbers(text: str, kind: type, option: str) -> list:
         numbers = [kind(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if not numbers or not all(number > 0 for number in numbers):
+    if not numbers or not all(0 < number < math.inf for number in numbers):
         raise typer.BadParameter(f"{option}: {text!r} must be numbers above 0, separated by commas")
     return numbers
 

@@ -16,9 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from server_process import FLYRAY, ServerProcess, assert_nothing_left, until
+from typer.testing import CliRunner
 
+from flyray.cluster.cli import app
 from flyray.cluster.config import DEMO_MODEL
+from flyray.cluster.figures import read_figures
 from flyray.cluster.front.http import LARGEST_BODY
 from flyray.cluster.local_ray import free_ports
 from flyray.cluster.serve import ServeError, check_haproxy
@@ -342,6 +346,73 @@ def test_a_client_that_leaves_cancels_its_request(http, port, size):
         connection.sendall(body)
         until(lambda: running(http) == 1, 10, "the request runs")
     until(lambda: running(http) == 0, 5, "a request is cancelled")
+
+
+def metrics(http: httpx.Client) -> dict[str, float]:
+    """Name, with the reason of an end, to value."""
+    families = text_string_to_metric_families(http.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples]
+    return {sample.name + sample.labels.get("finished_reason", ""): sample.value for sample in samples}
+
+
+def test_metrics_count_what_a_client_met(client, http):
+    before = metrics(http)
+    usage = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0).usage
+    after = metrics(http)
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert grown["vllm:time_to_first_token_seconds_count"] == grown["vllm:request_success_totalstop"] == 1
+    assert grown["vllm:prompt_tokens_total"] == grown["vllm:prefix_cache_queries_total"] == usage.prompt_tokens
+    # A stop token is counted in the usage of no answer, as it is not shown.
+    assert grown["vllm:generation_tokens_total"] == usage.completion_tokens
+    assert grown["vllm:inter_token_latency_seconds_count"] == usage.completion_tokens - 1
+    assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
+    assert 0 <= after["vllm:kv_cache_usage_perc"] <= 1
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_come_back(http):
+    prompts = {"model": MODEL, "prompt": ["The"] * 1000, "max_tokens": 800, "ignore_eos": True, "stream": True}
+    with http.stream("POST", "/v1/completions", json=prompts) as stream:
+        next(stream.iter_raw())
+        refusal = http.post("/v1/completions", json={"model": MODEL, "prompt": ["The"] * 500})
+        assert refusal.status_code == 429
+        assert refusal.json()["error"]["code"] == "queue_full"
+        assert 1 <= int(refusal.headers["retry-after"]) <= 120
+    until(lambda: http.get("/health").json()["engine"]["waiting"] == 0, 20, "the queue is cancelled")
+    assert chat(http, max_tokens=1).status_code == 200
+
+
+def test_a_client_that_leaves_costs_few_steps(client, http):
+    def steps() -> int:
+        return http.get("/health").json()["engine"]["steps"]
+
+    until(lambda: running(http) == 0, 10, "nothing runs")
+    stream = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, stream=True, max_tokens=3000, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    before = steps()
+    stream.close()
+    until(lambda: running(http) == 0, 10, "a stream's request is cancelled")
+    # Its answer takes 3,000 steps; what passes until HAProxy and the front have noticed depends on the machine.
+    assert steps() - before < 1000
+
+
+def test_bench_serve_loads_the_server(server, port, tmp_path):
+    figures, plot = tmp_path / "figures.json", tmp_path / "plot.png"
+    arguments = ["bench", "serve", f"http://127.0.0.1:{port}", "--runs", "1", "--duration", "0.5"]
+    sizes = ["--concurrency", "1,4", "--prompt-tokens", "8", "--max-tokens", "8"]
+    done = CliRunner().invoke(app, [*arguments, *sizes, "--json", str(figures), "--plot", str(plot)])
+    assert done.exit_code == 0, done.output
+    found = read_figures(figures)
+    for level in ("c1", "c4"):
+        assert found[f"serve_errors.{level}"].value == 0
+        assert found[f"serve_tok_s.{level}"].value > 0
+        assert 0 < found[f"ttft.p50.{level}"].value <= found[f"ttft.p99.{level}"].value
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "tokens/s" in done.output
+    done = CliRunner().invoke(app, [*arguments, "--rate", "20", "--prompt-tokens", "100000"])
+    assert done.exit_code == 1
+    assert "r20: no request was answered: {'400: context_length_exceeded'" in done.output
 
 
 def test_chat_in_the_terminal(server, port):
