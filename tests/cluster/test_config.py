@@ -28,6 +28,11 @@ def test_defaults_and_values(load, tmp_path):
     assert config.model_name == "model"
     assert (config.serve.host, config.serve.port) == ("127.0.0.1", 9000)
     assert config.cpus == 3 + 2
+    assert engine.prefix_cache
+
+
+def test_the_prefix_cache_may_be_off(load):
+    assert not load("model: {path: model}\nengine: {prefix_cache: false}").engine_config().prefix_cache
 
 
 @pytest.mark.parametrize(
