@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from .commands import benching, judging, loading, quantizing, serving
+from .commands import benching, judging, loading, quantizing, serving, soaking
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +32,7 @@ bench_app.command("quantize")(benching.bench_quantize)
 bench_app.command("serve")(loading.bench_serve)
 bench_app.command("engine")(benching.bench_engine)
 bench_app.command("kernels")(benching.bench_kernels)
+bench_app.command("soak")(soaking.bench_soak)
 app.add_typer(bench_app, name="bench")
 
 

@@ -1,0 +1,42 @@
+"""Whether answers under load are those of requests run alone: bench soak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Debug, JsonFile, clear_errors, say
+
+
+def bench_soak(
+    seconds: Annotated[float, typer.Option(help="How long; a third of it runs the requests alone.", min=1.0)] = 60.0,
+    seed: Annotated[int, typer.Option(help="Of requests, their order and who leaves.")] = 0,
+    model: Annotated[
+        Path | None, typer.Option(help="A checkpoint's folder; by default the demo model.", show_default=False)
+    ] = None,
+    precision: Annotated[str, typer.Option(help="As in a configuration: auto, w4a8, w8a8 and so on.")] = "auto",
+    shards: Annotated[int, typer.Option(help="Shards of the loaded engine.", min=1)] = 2,
+    json: JsonFile = None,
+    debug: Debug = False,
+) -> None:
+    """Load an engine with random requests, cancellations and too few pages; exit 1 at the first answer that differs
+    from that of the request run alone."""
+    with clear_errors(debug):
+        from ..bench.soak import SoakReport, SoakSettings, soak
+        from ..config import DEMO_MODEL
+        from ..figures import write_figures
+        from ..job import Main, job_ray, run_stoppable
+
+        settings = SoakSettings(seconds, seed, shards, precision)
+        with job_ray(settings.cpus, keep_logs=debug) as end_now:
+
+            def run(main: Main[SoakReport]) -> SoakReport:
+                return run_stoppable(main, end_now)
+
+            report = soak(model or DEMO_MODEL, settings, say, run)
+        for line in report.lines():
+            say(line)
+        if json is not None:
+            write_figures(json, report.figures())
