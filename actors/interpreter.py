@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +15,9 @@ from torch import Tensor
 
 from ..kernels.protocol import ActivationFormat, Activations, Kernels, Sampled
 from .calibration import Collector
+from .captured_step import CapturedStep, CapturedSteps, DecodeInputs, can_capture, static_copy
 from .distributions import SliceDistributions
-from .exchange import Exchange, ExchangePoint, Received, Sent
+from .exchange import Exchange, ExchangePoint, LocalExchange, Received, Sent
 from .link import LinkError
 from .model.stages import ModelStages, Routing
 from .sequence import COLOCATED, Stage, StageKind, StageProgram
@@ -25,6 +28,9 @@ from .step_plan import NewToken, PromptScores, StageTime
 SCORED_ROWS = 128
 # Where whole distributions are kept or compared: 32 rows of float64 are 42 MB, and there are several of them.
 DISTRIBUTION_ROWS = 32
+
+# Where a captured step keeps what the layer's experts answered; one place for all layers.
+_SLOTS = "slots"
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +59,14 @@ class Interpreter:
     """Runs a program's stages in order. A stage's inputs are the buffers it reads, its outputs those it writes.
 
     A shard without tokens in a step runs the stages of the exchange alone: its experts work for the others.
-    collector: takes in what runs through the experts, once it is set; to be set between steps.
+    collector: takes in what runs through the experts, once it is set; to be set between steps. Decode steps are
+    captured and replayed unless they are timed or collected.
     """
 
     def __init__(self, stages: ModelStages, kernels: Kernels, exchange: Exchange, program: StageProgram) -> None:
         self._stages, self._kernels, self._exchange = stages, kernels, exchange
         self.collector: Collector | None = None
+        self._captured, self._changes = CapturedSteps(), stages.changes
         self._actions: dict[StageKind, Callable[..., Any]] = {
             "embed": self._embed,
             "attention": self._attention,
@@ -79,6 +87,13 @@ class Interpreter:
         """Runs one step; with `times` every stage's interval is added to it. Raises StageError."""
         self._step, self._batch = step, batch
         self._exchange.begin_step(step)
+        if times is None and self.collector is None and can_capture(batch):
+            return self._decode(batch)
+        return self._run_all(batch, times)
+
+    def _run_all(self, batch: StepBatch, times: list[StageTime] | None) -> StepAnswer:
+        """Stage by stage."""
+        self._inputs = batch
         idle = len(batch.tokens) == 0
         buffers: dict[str, Any] = {}
         for stage in self._order:
@@ -92,17 +107,66 @@ class Interpreter:
             self.collector.tokens += len(batch.tokens)
         return StepAnswer((), ()) if idle else buffers[self._order[-1].writes[0]]
 
+    def _decode(self, batch: StepBatch) -> StepAnswer:
+        """A step of one token a sequence: captured when it is the first of its number of rows, else replayed."""
+        if self._changes != self._stages.changes:
+            self._captured.clear()
+            self._changes = self._stages.changes
+        rows, sample = len(batch.tokens), self._order[-1]
+        step = self._captured.find(rows)
+        if step is None:
+            step = self._capture(batch)
+            self._captured.keep(rows, step)
+        else:
+            self._inputs = step.inputs  # for kernels that run a captured function again
+            step.inputs.take(batch)
+            try:
+                step.run()
+            except ValueError as error:
+                logger.exception("decode step of %d rows", rows)
+                raise StageError(f"decode step of {rows} rows: {error}") from error
+        self._run_stage(sample, step.buffers, idle=False)
+        return step.buffers[sample.writes[0]]
+
+    def _capture(self, batch: StepBatch) -> CapturedStep:
+        """Runs all stages but the last, and records them."""
+        self._inputs = inputs = DecodeInputs(len(batch.tokens), self._stages.max_pages)
+        inputs.take(batch)
+        step = CapturedStep(self._kernels, inputs)
+        for stage in self._order[:-1]:
+            run = partial(self._run_stage, stage, step.buffers, False)
+            if stage.kind not in ("dispatch", "experts", "combine") or self._stays(stage.layer):
+                step.compute(run)
+            elif stage.kind == "combine":
+                step.between(partial(self._receive, stage, step.buffers))
+                step.compute(partial(self._combine_received, stage, step.buffers))
+            else:
+                step.between(run)
+        step.end()
+        return step
+
+    def _stays(self, layer: int) -> bool:
+        """Whether the layer's experts are all here, and run by one operation whatever tokens choose them."""
+        return isinstance(self._exchange, LocalExchange) and len(self._stages.experts_of(layer).blocks) == 1
+
     def _run_stage(self, stage: Stage, buffers: dict[str, Any], idle: bool) -> None:
-        try:
+        with _named(stage):
             inputs = [self._nothing(stage)] if idle and stage.kind == "dispatch" else map(buffers.get, stage.reads)
             output = self._actions[stage.kind](stage, *inputs)
-        except Exception as error:
-            if not isinstance(error, LinkError):  # a lost or stopping peer says all in its message
-                logger.exception("stage %s", stage.name)
-            where = f"stage {stage.name}" + (f", layer {stage.layer}" if stage.layer >= 0 else "")
-            raise StageError(f"{where}: {type(error).__name__}: {error}") from error
         if stage.writes:
             buffers[stage.writes[0]] = output
+
+    def _receive(self, stage: Stage, buffers: dict[str, Any]) -> None:
+        """The part of a combine stage that waits: leaves the slots where `_combine_received` finds them."""
+        with _named(stage):
+            slots = self._exchange.receive_combined(self._point(stage), buffers[stage.reads[2]])
+            buffers[_SLOTS] = static_copy(buffers.get(_SLOTS), slots)
+
+    def _combine_received(self, stage: Stage, buffers: dict[str, Any]) -> None:
+        with _named(stage):
+            hidden, routing, _, shared = map(buffers.__getitem__, stage.reads)
+            combined = self._stages.combine(stage.layer, hidden, buffers[_SLOTS], routing.weights, shared)
+        buffers[stage.writes[0]] = combined
 
     def _point(self, stage: Stage) -> ExchangePoint:
         return ExchangePoint(self._step, stage.layer, stage.micro_batch)
@@ -115,10 +179,10 @@ class Interpreter:
         return Routing(rows, ids, torch.empty(ids.shape), Activations(ActivationFormat.FLOAT, rows, None))
 
     def _embed(self, stage: Stage) -> Tensor:
-        return self._stages.embed(self._batch.tokens)
+        return self._stages.embed(self._inputs.tokens)
 
     def _attention(self, stage: Stage, hidden: Tensor) -> Tensor:
-        return self._stages.attention(stage.layer, hidden, self._batch.paged)
+        return self._stages.attention(stage.layer, hidden, self._inputs.paged)
 
     def _dense(self, stage: Stage, hidden: Tensor) -> Tensor:
         return self._stages.dense(stage.layer, hidden)
@@ -149,8 +213,12 @@ class Interpreter:
         return self._stages.combine(stage.layer, hidden, slots, routing.weights, shared)
 
     def _head(self, stage: Stage, hidden: Tensor) -> _Logits:
-        rows = torch.tensor(self._batch.sampled_rows, dtype=torch.int64)
-        logits = self._stages.head(hidden[rows]) if len(rows) else torch.empty((0, self._stages.config.vocab_size))
+        rows = self._batch.sampled_rows
+        if len(rows) < len(hidden):
+            sampled = self._stages.take(hidden, torch.tensor(rows, dtype=torch.int64)) if rows else hidden[:0]
+        else:
+            sampled = hidden
+        logits = self._stages.head(sampled) if rows else torch.empty((0, self._stages.config.vocab_size))
         answered = [scored for scored in self._batch.scored if scored.targets or scored.keep or scored.compare]
         return _Logits(logits, tuple(self._score(hidden, scored) for scored in answered))
 
@@ -175,6 +243,18 @@ class Interpreter:
             return StepAnswer((), logits.scores)
         sampled = self._kernels.sample(logits.values, list(batch.sampling))
         return StepAnswer(_new_tokens(batch, sampled), logits.scores)
+
+
+@contextmanager
+def _named(stage: Stage) -> Iterator[None]:
+    """Errors become a StageError that names the stage."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, LinkError):  # a lost or stopping peer says all in its message
+            logger.exception("stage %s", stage.name)
+        where = f"stage {stage.name}" + (f", layer {stage.layer}" if stage.layer >= 0 else "")
+        raise StageError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def _new_tokens(batch: StepBatch, sampled: Sampled) -> tuple[NewToken, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from ...kernels.protocol import Activations, Kernels, PagedBatch
@@ -37,13 +36,15 @@ class Routing:
 class ModelStages:
     """One shard's weights and cache with the functions that its interpreter calls.
 
-    `layer` is the layer's number. `hidden` is the residual stream, [T, D] float; stages return it anew.
+    `layer` is the layer's number. `hidden` is the residual stream, [T, D] float; stages return it anew. All arithmetic
+    is the kernels', so that stages can be captured. changes: how often experts were replaced.
     """
 
     def __init__(self, config: ModelConfig, weights: ShardWeights, kernels: Kernels, kv: KvPages) -> None:
         self.config = config
         self.weights = weights
         self.kv = kv
+        self.changes = 0
         self._kernels = kernels
         self._gate = config.gate
         self._scale = softmax_scale(config)
@@ -60,10 +61,16 @@ class ModelStages:
         layers = list(self.weights.layers)
         layers[layer] = replace(layers[layer], mlp=replace(self._moe(layer), experts=experts))
         self.weights = replace(self.weights, layers=tuple(layers))
+        self.changes += 1
+
+    @property
+    def max_pages(self) -> int:
+        """Pages that the longest sequence takes."""
+        return -(-len(self._cos) // self.kv.page_size)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [T] int64 -> hidden."""
-        return self.weights.embed[tokens].to(self._kernels.activation_dtype)
+        return self._kernels.take_rows(self.weights.embed, tokens)
 
     def attention(self, layer: int, hidden: Tensor, batch: PagedBatch) -> Tensor:
         """Norm, attention over the pages (after writing this step's entries), output projection, residual."""
@@ -74,14 +81,14 @@ class ModelStages:
         pages = self.kv.values[layer]
         latent = kernels.mla_attention(q, pages, batch, self._scale, config.kv_lora_rank)
         heads = kernels.head_linear(latent, weights.w_uv)
-        return hidden + kernels.linear(heads.flatten(1), weights.output)
+        return kernels.add(hidden, kernels.linear(heads.flatten(1), weights.output))
 
     def dense(self, layer: int, hidden: Tensor) -> Tensor:
         """Norm, the layer's dense MLP, residual."""
         weights = self.weights.layers[layer]
         if not isinstance(weights.mlp, MlpWeights):
             raise ValueError(f"layer {layer} has routed experts, not a dense MLP")
-        return hidden + self._mlp(weights.mlp, self._post_norm(layer, hidden))
+        return self._kernels.add(hidden, self._mlp(weights.mlp, self._post_norm(layer, hidden)))
 
     def gate(self, layer: int, hidden: Tensor) -> Routing:
         """Norm, choice of experts, and the activations in the experts' format."""
@@ -105,7 +112,11 @@ class ModelStages:
         top_k = self.config.num_experts_per_tok
         if layer not in self.config.moe_layers or slots.shape[:2] != (hidden.shape[0], top_k):
             raise ValueError(f"layer {layer} cannot combine slots {tuple(slots.shape)} of {hidden.shape[0]} tokens")
-        return hidden + (self._kernels.combine(slots, weights) + shared)
+        return self._kernels.add(hidden, self._kernels.add(self._kernels.combine(slots, weights), shared))
+
+    def take(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Rows [S] int64 of hidden -> [S, D]."""
+        return self._kernels.take_rows(hidden, rows)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Final norm and vocabulary projection of the rows that need logits: [S, D] -> [S, V]."""
@@ -116,8 +127,9 @@ class ModelStages:
         kernels, rank = self._kernels, self.config.kv_lora_rank
         weights = self.weights.layers[layer].attention
         compressed = kernels.linear(x, weights.kv_a)
-        latent = kernels.rms_norm(compressed[:, :rank].contiguous(), weights.kv_norm, LATENT_NORM_EPS)
-        key = kernels.rope(compressed[:, None, rank:].contiguous(), batch.positions, self._cos, self._sin)
+        latent, key = kernels.split(compressed, (rank, compressed.shape[1] - rank))
+        latent = kernels.rms_norm(latent, weights.kv_norm, LATENT_NORM_EPS)
+        key = kernels.rope(key[:, None], batch.positions, self._cos, self._sin)
         kernels.write_kv(self.kv.values[layer], batch.slots, latent, key[:, 0])
 
     def _queries(self, weights: AttentionWeights, x: Tensor, positions: Tensor) -> Tensor:
@@ -126,10 +138,9 @@ class ModelStages:
         if weights.q_a is not None and weights.q_norm is not None:
             x = kernels.rms_norm(kernels.linear(x, weights.q_a), weights.q_norm, LATENT_NORM_EPS)
         q = kernels.linear(x, weights.q_b).unflatten(1, (config.num_attention_heads, config.qk_head_dim))
-        nope, rope = q.split([config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
-        absorbed = kernels.head_linear(nope.contiguous(), weights.w_uk)
-        rotated = kernels.rope(rope.contiguous(), positions, self._cos, self._sin)
-        return torch.cat([absorbed, rotated], dim=-1)
+        nope, rope = kernels.split(q, (config.qk_nope_head_dim, config.qk_rope_head_dim))
+        absorbed = kernels.head_linear(nope, weights.w_uk)
+        return kernels.concat([absorbed, kernels.rope(rope, positions, self._cos, self._sin)])
 
     def _mlp(self, weights: MlpWeights, x: Tensor) -> Tensor:
         kernels = self._kernels

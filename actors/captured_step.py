@@ -1,0 +1,139 @@
+"""A decode step that was captured: what the kernels compute between two exchanges is run again by one call."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..kernels.protocol import Graph, Kernels, PagedBatch
+from .step_batch import StepBatch
+
+# Above this many rows a step computes for so long that calling the kernels one by one costs nothing.
+CAPTURED_ROWS = 64
+# Steps of so many different numbers of rows are kept, those used last.
+KEPT_STEPS = 32
+
+
+def can_capture(batch: StepBatch) -> bool:
+    """Whether every row is one sequence's next token and is sampled: all such steps of T rows compute the same."""
+    rows = len(batch.tokens)
+    return 0 < rows <= CAPTURED_ROWS and len(batch.sampled) == len(batch.paged.context_len) == rows and not batch.scored
+
+
+class DecodeInputs:
+    """What a captured step reads: tensors that stay, into which each step's numbers are copied.
+
+    tokens, paged: as in `StepBatch`, with a page table for max_pages, of which each step writes what it needs.
+    """
+
+    def __init__(self, rows: int, max_pages: int) -> None:
+        self._tokens, self._positions, self._slots = (np.zeros(rows, np.int64) for _ in range(3))
+        self._context_len = np.zeros(rows, np.int32)
+        self._page_table = np.full((rows, max_pages), -1, np.int32)
+        self.tokens = torch.from_numpy(self._tokens)
+        self.paged = PagedBatch(
+            query_start=torch.arange(rows + 1, dtype=torch.int32),
+            context_len=torch.from_numpy(self._context_len),
+            page_table=torch.from_numpy(self._page_table),
+            positions=torch.from_numpy(self._positions),
+            slots=torch.from_numpy(self._slots),
+        )
+
+    def take(self, batch: StepBatch) -> None:
+        """Copies a step's numbers."""
+        paged = batch.paged
+        self._tokens[:] = batch.tokens.numpy()
+        self._positions[:] = paged.positions.numpy()
+        self._slots[:] = paged.slots.numpy()
+        self._context_len[:] = paged.context_len.numpy()
+        table = paged.page_table.numpy()
+        self._page_table[:, : table.shape[1]] = table
+
+
+class CapturedStep:
+    """Built while the step runs for the first time: parts in their order, each computed by kernels alone or not.
+
+    inputs: what it reads. buffers: the stages' results by name; their tensors stay.
+    """
+
+    def __init__(self, kernels: Kernels, inputs: DecodeInputs) -> None:
+        self.inputs = inputs
+        self.buffers: dict[str, Any] = {}
+        self._kernels = kernels
+        self._pending: list[Callable[[], None]] = []
+        self._parts: list[Callable[[], None]] = []
+        self._last: Graph[dict[str, Any]] | None = None
+
+    def compute(self, part: Callable[[], None]) -> None:
+        """Adds a part that kernels alone compute. It runs with those after it, at the latest at `end`."""
+        self._pending.append(part)
+
+    def between(self, part: Callable[[], None]) -> None:
+        """Runs a part that cannot be captured, now and in every step."""
+        self._capture()
+        part()
+        self._parts.append(part)
+
+    def end(self) -> None:
+        """Runs what is left; the step is complete."""
+        self._capture()
+
+    def run(self) -> None:
+        """Runs the step again, for what `inputs` holds now."""
+        for part in self._parts:
+            part()
+
+    def _capture(self) -> None:
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+
+        def run() -> dict[str, Any]:
+            """Gives what it has written: a later layer's values go by the same names, and what runs between must find
+            this layer's."""
+            before = dict(self.buffers)
+            for part in pending:
+                part()
+            return {name: value for name, value in self.buffers.items() if before.get(name) is not value}
+
+        self._last = graph = self._kernels.capture(run, beside=self._last)
+
+        def replay() -> None:
+            graph.replay()
+            self.buffers.update(graph.result)
+
+        self._parts.append(replay)
+
+
+class CapturedSteps:
+    """The captured steps of one shard by their number of rows, the last used ones."""
+
+    def __init__(self) -> None:
+        self._steps: OrderedDict[int, CapturedStep] = OrderedDict()
+
+    def find(self, rows: int) -> CapturedStep | None:
+        """The step of so many rows if it is here."""
+        step = self._steps.get(rows)
+        if step is not None:
+            self._steps.move_to_end(rows)
+        return step
+
+    def keep(self, rows: int, step: CapturedStep) -> None:
+        """Keeps a complete step, and drops the one not used for the longest time if there are too many."""
+        self._steps[rows] = step
+        if len(self._steps) > KEPT_STEPS:
+            self._steps.popitem(last=False)
+
+    def clear(self) -> None:
+        """Drops all: the weights that they read are no longer the model's."""
+        self._steps.clear()
+
+
+def static_copy(place: Tensor | None, values: Tensor) -> Tensor:
+    """`values` in a tensor that stays: in `place`, or in a new one for the first step."""
+    return values.clone() if place is None else place.copy_(values)
