@@ -27,7 +27,7 @@ _ERROR_LINES = 5
 
 @dataclass(frozen=True)
 class LlamaCppPeer:
-    """llama.cpp with a GGUF file."""
+    """llama.cpp with a GGUF file. Versions of before 2026 run token 0 alone, which touches fewer experts than text."""
 
     gguf: Path
     threads: int

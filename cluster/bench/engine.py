@@ -11,14 +11,15 @@ from pathlib import Path
 from ...actors.checkpoint import Checkpoint
 from ...actors.engine_config import EngineConfig
 from ...actors.model.config import ModelConfig
+from ...kernels.formats import FORMATS
 from ..engine import Engine, EngineClient
 from .engine_load import EngineLoad
 from .engine_report import EngineBench, Spreading
 from .machine import read_bandwidth, this_machine
 from .peers import open_peer
-from .rounds import Round, Sizes, Variant
+from .rounds import BenchUsageError, Round, Sizes, Variant
 from .routing import touched_experts
-from .traffic import step_traffic
+from .traffic import INT8_KINDS, step_traffic
 
 PAGE = 16
 HAS_INT8 = "int8_weights" in {each.name for each in fields(EngineConfig)}
@@ -41,10 +42,24 @@ class EngineSettings:
     peers: tuple[str, ...] = ()
     gguf: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Raises BenchUsageError for formats and weights that there are not."""
+        for option, words, known in (
+            ("format", self.formats, FORMATS),
+            ("int8_weights", self.int8_weights, tuple(INT8_KINDS)),
+        ):
+            for word in words:
+                if word not in known:
+                    raise BenchUsageError(f"{option}: {word!r} is unknown; known are {', '.join(known)}")
+
     @property
     def cpus(self) -> int:
         """What Ray must have for all engines at once."""
         return len(self.formats) * self.all_threads
+
+    @property
+    def in_int8(self) -> tuple[str, ...]:
+        return self.int8_weights if HAS_INT8 else ()
 
     @property
     def all_threads(self) -> int:
@@ -63,7 +78,7 @@ class EngineSettings:
             kv_pages=most * (-(-longest // PAGE) + 1),
             max_batch_tokens=max(512, self.sizes.prefill),
             max_sequences=most,
-            **({"int8_weights": self.int8_weights} if HAS_INT8 else {}),
+            **({"int8_weights": self.in_int8} if HAS_INT8 else {}),
         )
 
 
@@ -109,7 +124,7 @@ def _spreading(
     if batch > 1:
         touched = touched_experts(path, format, texts, sizes.decode, settings.all_threads)
     context = sizes.prefill + sizes.decode // 2
-    traffic = step_traffic(config, format, settings.int8_weights, touched, batch, context)
+    traffic = step_traffic(config, format, settings.in_int8, touched, batch, context)
     return Spreading(touched, config.n_routed_experts, traffic.total, batch * bandwidth / traffic.total)
 
 

@@ -7,6 +7,7 @@ import itertools
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,17 +87,18 @@ class EngineLoad:
 
 
 def steady_rate(times: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Tokens a second and the median seconds of a step while all sequences decode. times: of each one's tokens.
+    """Tokens a second and the median seconds of a step while all sequences decode. times: of each one's tokens, equal
+    for tokens that came together.
 
     Counted from the token of each sequence that comes SETTLING steps after the last sequence's first one, up to the
-    first sequence's last. Raises BenchError when that leaves less than two steps.
+    first sequence's last. Raises BenchError when that leaves nothing to measure.
     """
     begin, end = max(each[0] for each in times), min(each[-1] for each in times)
     # The sequence that started last has a token in every step of the window.
-    steps = [moment for moment in max(times, key=lambda each: each[0]) if begin <= moment <= end][SETTLING:]
-    if len(steps) < 2:
-        raise BenchError("too few tokens to measure: the first sequence ended before all of them ran; decode more")
-    return (
-        len(times) * (len(steps) - 1) / (steps[-1] - steps[0]),
-        statistics.median(late - early for early, late in itertools.pairwise(steps)),
-    )
+    last = max(times, key=lambda each: each[0])
+    moments = [moment for moment in last if begin <= moment <= end][SETTLING:]
+    if not moments or moments[-1] <= moments[0]:
+        raise BenchError("too few tokens to measure: hardly a step ran with all sequences of the batch; decode more")
+    came = Counter(moments)
+    steps = [(late - early) / came[late] for early, late in itertools.pairwise(came) for _ in range(came[late])]
+    return len(times) * len(steps) / (moments[-1] - moments[0]), statistics.median(steps)

@@ -80,7 +80,7 @@ def bench_engine(
             threads=threads,
             shards=shards,
             runs=runs,
-            int8_weights=_words(int8_weights) if measure.HAS_INT8 else (),
+            int8_weights=_words(int8_weights),
             peers=_words(peer),
             gguf=gguf,
         )
