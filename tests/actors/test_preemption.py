@@ -91,6 +91,35 @@ def test_a_preempted_request_takes_its_last_tokens_and_may_end_with_them() -> No
     assert len(bench.shards[0].started) == 2
 
 
+def test_a_preempted_request_does_not_run_before_its_last_tokens_are_known() -> None:
+    bench = Bench(dataclasses.replace(CONFIG, shards=1, max_sequences=1))
+    batch = generate("batch", [1, 2, 3], 6, priority=1)
+    bench.add(batch)
+    bench.schedule()
+    bench.schedule()
+    bench.add(generate("chat", [2] * 4, 1))
+    bench.schedule()
+    assert bench.scheduler.cancel("chat")
+    plans = bench.schedule()
+    assert plans is not None
+    assert (plans[0].starts, plans[0].ends) == ((), (1,))
+    bench.drain()
+    assert bench.answers["batch"] == expected(batch)
+    assert [start.generated for start in bench.shards[0].started] == [0, 0, 2]
+
+
+def test_pages_are_not_taken_from_a_prompt_that_is_scored() -> None:
+    """Rather the one that needs them, though it came first, gives up its own."""
+    bench = Bench(dataclasses.replace(CONFIG, shards=1, num_pages=4, max_batch_tokens=2))
+    first, scored = generate("first", [1] * 4, 8), generate("scored", [2] * 8, 0, score_prompt=True)
+    bench.add(first)
+    bench.add(scored)
+    bench.drain()
+    assert bench.answers == {"first": expected(first), "scored": expected(scored)}
+    names = [bench.request_of([first, scored])[start.sequence].request for start in bench.shards[0].started]
+    assert names == ["first", "scored", "first"]
+
+
 def test_where_nothing_is_preempted_answers_have_their_pages_from_the_beginning() -> None:
     bench = Bench(dataclasses.replace(CONFIG, shards=1, num_pages=6, preemption=False))
     for token, name in enumerate("abc"):
