@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..kernels.select import BACKENDS
+from .int8_kinds import check_int8_kinds
 
 TRANSPORTS = ("auto", "ipc", "tcp")
 FLUSH_TIMEOUT_S = 600.0
@@ -28,6 +29,8 @@ class EngineConfig:
     context_length: most tokens of a prompt and its continuation; 0: the model's.
     prefix_cache: whether sequences that begin alike share KV pages, so that what they share is computed once; not while
         statistics are gathered, nor for requests that score their prompt.
+    int8_weights: kinds of bfloat16 weights that become INT8 while they are loaded, of "attention", "shared" (experts),
+        "dense" (MLPs) and "head"; their activations are then quantized per token.
     transport: "ipc" (one node), "tcp", or "auto": Unix sockets where everything is on one node, else TCP with keys.
     start_timeout_s: from placement to ready. placement_timeout_s: how long to wait for reserved resources to be free.
     step_timeout_s: a step that takes longer ends the engine. silence_s: a TCP peer silent for so long is gone.
@@ -50,6 +53,7 @@ class EngineConfig:
     max_sequences: int = 64
     context_length: int = 0
     prefix_cache: bool = True
+    int8_weights: tuple[str, ...] = ()
     transport: str = "auto"
     start_timeout_s: float = 600.0
     placement_timeout_s: float = 20.0
@@ -67,6 +71,7 @@ class EngineConfig:
         self._at_least(1, "shards", "threads_per_shard", "page_size", "max_batch_tokens", "max_sequences")
         self._at_least(0, "gpus_per_shard", "kv_pages", "kv_memory_bytes", "context_length", "moments_block")
         self._positive("start_timeout_s", "placement_timeout_s", "step_timeout_s", "silence_s")
+        check_int8_kinds(self.int8_weights)
         self._one_of("backend", BACKENDS)
         self._one_of("transport", TRANSPORTS)
         if self.gpus_per_shard:

@@ -6,7 +6,7 @@ Nothing falls back in silence: what does not fit is refused here, by the tensor'
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 
 import torch
@@ -16,6 +16,7 @@ from ..kernels.protocol import ActivationFormat, Kernels
 from ..kernels.select import kernel_name
 from .checkpoint import Checkpoint
 from .expert_format import ACTIVATIONS
+from .int8_kinds import INT8_KINDS, check_int8_kinds
 from .model.config import ModelConfig
 from .model.expert_matrix import memory_formats
 from .model.tensors import TensorSpec, check_tensors, shard_tensors
@@ -90,12 +91,16 @@ def memory_format(disk: str, precision: str) -> str:
     )
 
 
-def precision_plan(config: ModelConfig, checkpoint: Checkpoint, precision: str, kernels: Kernels) -> PrecisionPlan:
-    """Checks all tensors of the model by their headers and says how each kind is run.
+def precision_plan(
+    config: ModelConfig, checkpoint: Checkpoint, precision: str, kernels: Kernels, int8_weights: Collection[str] = ()
+) -> PrecisionPlan:
+    """Checks all tensors of the model by their headers and says how each kind is run. int8_weights: as in `load_shard`.
 
     Raises PrecisionError for a precision that does not go with the checkpoint, CheckpointError naming the tensor for
     one that is missing or has another shape or dtype.
     """
+    check_int8_kinds(int8_weights)
+    int8 = {INT8_KINDS[word] for word in int8_weights}
     formats = checkpoint.formats
     memory = memory_format(formats.experts, precision)
     every = range(config.n_routed_experts)
@@ -106,7 +111,7 @@ def precision_plan(config: ModelConfig, checkpoint: Checkpoint, precision: str, 
         kinds = [(disk, disk, f", {counts[disk]} of {total}") for disk in FORMATS if counts[disk]]
     else:
         kinds = [(formats.experts, memory, "")]
-    return PrecisionPlan(formats.experts, memory, tuple(_rows(config, kinds, dtypes, kernels)))
+    return PrecisionPlan(formats.experts, memory, tuple(_rows(config, kinds, dtypes, kernels, int8)))
 
 
 def _disk_dtypes(checkpoint: Checkpoint, specs: Iterator[TensorSpec]) -> dict[str, str]:
@@ -122,9 +127,13 @@ def _disk_dtypes(checkpoint: Checkpoint, specs: Iterator[TensorSpec]) -> dict[st
 
 
 def _rows(
-    config: ModelConfig, experts: Sequence[tuple[str, str, str]], dtypes: dict[str, str], kernels: Kernels
+    config: ModelConfig,
+    experts: Sequence[tuple[str, str, str]],
+    dtypes: dict[str, str],
+    kernels: Kernels,
+    int8: Collection[str],
 ) -> Iterator[PrecisionRow]:
-    """experts: disk format, memory format and how many, for each that there is."""
+    """experts: disk format, memory format and how many, for each that there is. int8: kinds that become INT8."""
     activation = _short(kernels.activation_dtype)
 
     def run(*operations: str) -> str:
@@ -133,13 +142,14 @@ def _rows(
 
     def plain(kind: str, *operations: str, memory: str = "") -> PrecisionRow:
         disk, multiplied = dtypes[kind], activation
-        if _INT8_ROWS in disk:
+        kept = _kept(kind, disk, int8)
+        if _INT8_ROWS in kept:
             # Attention's split kv_b_proj, and what else is not in INT8, multiplies activations as they are.
-            multiplied = "INT8 per token" if disk == _INT8_ROWS else f"{activation}, INT8 per token"
-        return PrecisionRow(kind, disk, memory or disk, multiplied, run(*operations))
+            multiplied = "INT8 per token" if kept == _INT8_ROWS else f"{activation}, INT8 per token"
+        return PrecisionRow(kind, disk, memory or kept, multiplied, run(*operations))
 
     yield PrecisionRow("embedding", dtypes["embedding"], dtypes["embedding"], "-", "row lookup")
-    attention = f"{dtypes['attention']}, kv_b split"
+    attention = f"{_kept('attention', dtypes['attention'], int8)}, kv_b split"
     yield plain("attention", "linear", "head_linear", "rope", "mla_attention", memory=attention)
     yield plain("norms", "rms_norm")
     if config.first_k_dense_replace:
@@ -150,6 +160,13 @@ def _rows(
     yield from _expert_rows(experts, activation, run("quantize"), run("experts"))
     yield plain("lm_head", "linear")
     yield PrecisionRow("KV cache", "-", activation, activation, run("write_kv", "mla_attention"))
+
+
+def _kept(kind: str, disk: str, int8: Collection[str]) -> str:
+    """The dtypes in memory of a kind that has those on disk."""
+    if kind not in int8:
+        return disk
+    return ", ".join(sorted({*disk.split(", "), _INT8_ROWS})) if kind == "attention" else _INT8_ROWS
 
 
 def _expert_rows(

@@ -204,6 +204,7 @@ class Router:
             shard=shard,
             model_path=config.model_path,
             precision=config.precision,
+            int8_weights=config.int8_weights,
             backend=config.backend,
             threads=config.threads_per_shard,
             experts=self.shape.experts,

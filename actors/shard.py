@@ -54,6 +54,7 @@ class ShardStart:
     shard: int
     model_path: str
     precision: str
+    int8_weights: tuple[str, ...]
     backend: str
     threads: int
     experts: tuple[range, ...]
@@ -130,7 +131,9 @@ class Shard:
         model = ModelConfig.from_dict(checkpoint.config)
         check(start.program)
         mine = start.experts[start.shard]
-        weights = load_shard(checkpoint, model, start.precision, mine, kernels, self._report_progress, start.threads)
+        weights = load_shard(
+            checkpoint, model, start.precision, mine, kernels, self._report_progress, start.threads, start.int8_weights
+        )
         checks = check_kernels(kernels, model, weights, start.page_size)
         kv = KvPages.allocate(model, start.kv_pages, start.page_size, kernels)
         stages = ModelStages(model, weights, kernels, kv)

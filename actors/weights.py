@@ -6,7 +6,7 @@ beside the result never more than one matrix's temporaries are alive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from ..kernels.protocol import Int8Weight, Kernels, LinearWeight
 from .checkpoint import Checkpoint
+from .int8_kinds import check_int8_kinds, linear_kind
 from .model.config import ModelConfig
 from .model.expert_blocks import ExpertBlocks
 from .model.expert_matrix import read_int8
 from .model.expert_reader import ExpertReader
+from .model.int8_linear import to_int8
 from .model.layer_weights import AttentionWeights, LayerWeights, MlpWeights, MoeWeights, ShardWeights
 from .model.tensors import check_tensors, shard_tensors
 from .precision import memory_format
@@ -34,22 +36,25 @@ def load_shard(
     kernels: Kernels,
     progress: Progress | None = None,
     threads: int = 1,
+    int8_weights: Collection[str] = (),
 ) -> ShardWeights:
     """Reads a shard's weights to the backend's device.
 
     precision: "auto" or a format that `precision.memory_format` allows. expert_range: the routed experts of every
     layer that this shard holds. progress: called with (bytes done, bytes total), first with 0 done. threads: what
-    quantizing native experts may use.
+    quantizing native experts may use. int8_weights: kinds of `INT8_KINDS` that become INT8 where they are not already.
     Raises CheckpointError (before anything is read for what the headers show: missing, misshaped or mistyped
     tensors), PrecisionError, or ValueError for an expert range outside the model's.
     """
     if expert_range.step != 1 or not 0 <= expert_range.start < expert_range.stop <= config.n_routed_experts:
         raise ValueError(f"experts {expert_range} are not a range within 0..{config.n_routed_experts}")
+    check_int8_kinds(int8_weights)
     formats = checkpoint.formats
     memory = memory_format(formats.experts, precision)
     total = check_tensors(checkpoint, shard_tensors(config, formats, expert_range))
     with one_torch_thread():
-        return _Loading(checkpoint, config, memory, expert_range, kernels.device, threads, progress, total).shard()
+        loading = _Loading(checkpoint, config, memory, expert_range, kernels.device, threads, progress, total)
+        return loading.shard(frozenset(int8_weights))
 
 
 @contextmanager
@@ -88,11 +93,12 @@ class _Loading:
         self._total = total
         self._before = checkpoint.bytes_read
 
-    def shard(self) -> ShardWeights:
+    def shard(self, int8_weights: frozenset[str]) -> ShardWeights:
+        self._int8 = int8_weights
         self._report()
         embed, norm = self._read("model.embed_tokens.weight"), self._read("model.norm.weight")
         layers = tuple(self._layer(layer) for layer in range(self._config.num_hidden_layers))
-        return ShardWeights(embed, self._read("lm_head.weight"), norm, layers, self._experts)
+        return ShardWeights(embed, self._linear("lm_head"), norm, layers, self._experts)
 
     def _layer(self, layer: int) -> LayerWeights:
         at = f"model.layers.{layer}"
@@ -136,7 +142,8 @@ class _Loading:
 
     def _linear(self, name: str) -> LinearWeight:
         if name not in self._checkpoint.formats.int8_linears:
-            return self._read(f"{name}.weight")
+            weight = self._read(f"{name}.weight")
+            return to_int8(f"{name}.weight", weight) if linear_kind(name) in self._int8 else weight
         values, scale = read_int8(self._checkpoint, name)
         self._report()
         return Int8Weight(values.to(self._device), scale.to(self._device))

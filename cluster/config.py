@@ -78,6 +78,8 @@ class EngineSection(Section):
     """Most tokens of a prompt and its answer; 0: the model's."""
     prefix_cache: bool = EngineConfig.prefix_cache
     """Whether what prompts have in common from their beginning is computed once and kept, as far as KV memory goes."""
+    int8_weights: list[str] = list(EngineConfig.int8_weights)
+    """Kinds of bfloat16 weights to load as INT8, half the memory to read a token: of attention, shared, dense, head."""
     statistics: str = EngineConfig.statistics
     """Folder to gather activation statistics in while the engine runs, for quantizing with them; complete when it has
     stopped, "" for none. On a file system of all nodes; relative paths count from the configuration file."""
@@ -136,6 +138,7 @@ class FlyrayConfig(Section):
         """The engine's part. Raises ConfigError with the key at fault."""
         values = self.engine.model_dump()
         values["kv_memory_bytes"] = values.pop("kv_memory")
+        values["int8_weights"] = tuple(values["int8_weights"])
         try:
             return EngineConfig(model_path=self.model.path, precision=self.model.precision, **values)
         except ValueError as error:

@@ -1,6 +1,6 @@
 """The weights one shard holds, in the shapes the stages multiply. Built by `actors.weights`.
 
-A `LinearWeight` is as on disk: bf16, float32, or in 8 bits; a `Tensor` is bf16 or float32 as on disk, unless said
+A `LinearWeight` is as on disk (bf16, float32, or in 8 bits), or was brought to 8 bits while it was loaded; a `Tensor` is bf16 or float32 as on disk, unless said
 otherwise. D, H, E, K, L, R, V as in `kernels.protocol`; I is the MLP's size.
 """
 
@@ -66,7 +66,7 @@ class ShardWeights:
     """embed: [V, D]. head: [V, D]. norm: [D]. experts: the routed experts that `layers` hold, of every layer alike."""
 
     embed: Tensor
-    head: Tensor
+    head: LinearWeight
     norm: Tensor
     layers: tuple[LayerWeights, ...]
     experts: range

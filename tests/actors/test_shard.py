@@ -57,6 +57,7 @@ class Bench:
             shard=0,
             model_path=str(checkpoint),
             precision="w4a8",
+            int8_weights=(),
             backend="cpu",
             threads=1,
             experts=(range(8),),
