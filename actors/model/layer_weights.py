@@ -1,7 +1,7 @@
 """The weights one shard holds, in the shapes the stages multiply. Built by `actors.weights`.
 
-A `LinearWeight` is as on disk (bf16, float32, or in 8 bits), or was brought to 8 bits while it was loaded; a `Tensor` is bf16 or float32 as on disk, unless said
-otherwise. D, H, E, K, L, R, V as in `kernels.protocol`; I is the MLP's size.
+A `LinearWeight` is as on disk (bf16, float32, or in 8 bits), or was brought to 8 bits while it was loaded; a `Tensor`
+is bf16 or float32 as on disk, unless said otherwise. D, H, E, K, L, R, V as in `kernels.protocol`; I is the MLP's size.
 """
 
 from __future__ import annotations
