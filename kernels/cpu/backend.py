@@ -7,12 +7,15 @@ weights and attention another way (`splits_floats`).
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
+from struct import Struct
 
 import torch
 from torch import Tensor
 
 from ..checks import ArgumentChecks
+from ..logit_changes import changed_logits
 from ..protocol import (
     ActivationFormat,
     Activations,
@@ -31,12 +34,13 @@ from ..protocol import (
     SamplingRow,
     T,
 )
-from ..sampling import sample
+from ..sampling import MAX_VOCABULARY, check_sampling, uniform
 from . import commands
 from .arena import Arena
 from .graph import CpuGraph
 from .handle import CpuHandle
 
+_SAMPLING_ROW = Struct("=ddddq")
 _KINDS: dict[type, int] = {Int4Matrix: 0, Int8Matrix: 1, Fp8Matrix: 2, Bf16Matrix: 3}
 
 
@@ -169,7 +173,20 @@ class CpuKernels:
         return out
 
     def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
-        return sample(logits, rows)
+        check_sampling(logits, rows)
+        logits = logits.to(torch.float32).contiguous()
+        changed, parameters = changed_logits(logits, rows), b"".join(map(_sampling_words, rows))
+        count, vocabulary = logits.shape
+        columns = min(max((row.top_logprobs for row in rows), default=0), vocabulary)
+        tokens, top_tokens = torch.empty(count, dtype=torch.int64), torch.empty(count, columns, dtype=torch.int64)
+        logprobs, top_logprobs, largest = torch.empty(count), torch.empty(count, columns), torch.empty(count, 2)
+        held = ctypes.create_string_buffer(parameters, len(parameters))
+        # Not through `_run`: other rows come with every step, so there is nothing that a graph could run again.
+        self._handle.run(commands.sample(
+            logits.data_ptr(), changed.data_ptr(), ctypes.addressof(held), tokens.data_ptr(), logprobs.data_ptr(),
+            top_tokens.data_ptr(), top_logprobs.data_ptr(), largest.data_ptr(), count, vocabulary, columns,
+        ))  # fmt: skip
+        return Sampled(tokens, logprobs, top_tokens, top_logprobs)
 
     def take_rows(self, table: Tensor, rows: Tensor) -> Tensor:
         at = self._at
@@ -226,6 +243,12 @@ class CpuKernels:
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         recording = self._handle.thread.recording
         return torch.empty(shape, dtype=dtype) if recording is None else recording.arena.empty(shape, dtype)
+
+
+def _sampling_words(row: SamplingRow) -> bytes:
+    """The library's `SampleRow`."""
+    random = uniform(row.seed, row.position) if row.temperature > 0.0 else 0.0
+    return _SAMPLING_ROW.pack(row.temperature, row.top_p, row.min_p, random, min(row.top_k, MAX_VOCABULARY))
 
 
 def _type(weight: Tensor) -> int:

@@ -263,6 +263,22 @@ int run_copy_columns(Library& library, Words words) {
   return 0;
 }
 
+int sample(Library& library, Words words) {
+  const Sample arguments{words.address<const float>(), words.address<const float>(), words.address<const SampleRow>(),
+                         words.address<int64_t>(),     words.address<float>(),       words.address<int64_t>(),
+                         words.address<float>(),       words.address<float>(),       words.integer(),
+                         words.integer(),              words.integer()};
+  library.operations->sample(library.pool, arguments);
+  for (int64_t i = 0; i < 2 * arguments.count; ++i) {
+    const float largest = arguments.largest[i];
+    if (largest - largest != 0.0f) {
+      return refuse("sample: the largest of logits row %lld is %g, expected a finite number",
+                    static_cast<long long>(i / 2), static_cast<double>(largest));
+    }
+  }
+  return 0;
+}
+
 struct Command {
   int64_t words;  // of arguments
   int (*run)(Library&, Words);
@@ -273,7 +289,7 @@ const Command kCommands[] = {
     {7, rms_norm}, {8, linear},    {7, linear_int8}, {9, rope}, {8, write_kv},    {16, attention},    {14, gate},
     {6, quantize}, {4, silu_mul},  {6, combine},     {17, experts}, {13, fold},   {11, row_scales},   {11, group_scales},
     {9, round_weights},
-    {7, run_take_rows}, {5, run_add}, {6, run_copy_columns},
+    {7, run_take_rows}, {5, run_add}, {6, run_copy_columns}, {11, sample},
 };
 constexpr int64_t kCommandCount = sizeof(kCommands) / sizeof(kCommands[0]);
 

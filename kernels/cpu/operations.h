@@ -165,6 +165,26 @@ struct Rounding {
   float low, high;
 };
 
+// One row's parameters as in SamplingRow; uniform: its random number in [0, 1).
+struct SampleRow {
+  double temperature, top_p, min_p, uniform;
+  int64_t top_k;
+};
+
+// logits as given and as changed [count, vocabulary]; top_* [count, columns]. largest [count, 2] becomes the largest of
+// a row as given and as changed; where one is not finite nothing else of the row is written.
+struct Sample {
+  const float* logits;
+  const float* changed;
+  const SampleRow* rows;
+  int64_t* tokens;
+  float* logprobs;
+  int64_t* top_tokens;
+  float* top_logprobs;
+  float* largest;
+  int64_t count, vocabulary, columns;
+};
+
 struct Operations {
   const char* name;
   void (*rms_norm)(Pool&, const RmsNorm&);
@@ -181,6 +201,7 @@ struct Operations {
   void (*row_scales)(Pool&, const ScaleSearch&);
   void (*group_scales)(Pool&, const ScaleSearch&);
   void (*round_weights)(Pool&, const Rounding&);
+  void (*sample)(Pool&, const Sample&);
 };
 
 extern const Operations kPortableOperations;

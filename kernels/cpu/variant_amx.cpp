@@ -31,6 +31,7 @@ const Operations kAmxOperations = {
     variant_amx::row_scales,
     variant_amx::group_scales,
     variant_amx::round_weights,
+    variant_amx::sample,
 };
 
 }  // namespace flyray

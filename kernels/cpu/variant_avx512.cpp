@@ -27,6 +27,7 @@ const Operations kAvx512Operations = {
     variant_avx512::row_scales,
     variant_avx512::group_scales,
     variant_avx512::round_weights,
+    variant_avx512::sample,
 };
 
 }  // namespace flyray

@@ -22,6 +22,7 @@ const Operations kPortableOperations = {
     variant_portable::row_scales,
     variant_portable::group_scales,
     variant_portable::round_weights,
+    variant_portable::sample,
 };
 
 }  // namespace flyray
