@@ -29,18 +29,23 @@ def changed_logits(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
 
 def _changed(logits: Tensor, changes: LogitChanges, index: int) -> Tensor:
-    result, size = logits.to(torch.float64), logits.shape[0]
+    """logits [V] float32 -> [V] float32. Only the tokens that are named are touched."""
+    result, size = logits.clone(), logits.shape[0]
     for name, ids in (("bias", changes.bias_tokens), ("seen", changes.seen), ("banned", changes.banned)):
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
             raise ValueError(f"sample: changes.{name} of row {index} names a token outside the vocabulary of {size}")
+    ids = torch.cat([changes.seen, changes.bias_tokens]).unique() if changes.bias_tokens.numel() else changes.seen
+    given = logits[ids]
+    values = given.to(torch.float64)
     if changes.bias_tokens.numel():
-        result[changes.bias_tokens] += changes.bias
-    if changes.seen.numel():
-        result[changes.seen] = _penalized(result[changes.seen], changes)
+        values[torch.searchsorted(ids, changes.bias_tokens)] += changes.bias
+        seen = torch.searchsorted(ids, changes.seen)
+        values[seen] = _penalized(values[seen], changes)
+    else:
+        values = _penalized(values, changes)
     largest = torch.finfo(torch.float32).max
-    forbidden = logits == -torch.inf
-    result = result.clamp(-largest, largest).to(torch.float32)
-    result[forbidden] = -torch.inf
+    rounded = values.clamp(-largest, largest).to(torch.float32)
+    result[ids] = torch.where(given == -torch.inf, given, rounded)
     result[changes.banned] = -torch.inf
     return result
 

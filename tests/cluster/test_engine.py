@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zmq
 from tiny_checkpoint import TINY, write_tiny
@@ -34,6 +35,16 @@ VARIANTS = {
 }
 FORMATS = ("w4a8", "w8a8")
 LENGTHS = (1, 5, 17, 40)
+PENALIZED = replace(
+    GREEDY,
+    presence_penalty=0.125,
+    frequency_penalty=0.25,
+    repetition_penalty=1.5,
+    logit_bias=((7, 0.5), (70, -100.0)),
+    min_tokens=6,
+    stop_ban=(3, 4, 5),
+    top_logprobs=3,
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +53,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def requests() -> list[Generate]:
-    """Greedy, scored and sampled requests of several lengths."""
+    """Greedy, penalized, scored and sampled requests of several lengths."""
     plain = [greedy(f"greedy {length}", length, score=length == 40) for length in LENGTHS]
     sampling = Sampling(0.9, 0.95, 50, 1234)
     sampled = [
         Generate(f"sampled {seed}", prompt(9), 12, replace(sampling, seed=seed), (), 0, False) for seed in (1, 2)
     ]
-    return [*plain, *sampled, Generate("scored", prompt(30), 0, sampling, (), 1, True)]
+    penalized = Generate("penalized", prompt(17), 12, PENALIZED, (), 0, False)
+    return [*plain, *sampled, penalized, Generate("scored", prompt(30), 0, sampling, (), 1, True)]
 
 
 async def alone_and_together(engine: Engine) -> tuple[dict[str, Answer], dict[str, Answer]]:
@@ -106,19 +118,43 @@ def test_greedy_texts_are_those_of_one_process(checkpoint: Path, transcripts: Tr
         assert transcripts.answers["1 shard, alone"][f"greedy {length}"].tokens == text
 
 
+def test_penalties_are_those_of_numpy_on_the_logits_of_one_process(checkpoint: Path, transcripts: Transcripts) -> None:
+    model = SingleProcessModel.load(checkpoint, transcripts.precision, select_kernels("cpu", 1), 64)
+    found = transcripts.answers["1 shard, together"]["penalized"]
+    begin, how = len(prompt(17)), PENALIZED
+    given = model.prefill([*prompt(17), *found.tokens]).double()
+    for step, token in enumerate(found.tokens):
+        logits = given[begin - 1 + step].numpy().copy()
+        best = given[begin - 1 + step].log_softmax(dim=0).sort(descending=True, stable=True)
+        assert [each for each, _ in found.top[step]] == best.indices[:3].tolist()
+        assert [value for _, value in found.top[step]] == pytest.approx(best.values[:3].tolist(), abs=2e-6)
+        for biased, bias in how.logit_bias:
+            logits[biased] += bias
+        seen = [*{*prompt(17), *found.tokens[:step]}]
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / 1.5, logits[seen] * 1.5)
+        count = np.bincount(np.array(found.tokens[:step], dtype=np.int64), minlength=len(logits))
+        logits -= how.frequency_penalty * count + how.presence_penalty * (count > 0)
+        logits[[*how.stop_ban] if step < how.min_tokens else []] = -np.inf
+        assert token == int(logits.argmax())
+
+
 def crowded() -> list[Generate]:
     """Requests that need more pages than `scarce` has; some begin alike, some end alike."""
     how = Sampling(0.9, 0.95, 50, 7, presence_penalty=0.4, repetition_penalty=1.1)
     texts = [prompt(100)[: 9 * number] + prompt(150, number // 2) for number in range(10)]
     return [
-        Generate(f"{number}", text, 90, replace(how, seed=number) if number % 3 else GREEDY, (), number % 2, False)
+        Generate(
+            f"{number}", text, 90, (PENALIZED, replace(how, seed=number), GREEDY)[number % 3], (), number % 2, False
+        )
         for number, text in enumerate(texts)
     ]
 
 
 def one_prefix() -> list[Generate]:
     """16 requests that share 1,000 tokens."""
-    return [Generate(f"{number}", prompt(1000, 99) + prompt(9, number), 8, GREEDY, (), 0, False) for number in range(16)]
+    return [
+        Generate(f"{number}", prompt(1000, 99) + prompt(9, number), 8, GREEDY, (), 0, False) for number in range(16)
+    ]
 
 
 async def crowd_then_prefix(engine: Engine) -> tuple[list[dict[str, Answer]], list[EngineStatus]]:

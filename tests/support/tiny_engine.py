@@ -29,6 +29,7 @@ class Answer:
     scores: tuple[float, ...] = ()
     finish: str = ""
     error: str = ""
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
 def tiny_config(path: Path, **changes: Any) -> EngineConfig:
@@ -57,6 +58,7 @@ async def answer(client: EngineClient, request: Generate) -> Answer:
             whole.scores + news.scores,
             news.finish,
             news.error,
+            whole.top + news.top_logprobs,
         )
     return whole
 
