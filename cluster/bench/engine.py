@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...actors.checkpoint import Checkpoint
 from ...actors.engine_config import EngineConfig
+from ...actors.int8_kinds import INT8_KINDS
 from ...actors.model.config import ModelConfig
 from ...kernels.formats import FORMATS
 from ..engine import Engine, EngineClient
@@ -19,10 +20,9 @@ from .machine import read_bandwidth, this_machine
 from .peers import open_peer
 from .rounds import BenchUsageError, Round, Sizes, Variant
 from .routing import touched_experts
-from .traffic import INT8_KINDS, step_traffic
+from .traffic import step_traffic
 
 PAGE = 16
-HAS_INT8 = "int8_weights" in {each.name for each in fields(EngineConfig)}
 # A router that does not answer for so long is gone: peers and passes over memory starve it between rounds.
 _SILENCE_S = 60.0
 
@@ -58,10 +58,6 @@ class EngineSettings:
         return len(self.formats) * self.all_threads
 
     @property
-    def in_int8(self) -> tuple[str, ...]:
-        return self.int8_weights if HAS_INT8 else ()
-
-    @property
     def all_threads(self) -> int:
         return self.shards * self.threads
 
@@ -78,7 +74,7 @@ class EngineSettings:
             kv_pages=most * (-(-longest // PAGE) + 1),
             max_batch_tokens=max(512, self.sizes.prefill),
             max_sequences=most,
-            **({"int8_weights": self.in_int8} if HAS_INT8 else {}),
+            int8_weights=self.int8_weights,
         )
 
 
@@ -122,9 +118,9 @@ def _spreading(
     texts, sizes = last.texts[batch], settings.sizes
     touched = float(config.num_experts_per_tok)
     if batch > 1:
-        touched = touched_experts(path, format, texts, sizes.decode, settings.all_threads)
+        touched = touched_experts(path, format, settings.int8_weights, texts, sizes.decode, settings.all_threads)
     context = sizes.prefill + sizes.decode // 2
-    traffic = step_traffic(config, format, settings.in_int8, touched, batch, context)
+    traffic = step_traffic(config, format, settings.int8_weights, touched, batch, context)
     return Spreading(touched, config.n_routed_experts, traffic.total, batch * bandwidth / traffic.total)
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...actors.checkpoint import Checkpoint
+from ...actors.model.config import ModelConfig
 from ...actors.model.single import SingleProcessModel
+from ...actors.weights import load_shard
 from ...kernels.cpu.backend import CpuKernels
 from ...kernels.protocol import GateConfig
 
@@ -26,11 +29,18 @@ class _Watched(CpuKernels):
         return ids, weights
 
 
-def touched_experts(path: Path, format: str, texts: Sequence[Sequence[int]], decoded: int, threads: int) -> float:
+def touched_experts(
+    path: Path, format: str, int8_weights: Sequence[str], texts: Sequence[Sequence[int]], decoded: int, threads: int
+) -> float:
     """Mean over layers and steps of the distinct experts that decoding the last `decoded` tokens of texts together
-    touches. The texts are run again, whole: the gate chooses as it did, whatever runs beside a token."""
+    touches. format, int8_weights: as the engine ran them. The texts are run again, whole: the gate chooses as it did,
+    whatever runs beside a token."""
     kernels = _Watched(threads)
-    model = SingleProcessModel.load(path, format, kernels, max(map(len, texts)))
+    checkpoint = Checkpoint(path)
+    config = ModelConfig.from_dict(checkpoint.config)
+    every = range(config.n_routed_experts)
+    weights = load_shard(checkpoint, config, format, every, kernels, threads=threads, int8_weights=int8_weights)
+    model = SingleProcessModel(config, weights, kernels, max(map(len, texts)))
     chosen = []
     with torch.inference_mode():
         for text in texts:

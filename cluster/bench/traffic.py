@@ -9,11 +9,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...actors.int8_kinds import INT8_KINDS
 from ...actors.model.config import ModelConfig
 from ...actors.model.tensors import TensorSpec, attention_tensors, expert_shapes, mlp_tensors, outer_tensors
 
-# The kinds of weights (`TensorSpec.kind`) that each word of EngineConfig.int8_weights stands for.
-INT8_KINDS = {"attention": "attention", "shared": "shared experts", "dense": "dense MLP", "head": "lm_head"}
 _KV_BYTES = 4
 _GROUP = 32
 
@@ -36,8 +35,8 @@ def step_traffic(
 ) -> StepTraffic:
     """Bytes of a step of `batch` sequences with `context` tokens each in the cache.
 
-    format: of the routed experts in memory. touched: distinct experts a layer. Raises ValueError for a format whose
-    size is not known here.
+    format: of the routed experts in memory. int8_weights: of `INT8_KINDS`. touched: distinct experts a layer. Raises
+    ValueError for a format whose size is not known here.
     """
     int8 = {INT8_KINDS[word] for word in int8_weights}
     experts = sum(matrix_bytes(format, *shape) for shape in expert_shapes(config).values())

@@ -8,12 +8,13 @@ import pytest
 from tiny_checkpoint import TINY, write_tiny
 from typer.testing import CliRunner, Result
 
+from flyray.actors.int8_kinds import INT8_KINDS
 from flyray.actors.model.config import ModelConfig
 from flyray.cluster.bench.engine_load import steady_rate
 from flyray.cluster.bench.engine_report import EngineBench, Spreading
 from flyray.cluster.bench.machine import Machine
 from flyray.cluster.bench.rounds import BenchError, Round, Sizes
-from flyray.cluster.bench.traffic import INT8_KINDS, step_traffic, uniform_touched
+from flyray.cluster.bench.traffic import step_traffic, uniform_touched
 from flyray.cluster.cli import app
 from flyray.cluster.figures import read_figures, write_figures
 
