@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 from simulated_shards import CONFIG, Bench, expected, generate
 
 
@@ -58,10 +59,11 @@ def test_interactive_requests_preempt_batch_ones_for_their_place() -> None:
     }
 
 
-def test_nothing_is_preempted_while_its_prompt_is_scored() -> None:
-    bench = Bench(dataclasses.replace(CONFIG, shards=1, max_sequences=1))
+@pytest.mark.parametrize("scarce", [{"max_sequences": 1}, {"num_pages": 4}])
+def test_nothing_is_preempted_while_its_prompt_is_scored(scarce: dict[str, int]) -> None:
+    bench = Bench(dataclasses.replace(CONFIG, shards=1, **scarce))
     scored = generate("scored", [1] * 12, 4, priority=1, score_prompt=True)
-    chat = generate("chat", [2] * 4, 1)
+    chat = generate("chat", [2] * 8, 1)
     bench.add(scored)
     bench.schedule()
     bench.add(chat)
