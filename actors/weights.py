@@ -96,9 +96,11 @@ class _Loading:
     def shard(self, int8_weights: frozenset[str]) -> ShardWeights:
         self._int8 = int8_weights
         self._report()
+        # The head first: it is the largest tensor that may be converted, and what that takes is free for the rest.
+        head = self._linear("lm_head")
         embed, norm = self._read("model.embed_tokens.weight"), self._read("model.norm.weight")
         layers = tuple(self._layer(layer) for layer in range(self._config.num_hidden_layers))
-        return ShardWeights(embed, self._linear("lm_head"), norm, layers, self._experts)
+        return ShardWeights(embed, head, norm, layers, self._experts)
 
     def _layer(self, layer: int) -> LayerWeights:
         at = f"model.layers.{layer}"

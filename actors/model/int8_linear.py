@@ -8,8 +8,8 @@ from torch import Tensor
 from ...kernels.formats import quantize_int8_rows
 from ...kernels.protocol import Int8Weight
 
-# Values that are converted at once: as float32 and with temporaries some 200 MB.
-_VALUES = 1 << 24
+# Values that are converted at once: their temporaries stay in the cache, and count for nothing beside the weights.
+_VALUES = 1 << 18
 
 
 def to_int8(name: str, weight: Tensor) -> Int8Weight:
