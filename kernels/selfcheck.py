@@ -127,6 +127,22 @@ class _Check:
         slots = torch.randn(_TOKENS, shapes.gate.top_k, shapes.hidden, generator=self._generator)
         weights = torch.rand(_TOKENS, shapes.gate.top_k, generator=self._generator)
         self._both("combine", lambda k, t: k.combine(t(slots, exact=True), t(weights, exact=True)))
+        self._both("add", lambda k, t: k.add(t(x), t(x.flip(0))), exact=self._kernels.activation_dtype is torch.float32)
+        rows = torch.tensor([3, 0, 3])
+        self._both("take_rows", lambda k, t: k.take_rows(t(x), t(rows)), exact=True)
+        self._both("take_rows", lambda k, t: k.take_rows(t(x.bfloat16()), t(rows)))
+        parts = (shapes.qk_rope_head_dim // 2, shapes.qk_rope_head_dim - shapes.qk_rope_head_dim // 2)
+        self._both("split", lambda k, t: k.split(t(heads), parts)[1], exact=True)
+        self._both("concat", lambda k, t: k.concat([t(heads), t(heads[..., 1:].contiguous())]), exact=True)
+
+        def replayed(k: Kernels, t: _Mover) -> Tensor:
+            changing = t(x).clone()
+            graph = k.capture(lambda: k.silu_mul(k.concat([changing, changing])))
+            changing.copy_(t(x.flip(0)))
+            graph.replay()
+            return graph.result
+
+        self._both("capture", replayed)
 
     def products(self) -> None:
         shapes = self._shapes
