@@ -9,7 +9,7 @@ import typer
 
 from .options import Debug, JsonFile, WorkDir, clear_errors, say
 
-# A table of kernels is wider than what a pipe is taken for.
+# Tables are wider than what a pipe is taken for.
 TABLE_WIDTH = 118
 PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw the rates into this PNG.", show_default=False)]
 
@@ -90,7 +90,7 @@ def bench_engine(
         path = find_model(model, (work_dir or WORK_DIR) / "bench", say)
         with job_ray(settings.cpus, keep_logs=debug) as end_now:
             found = run_stoppable(lambda: measure.bench_engine(path, model, settings, say), end_now)
-        Console().print(found.table())
+        Console(width=TABLE_WIDTH).print(found.table())
         for line in found.remarks():
             say(line)
         if json is not None:
