@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PORT ?= 8000
 DEMO_FLAGS := --port $(PORT) $(if $(ONCE),--once) $(if $(JSON),--json $(JSON))
 
-.PHONY: demo test lint unit clean
+.PHONY: demo test lint unit sanitize clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/flyray demo $(DEMO_FLAGS)
@@ -20,6 +20,10 @@ lint: $(VENV)/.test-installed
 
 unit: $(VENV)/.test-installed
 	$(BIN)/pytest
+
+# The kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer; about two minutes, and no part of `test`.
+sanitize: $(VENV)/.test-installed
+	$(BIN)/python tests/sanitize.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
