@@ -369,8 +369,9 @@ def test_metrics_count_what_a_client_met(client, http):
 def test_a_full_queue_is_a_429_that_says_when_to_come_back(http):
     prompts = {"model": MODEL, "prompt": ["The"] * 1000, "max_tokens": 800, "ignore_eos": True, "stream": True}
     with http.stream("POST", "/v1/completions", json=prompts) as stream:
-        next(stream.iter_raw())
-        refusal = http.post("/v1/completions", json={"model": MODEL, "prompt": ["The"] * 500})
+        pieces = stream.iter_raw()  # kept: httpx closes a stream whose iterator is gone
+        next(pieces)
+        refusal = http.post("/v1/completions", json={"model": MODEL, "prompt": ["The"] * 1000, "max_tokens": 1})
         assert refusal.status_code == 429
         assert refusal.json()["error"]["code"] == "queue_full"
         assert 1 <= int(refusal.headers["retry-after"]) <= 120
