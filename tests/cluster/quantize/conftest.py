@@ -1,28 +1,14 @@
-"""One Ray and one run of each kind for a module: starting Ray and importing Quark are what takes time.
-
-Of a module, not of the session: other tests start a Ray of their own.
-"""
+"""One run of each kind for a module."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from quantized import ALL, Made, shipped_targets
 from source_checkpoints import bf16_checkpoint, native_checkpoint, scattered_checkpoint
 
 from flyray.cluster.quantize.command import quantize_all
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    # One CPU: one worker process runs every task, and imports Quark once.
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 def _make(source: Path, folder: Path) -> Made:
