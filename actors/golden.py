@@ -35,8 +35,11 @@ PROMPT_TOKENS = 24
 ANSWER_TOKENS = 8
 NEIGHBOURS = 3
 REFERENCE_PARAMETERS = 64_000_000
-MEAN_BOUND = 0.05
-WORST_BOUND = 0.5
+# The tokens are like no text, so that a difference of a millionth in one operation already turns some roundings to INT8
+# and some choices of experts: 0.06 nats on average on the demo model. Attention 5 % too large is 0.32 there, no rotary
+# embedding 1.6; finer faults are for the shards' kernel checks.
+MEAN_BOUND = 0.25
+WORST_BOUND = 1.5
 
 GREEDY = Sampling(0.0, 1.0, 0, 0)
 
