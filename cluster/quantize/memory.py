@@ -22,7 +22,7 @@ COPY_CHUNK = 8 << 20
 _LEAST = 128 << 20
 
 # Bytes a weight of the float32 rows that are rounded at a time, with all copies that the search makes of them.
-_ROUNDING = 32
+_ROUNDING = 64
 _PIECE_WEIGHTS = 16 << 20
 # Of what is planned with; the rest is for what the allocator keeps between pieces.
 _SHARE = 0.75

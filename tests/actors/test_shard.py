@@ -139,7 +139,10 @@ def test_plans_of_another_engine_or_epoch_are_dropped_and_counted(bench: Bench) 
     [
         (replace(FIRST, program="other-1"), "step 0: the plan names program 'other-1', this shard has 'colocated-1'"),
         (replace(FIRST, starts=()), "step 0: the plan runs sequence 1, which is not here"),
-        (replace(FIRST, slices=(Slice(1, 0, (256,), (5,), True),)), "step 0: stage embed.0: ValueError: take_rows: rows[0] is 256, expected 0 to 255"),
+        (
+            replace(FIRST, slices=(Slice(1, 0, (256,), (5,), True),)),
+            "step 0: stage embed.0: ValueError: take_rows: rows[0] is 256, expected 0 to 255",
+        ),
     ],
 )
 def test_what_goes_wrong_in_a_step_is_its_result(bench: Bench, plan: StepPlan, named: str) -> None:

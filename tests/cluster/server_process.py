@@ -89,8 +89,8 @@ class ServerProcess:
 def assert_nothing_left(server: ServerProcess, processes: dict[int, str], memory: set[str]) -> None:
     """processes and memory: what `descendants` and `shared_memory` gave while it ran; some may have ended by then."""
     left = {pid: command for pid, command in processes.items() if command and command_line(pid) == command}
-    assert not left
-    assert not [name for name in memory if Path(name).exists()]
+    assert left == {}
+    assert [name for name in memory if Path(name).exists()] == []
     assert list(server.folder.iterdir()) == []
 
 
