@@ -65,7 +65,7 @@ def test_a_seed_gives_one_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        (Synthesis(model="kimi-k3"), "model: 'kimi-k3' is none of kimi-k2.5"),
+        (Synthesis(model="kimi-k3"), "model: 'kimi-k3' is none of bench-1b, kimi-k2.5"),
         (Synthesis(changes={"hiden_size": 64}), "hiden_size: no number .*did you mean 'hidden_size'"),
         (Synthesis(changes={"hidden_size": 48}), "hidden_size and moe_intermediate_size: .* multiples of 32"),
         (Synthesis(changes={"n_routed_experts": 4}), "num_experts_per_tok"),

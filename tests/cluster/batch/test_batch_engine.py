@@ -76,7 +76,7 @@ def run(
 
 def test_killed_shard_ends_the_job_and_another_engine_goes_on(tmp_path: Path, checkpoint: Path, cluster: None) -> None:
     good = [line(number) for number in range(10)]
-    bad = [line(90, temperature=9), line(91, max_tokens=CONTEXT), line(92, model="other"), line(93, n=3)]
+    bad = [line(90, temperature=9), line(91, max_tokens=CONTEXT), line(92, model="other"), line(93, n=17)]
     write(tmp_path / "in.jsonl", [*good[:5], *bad, *good[5:]])
 
     whole = run(checkpoint, tmp_path / "in.jsonl", tmp_path / "whole.jsonl", lambda session, summary: None)
