@@ -20,9 +20,9 @@ _OUT_OF_MEMORY = 2
 
 
 class CpuHandle:
-    """threads: how many compute at once, the caller included. variant: "avx512", "avx2", "portable", or "" for the best
-    that this CPU runs; the results are the same. Calls from several Python threads are safe and share the pool. Not
-    usable in a forked child."""
+    """threads: how many compute at once, the caller included. variant: "amx", "avx512", "avx2", "portable", or "" for
+    the best that this CPU runs. Calls from several Python threads are safe and share the pool. Not usable in a forked
+    child."""
 
     def __init__(self, threads: int, variant: str = "") -> None:
         if threads < 1:
