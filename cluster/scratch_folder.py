@@ -20,7 +20,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     It is held by a file lock that dies with its process. First removes folders of that prefix that nobody holds.
     """
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    remove_abandoned(parent, prefix)
+    _remove_abandoned(parent, prefix)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     lock = _claim(folder)
     try:
@@ -30,7 +30,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
         os.close(lock)
 
 
-def remove_abandoned(parent: Path, prefix: str) -> None:
+def _remove_abandoned(parent: Path, prefix: str) -> None:
     """Removes folders whose process has died: nobody holds their lock."""
     for lock in parent.glob(f"{prefix}*/{_LOCK}"):
         with suppress(FileNotFoundError, BlockingIOError), lock.open("rb+") as file:

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..scratch_folder import remove_abandoned, scratch_folder
+from ..scratch_folder import scratch_folder
 
 BYTES_A_VALUE = 4
 FOLDER = "distributions-"
@@ -84,14 +84,12 @@ def distributions_folder(work_dir: Path, needed: int) -> Iterator[Path]:
 
     Its path is absolute, as shards need it. Raises SpaceError with the numbers.
     """
-    work_dir = work_dir.resolve()
-    work_dir.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(work_dir, FOLDER)
-    free = shutil.disk_usage(work_dir).free
-    if free < needed:
-        raise SpaceError(
-            f"{work_dir}: comparing distributions needs {needed / 1e9:.2f} GB there for the while, {free / 1e9:.2f} GB "
-            "are free; measure less text (--text-bytes) or name a folder on another disk (--work-dir)"
-        )
-    with scratch_folder(work_dir, FOLDER) as folder:
+    with scratch_folder(work_dir.resolve(), FOLDER) as folder:
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise SpaceError(
+                f"{folder.parent}: comparing distributions needs {needed / 1e9:.2f} GB there for the while, "
+                f"{free / 1e9:.2f} GB are free; measure less text (--text-bytes) or name a folder on another disk "
+                "(--work-dir)"
+            )
         yield folder
