@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import Debug, JsonFile, WorkDir, clear_errors, say
+
+if TYPE_CHECKING:
+    from ..bench.engine_report import EngineBench
+    from ..bench.kernels import KernelBench
 
 # Tables are wider than what a pipe is taken for.
 TABLE_WIDTH = 118
@@ -63,15 +67,12 @@ def bench_engine(
     All formats and peers stand at once and are measured in turns. A shape gets random weights, kept in the work folder.
     """
     with clear_errors(debug):
-        from rich.console import Console
-
         from ..bench import engine as measure
         from ..bench.model import find_model
         from ..bench.peers import check_peers
-        from ..bench.plot import check_plots, write_plot
+        from ..bench.plot import check_plots
         from ..bench.rounds import Sizes
         from ..evaluate.settings import WORK_DIR
-        from ..figures import write_figures
         from ..job import job_ray, run_stoppable
 
         settings = measure.EngineSettings(
@@ -90,13 +91,7 @@ def bench_engine(
         path = find_model(model, (work_dir or WORK_DIR) / "bench", say)
         with job_ray(settings.cpus, keep_logs=debug) as end_now:
             found = run_stoppable(lambda: measure.bench_engine(path, model, settings, say), end_now)
-        Console(width=TABLE_WIDTH).print(found.table())
-        for line in found.remarks():
-            say(line)
-        if json is not None:
-            write_figures(json, found.figures())
-        if plot is not None:
-            write_plot(plot, found.title, found.panels())
+        _show(found, found.title, json, plot)
 
 
 def bench_kernels(
@@ -120,11 +115,8 @@ def bench_kernels(
     Samples with an involuntary context switch are dropped.
     """
     with clear_errors(debug):
-        from rich.console import Console
-
         from ..bench import kernels as measure
-        from ..bench.plot import check_plots, write_plot
-        from ..figures import write_figures
+        from ..bench.plot import check_plots
 
         if plot is not None:
             check_plots()
@@ -138,13 +130,23 @@ def bench_kernels(
             runs,
         )
         found = measure.bench_kernels(settings, say)
-        Console(width=TABLE_WIDTH).print(found.table())
-        for line in found.remarks():
-            say(line)
-        if json is not None:
-            write_figures(json, found.figures())
-        if plot is not None:
-            write_plot(plot, f"{model} on {found.machine.cpu}, {threads} threads", found.panels())
+        _show(found, f"{model} on {found.machine.cpu}, {threads} threads", json, plot)
+
+
+def _show(found: EngineBench | KernelBench, title: str, json: Path | None, plot: Path | None) -> None:
+    """Prints what was found, and writes its figures and its plot where they are wanted."""
+    from rich.console import Console
+
+    from ..bench.plot import write_plot
+    from ..figures import write_figures
+
+    Console(width=TABLE_WIDTH).print(found.table())
+    for line in found.remarks():
+        say(line)
+    if json is not None:
+        write_figures(json, found.figures())
+    if plot is not None:
+        write_plot(plot, title, found.panels())
 
 
 def _words(text: str) -> tuple[str, ...]:
