@@ -17,6 +17,7 @@ from .protocol import (
     ExpertWeights,
     GateConfig,
     Int4Matrix,
+    Int4Weight,
     Int8Matrix,
     Int8Weight,
     PagedBatch,
@@ -64,17 +65,27 @@ class ArgumentChecks:
         self._require(op, "weight", weight, self._weight, (outputs, inner))
         return tokens, inner, outputs
 
-    def linear_int8(self, x: Tensor, weight: Int8Weight) -> tuple[int, int, int]:
+    def integer_linear(self, x: Tensor, weight: Int8Weight | Int4Weight) -> tuple[int, int, int]:
         """T, K and N."""
         tokens, inner = self._shape("linear", "x", x, 2)
-        outputs = self._shape("linear", "weight.values", weight.values, 2)[0]
         self._require("linear", "x", x, self._float, (tokens, inner))
-        self._require("linear", "weight.values", weight.values, (torch.int8,), (outputs, inner))
+        if isinstance(weight, Int4Weight):
+            name, values = "weight.nibbles", weight.nibbles
+            outputs = self._shape("linear", name, values, 2)[0]
+            if inner % INT4_GROUP:
+                raise ValueError(
+                    f"linear: x has K = {inner}, not a multiple of {INT4_GROUP}, which weight needs in INT4"
+                )
+            self._require("linear", name, values, (torch.uint8,), (outputs, inner // 2))
+            groups = (outputs, inner // INT4_GROUP)
+            self._require("linear", "weight.multipliers", weight.multipliers, (torch.uint8,), groups)
+        else:
+            name, values = "weight.values", weight.values
+            outputs = self._shape("linear", name, values, 2)[0]
+            self._require("linear", name, values, (torch.int8,), (outputs, inner))
         self._require("linear", "weight.scale", weight.scale, (torch.float32,), (outputs,))
         if inner > MAX_INT8_INNER:
-            raise ValueError(
-                f"linear: weight.values has K = {inner}; sums of more than {MAX_INT8_INNER} overflow int32"
-            )
+            raise ValueError(f"linear: {name} has K = {inner}; sums of more than {MAX_INT8_INNER} overflow int32")
         return tokens, inner, outputs
 
     def head_linear(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:

@@ -94,7 +94,19 @@ class Int8Weight:
     scale: Tensor
 
 
-LinearWeight = Tensor | Int8Weight
+@dataclass(frozen=True)
+class Int4Weight:
+    """The weight of one linear in 4 bits, laid out and valued as one expert of an `Int4Matrix`.
+
+    nibbles [N, K/2] uint8, multipliers [N, K/32] uint8, scale [N] float32. Activations as of an `Int8Weight`.
+    """
+
+    nibbles: Tensor
+    multipliers: Tensor
+    scale: Tensor
+
+
+LinearWeight = Tensor | Int8Weight | Int4Weight
 
 
 def activation_format(matrix: ExpertMatrix) -> ActivationFormat:
@@ -228,10 +240,10 @@ class Kernels(Protocol):
         ...
 
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
-        """x [T, K] float, weight [N, K] bf16, float32 or Int8Weight -> x @ weight.T, [T, N] float.
+        """x [T, K] float, weight [N, K] bf16, float32, Int8Weight or Int4Weight -> x @ weight.T, [T, N] float.
 
-        Summed in float32; with an Int8Weight x is quantized to INT8 per row first, the sum is an exact integer, and
-        the result is float32(sum) * (x's row scale * the weight's row scale)."""
+        Summed in float32; with an Int8Weight or Int4Weight x is quantized to INT8 per row first, the sum is an exact
+        integer, and the result is float32(sum) * (x's row scale * the weight's row scale)."""
         ...
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from .protocol import (
     GateConfig,
     Graph,
     Int4Matrix,
+    Int4Weight,
     Int8Matrix,
     Int8Weight,
     LinearWeight,
@@ -59,11 +60,12 @@ class ReferenceKernels:
         return x * inverse[:, None] * weight.to(torch.float32)
 
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
-        if isinstance(weight, Int8Weight):
-            self._check.linear_int8(x, weight)
+        if isinstance(weight, Int8Weight | Int4Weight):
+            self._check.integer_linear(x, weight)
             rows = self.quantize(x, ActivationFormat.INT8)
             assert rows.scale is not None
-            return _integer_sums(rows, weight.values) * (rows.scale[:, None] * weight.scale[None, :])
+            integers = weight.values if isinstance(weight, Int8Weight) else _join(weight.nibbles, weight.multipliers)
+            return _integer_sums(rows, integers) * (rows.scale[:, None] * weight.scale[None, :])
         self._check.linear("linear", x, weight)
         return ordered_linear(x, weight)
 
@@ -228,9 +230,13 @@ def _integers(matrix: Int4Matrix | Int8Matrix, expert: int) -> Tensor:
     """One expert's matrix as integers [N, K] int8, without its row scales."""
     if isinstance(matrix, Int8Matrix):
         return matrix.values[expert]
-    multipliers = matrix.multipliers[expert].to(torch.int16)
-    nibbles = matrix.nibbles[expert].view(*multipliers.shape, 16)
-    values = torch.cat([nibbles & 0xF, nibbles >> 4], dim=-1).to(torch.int16) - 8
+    return _join(matrix.nibbles[expert], matrix.multipliers[expert])
+
+
+def _join(nibbles: Tensor, multipliers: Tensor) -> Tensor:
+    """nibbles [N, K/2], multipliers [N, K/32], both uint8 -> [N, K] int8."""
+    grouped = nibbles.view(*multipliers.shape, 16)
+    values = torch.cat([grouped & 0xF, grouped >> 4], dim=-1).to(torch.int16) - 8
     return (values * multipliers[..., None]).flatten(1).to(torch.int8)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .checks import INT4_GROUP
 from .protocol import (
     ActivationFormat,
     Activations,
@@ -21,6 +22,7 @@ from .protocol import (
     Fp8Matrix,
     GateConfig,
     Int4Matrix,
+    Int4Weight,
     Int8Matrix,
     Int8Weight,
     Kernels,
@@ -94,10 +96,10 @@ def random_matrix(
     if issubclass(kind, Int8Matrix):
         values = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
         return Int8Matrix(values, scale / 64)
-    if inner % 32:
-        raise ValueError(f"an INT4 matrix needs K in whole groups of 32, not {inner}")
+    if inner % INT4_GROUP:
+        raise ValueError(f"an INT4 matrix needs K in whole groups of {INT4_GROUP}, not {inner}")
     nibbles = torch.randint(0, 256, (experts, rows, inner // 2), generator=generator, dtype=torch.uint8)
-    multipliers = torch.randint(1, 16, (experts, rows, inner // 32), generator=generator, dtype=torch.uint8)
+    multipliers = torch.randint(1, 16, (experts, rows, inner // INT4_GROUP), generator=generator, dtype=torch.uint8)
     return Int4Matrix(nibbles, multipliers, scale / 48)
 
 
@@ -157,6 +159,15 @@ class _Check:
             lambda k, t: k.linear(t(x), Int8Weight(t(values), t(scale, exact=True))),
             exact=self._kernels.activation_dtype is torch.float32,
         )
+        if shapes.hidden % INT4_GROUP == 0:
+            matrix = random_matrix(Int4Matrix, 1, _COLUMNS, shapes.hidden, self._generator)
+            assert isinstance(matrix, Int4Matrix)
+            nibbles, multipliers, scales = matrix.nibbles[0], matrix.multipliers[0], matrix.scale[0]
+            self._both(
+                "linear[Int4Weight]",
+                lambda k, t: k.linear(t(x), Int4Weight(t(nibbles), t(multipliers), t(scales, exact=True))),
+                exact=self._kernels.activation_dtype is torch.float32,
+            )
         queries = self._floats(_TOKENS, shapes.heads, shapes.qk_nope_head_dim)
         up_key = self._floats(shapes.heads, shapes.kv_lora_rank, shapes.qk_nope_head_dim)
         for dtype in (torch.bfloat16, torch.float32):

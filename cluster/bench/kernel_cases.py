@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ...actors.model.config import ModelConfig
+from ...kernels.checks import INT4_GROUP
 from ...kernels.protocol import (
     ActivationFormat,
     ExpertMatrix,
     ExpertWeights,
     Int4Matrix,
+    Int4Weight,
     Int8Matrix,
     Int8Weight,
     Kernels,
@@ -98,15 +100,13 @@ class KernelCases:
         return ExpertWeights(gate_up, random_matrix(kind, count, hidden, inner, self._generator))
 
     def _linear(self, name: str, outputs: int, inner: int, tokens: Sequence[int]) -> Iterator[KernelCase]:
-        """The same weight in INT8 and in bfloat16."""
-        made: dict[str, list[LinearWeight]] = {"int8": [], "bf16": []}
-        for _ in range(self._copies(outputs * inner)):
-            values = torch.randint(-127, 128, (outputs, inner), dtype=torch.int8, generator=self._generator)
-            made["int8"].append(Int8Weight(values, torch.full((outputs,), inner**-0.5 / 73)))
-        for _ in range(self._copies(2 * outputs * inner)):
-            made["bf16"].append((self._normal(outputs, inner) * inner**-0.5).bfloat16())
-        for format, weights in made.items():
-            size = (outputs * (inner + 4)) if format == "int8" else 2 * outputs * inner
+        """The same weight in INT4 (where its columns are whole groups), in INT8 and in bfloat16."""
+        formats = {"int4": "w4a8", "int8": "w8a8", "bf16": "bf16"}
+        if inner % INT4_GROUP:
+            del formats["int4"]
+        for format, matrices in formats.items():
+            size = matrix_bytes(matrices, outputs, inner)
+            weights = [self._weight(format, outputs, inner) for _ in range(self._copies(size))]
             for rows in tokens:
                 x = self._normal(rows, inner)
 
@@ -118,8 +118,18 @@ class KernelCases:
                     [_bound(call, weight) for weight in weights],
                     size + 4 * rows * (inner + outputs),
                     2 * rows * outputs * inner,
-                    integer=format == "int8",
+                    integer=format != "bf16",
                 )
+
+    def _weight(self, format: str, outputs: int, inner: int) -> LinearWeight:
+        if format == "bf16":
+            return (self._normal(outputs, inner) * inner**-0.5).bfloat16()
+        kind = Int4Matrix if format == "int4" else Int8Matrix
+        matrix = random_matrix(kind, 1, outputs, inner, self._generator)
+        if isinstance(matrix, Int4Matrix):
+            return Int4Weight(matrix.nibbles[0], matrix.multipliers[0], matrix.scale[0])
+        assert isinstance(matrix, Int8Matrix)
+        return Int8Weight(matrix.values[0], matrix.scale[0])
 
     def _head_linear(self, rows: int) -> KernelCase:
         """The key up-projection, absorbed into the queries."""

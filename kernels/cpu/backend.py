@@ -26,6 +26,7 @@ from ..protocol import (
     GateConfig,
     Graph,
     Int4Matrix,
+    Int4Weight,
     Int8Matrix,
     Int8Weight,
     LinearWeight,
@@ -75,11 +76,11 @@ class CpuKernels:
 
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
         at = self._at
-        if isinstance(weight, Int8Weight):
-            tokens, inner, outputs = self._check.linear_int8(x, weight)
+        if isinstance(weight, Int8Weight | Int4Weight):
+            tokens, inner, outputs = self._check.integer_linear(x, weight)
             out = self._empty(tokens, outputs)
-            values, scale = at(weight.values), at(weight.scale)
-            self._run(commands.linear_int8(at(x), values, scale, at(out), tokens, inner, outputs))
+            kind, *addresses = _integers(at, weight)
+            self._run(commands.integer_linear(at(x), kind, *addresses, at(out), tokens, inner, outputs))
             return out
         tokens, inner, outputs = self._check.linear("linear", x, weight)
         out = self._empty(tokens, outputs)
@@ -254,6 +255,13 @@ def _sampling_words(row: SamplingRow) -> bytes:
 def _type(weight: Tensor) -> int:
     """The library's code of a float dtype."""
     return int(weight.dtype is torch.bfloat16)
+
+
+def _integers(at: Callable[[Tensor], int], weight: Int8Weight | Int4Weight) -> tuple[int, int, int, int]:
+    """The library's code of the kind; addresses of values, multipliers (0 where there are none) and scale."""
+    if isinstance(weight, Int4Weight):
+        return _KINDS[Int4Matrix], at(weight.nibbles), at(weight.multipliers), at(weight.scale)
+    return _KINDS[Int8Matrix], at(weight.values), 0, at(weight.scale)
 
 
 def _matrix(at: Callable[[Tensor], int], matrix: ExpertMatrix) -> tuple[int, int, int]:

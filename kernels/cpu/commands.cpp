@@ -103,15 +103,6 @@ int linear(Library& library, Words words) {
   return 0;
 }
 
-int linear_int8(Library& library, Words words) {
-  const LinearInt8 arguments{words.address<const float>(), words.address<const int8_t>(),
-                             words.address<const float>(), words.address<float>(),
-                             words.integer(),              words.integer(),
-                             words.integer()};
-  library.operations->linear_int8(library.pool, arguments);
-  return 0;
-}
-
 int rope(Library& library, Words words) {
   const Rope arguments{words.address<const float>(), words.address<const int64_t>(), words.address<const float>(),
                        words.address<const float>(), words.address<float>(),         words.integer(),
@@ -185,6 +176,14 @@ int combine(Library& library, Words words) {
 
 Matrix matrix(Words& words) {
   return Matrix{words.address<const void>(), words.address<const uint8_t>(), words.address<const float>()};
+}
+
+int integer_linear(Library& library, Words words) {
+  const IntegerLinear arguments{words.address<const float>(), words.choice<MatrixKind>(), matrix(words),
+                                words.address<float>(),       words.integer(),            words.integer(),
+                                words.integer()};
+  library.operations->integer_linear(library.pool, arguments);
+  return 0;
 }
 
 int experts(Library& library, Words words) {
@@ -286,7 +285,7 @@ struct Command {
 
 // By code; commands.py has the same order. New ones are added at the end.
 const Command kCommands[] = {
-    {7, rms_norm}, {8, linear},    {7, linear_int8}, {9, rope}, {8, write_kv},    {16, attention},    {14, gate},
+    {7, rms_norm}, {8, linear},    {9, integer_linear}, {9, rope}, {8, write_kv},    {16, attention},    {14, gate},
     {6, quantize}, {4, silu_mul},  {6, combine},     {17, experts}, {13, fold},   {11, row_scales},   {11, group_scales},
     {9, round_weights},
     {7, run_take_rows}, {5, run_add}, {6, run_copy_columns}, {11, sample},

@@ -23,7 +23,7 @@ def _command(code: int, arguments: str) -> Command:
 
 rms_norm = _command(0, "qqqqqqd")
 linear = _command(1, "qqqqqqqq")
-linear_int8 = _command(2, "qqqqqqq")
+integer_linear = _command(2, "qqqqqqqqq")
 rope = _command(3, "qqqqqqqqq")
 write_kv = _command(4, "qqqqqqqq")
 attention = _command(5, "qqqqqqqqqqqqqqqd")

@@ -31,15 +31,6 @@ struct Linear {
   int64_t tokens, heads, inner, outputs;
 };
 
-// x is quantized to int8 per row; out = float(integer sum) * (row scale of x * row scale of the weight).
-struct LinearInt8 {
-  const float* x;
-  const int8_t* values;
-  const float* scale;
-  float* out;
-  int64_t tokens, inner, outputs;
-};
-
 struct RmsNorm {
   const float* x;
   const void* weight;
@@ -111,6 +102,16 @@ struct Matrix {
   const void* values;
   const uint8_t* multipliers;
   const float* scale;
+};
+
+// x is quantized to int8 per row; out = float(integer sum) * (row scale of x * row scale of the weight). kind:
+// kInt4Matrix or kInt8Matrix.
+struct IntegerLinear {
+  const float* x;
+  MatrixKind kind;
+  Matrix weight;
+  float* out;
+  int64_t tokens, inner, outputs;
 };
 
 struct Experts {
@@ -189,7 +190,7 @@ struct Operations {
   const char* name;
   void (*rms_norm)(Pool&, const RmsNorm&);
   void (*linear)(Pool&, const Linear&);
-  void (*linear_int8)(Pool&, const LinearInt8&);
+  void (*integer_linear)(Pool&, const IntegerLinear&);
   void (*rope)(Pool&, const Rope&);
   void (*attention)(Pool&, const Attention&);
   void (*gate)(Pool&, const Gate&);

@@ -19,7 +19,7 @@ const Operations kAmxOperations = {
     "amx",
     variant_amx::rms_norm,
     variant_amx::tile_linear,
-    variant_amx::linear_int8,
+    variant_amx::integer_linear,
     variant_amx::rope,
     variant_amx::tile_attention,
     variant_amx::gate,

@@ -15,7 +15,7 @@ const Operations kAvx2Operations = {
     "avx2",
     variant_avx2::rms_norm,
     variant_avx2::linear,
-    variant_avx2::linear_int8,
+    variant_avx2::integer_linear,
     variant_avx2::rope,
     variant_avx2::attention,
     variant_avx2::gate,

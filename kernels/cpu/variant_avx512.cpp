@@ -15,7 +15,7 @@ const Operations kAvx512Operations = {
     "avx512",
     variant_avx512::rms_norm,
     variant_avx512::linear,
-    variant_avx512::linear_int8,
+    variant_avx512::integer_linear,
     variant_avx512::rope,
     variant_avx512::attention,
     variant_avx512::gate,

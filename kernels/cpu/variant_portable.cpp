@@ -10,7 +10,7 @@ const Operations kPortableOperations = {
     "portable",
     variant_portable::rms_norm,
     variant_portable::linear,
-    variant_portable::linear_int8,
+    variant_portable::integer_linear,
     variant_portable::rope,
     variant_portable::attention,
     variant_portable::gate,

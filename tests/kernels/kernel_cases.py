@@ -11,6 +11,7 @@ from flyray.kernels.protocol import (
     ExpertWeights,
     Fp8Matrix,
     Int4Matrix,
+    Int4Weight,
     Int8Matrix,
     Int8Weight,
     PagedBatch,
@@ -35,6 +36,12 @@ def int8_weight(outputs: int, inner: int, seed: int = 0) -> Int8Weight:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randint(-128, 128, (outputs, inner), generator=generator, dtype=torch.int8)
     return Int8Weight(values, 10 ** (torch.rand(outputs, generator=generator) * 6 - 6))
+
+
+def int4_weight(outputs: int, inner: int, seed: int = 0) -> Int4Weight:
+    matrix = random_matrix(Int4Matrix, 1, outputs, inner, torch.Generator().manual_seed(seed))
+    assert isinstance(matrix, Int4Matrix)
+    return Int4Weight(matrix.nibbles[0], matrix.multipliers[0], matrix.scale[0])
 
 
 def pairs(tokens: int, experts: int, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from cpu_variants import CPU_VARIANTS, open_cpu
-from kernel_cases import MATRIX_KINDS, expert_weights, int8_weight, normal, paged, pairs
+from kernel_cases import MATRIX_KINDS, expert_weights, int4_weight, int8_weight, normal, paged, pairs
 from torch import Tensor
 
 from flyray.kernels.cpu.backend import CpuKernels
@@ -22,6 +22,7 @@ ROW_KERNELS: dict[str, tuple[Tensor, Callable[[Kernels, Tensor, Tensor], Tensor]
     "linear bf16": (normal(2, TOKENS, 83), lambda k, x, _: k.linear(x, normal(3, 75, 83).bfloat16())),
     "linear": (normal(2, TOKENS, 83), lambda k, x, _: k.linear(x, normal(3, 75, 83))),
     "linear int8": (normal(2, TOKENS, 83), lambda k, x, _: k.linear(x, int8_weight(75, 83))),
+    "linear int4": (normal(2, TOKENS, 96), lambda k, x, _: k.linear(x, int4_weight(75, 96))),
     "head_linear": (normal(4, TOKENS, 3, 20), lambda k, x, _: k.head_linear(x, normal(5, 3, 37, 20))),
     "rms_norm": (normal(6, TOKENS, 83), lambda k, x, _: k.rms_norm(x, normal(7, 83), 1e-6)),
     "rope": (normal(8, TOKENS, 2, 16), lambda k, x, rows: k.rope(x, POSITIONS[rows], TABLE.cos(), TABLE.sin())),
@@ -91,6 +92,7 @@ def test_threads_do_not_change_float_kernels(one_and_three: tuple[CpuKernels, Cp
         lambda k: k.linear(x, weight),
         lambda k: k.linear(x, weight.bfloat16()),
         lambda k: k.linear(x, int8_weight(300, 200)),
+        lambda k: k.linear(x[:, :192].contiguous(), int4_weight(300, 192)),
         lambda k: k.head_linear(x.view(70, 4, 50), weight.view(4, 75 * 4, 50)),
         lambda k: k.gate(x, weight, weight[:, 0].contiguous(), CONFIG)[1],
         lambda k: k.mla_attention(q, pages, batch, 0.2, 64),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import MATRIX_KINDS, expert_weights, int8_weight, normal, paged, pairs
+from kernel_cases import MATRIX_KINDS, expert_weights, int4_weight, int8_weight, normal, paged, pairs
 from split_products import assert_split_attention, assert_split_product
 
 from flyray.kernels.cpu.backend import CpuKernels
@@ -41,6 +41,17 @@ def test_linear_int8(
     cpu: CpuKernels, reference: ReferenceKernels, tokens: int, inner: int, outputs: int, seed: int
 ) -> None:
     x, weight = normal(seed, tokens, inner), int8_weight(outputs, inner, seed)
+    x[::3] *= 1e-20
+    x[1::7] = 0.0
+    assert torch.equal(cpu.linear(x, weight), reference.linear(x, weight))
+
+
+@SOME
+@given(st.integers(0, 80), st.integers(1, 12), st.integers(1, 80), st.integers(0, 99))
+def test_linear_int4(
+    cpu: CpuKernels, reference: ReferenceKernels, tokens: int, groups: int, outputs: int, seed: int
+) -> None:
+    x, weight = normal(seed, tokens, 32 * groups), int4_weight(outputs, 32 * groups, seed)
     x[::3] *= 1e-20
     x[1::7] = 0.0
     assert torch.equal(cpu.linear(x, weight), reference.linear(x, weight))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import expert_weights, int8_weight, normal, pairs
+from kernel_cases import expert_weights, int4_weight, int8_weight, normal, pairs
 
 from flyray.kernels.cpu.backend import CpuKernels
 from flyray.kernels.protocol import ActivationFormat, ExpertMatrix, Int4Matrix, Int8Matrix
@@ -40,6 +40,12 @@ def test_rows_of_zeros_and_of_no_numbers_stay_alone(
     actual, expected = cpu.experts(x, token, expert, weights), reference.experts(x, token, expert, weights)
     assert torch.equal(actual.isnan(), expected.isnan())
     assert torch.equal(actual.nan_to_num(0.0), expected.nan_to_num(0.0))
+
+
+@pytest.mark.parametrize(("tokens", "inner", "outputs"), [(1, 64, 16), (530, 64, 48), (33, 96, 40), (2, 704, 33)])
+def test_linear_int4(cpu: CpuKernels, reference: ReferenceKernels, tokens: int, inner: int, outputs: int) -> None:
+    x, weight = normal(6, tokens, inner), int4_weight(outputs, inner)
+    assert torch.equal(cpu.linear(x, weight), reference.linear(x, weight))
 
 
 @pytest.mark.parametrize(("tokens", "inner", "outputs"), [(1, 64, 16), (530, 64, 48), (33, 100, 40), (2, 700, 33)])

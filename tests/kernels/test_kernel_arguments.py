@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_cases import expert_weights, int8_weight, normal, paged, pairs
+from kernel_cases import expert_weights, int4_weight, int8_weight, normal, paged, pairs
 from torch import Tensor
 
 from flyray.kernels.protocol import (
@@ -17,6 +17,7 @@ from flyray.kernels.protocol import (
     ExpertWeights,
     GateConfig,
     Int4Matrix,
+    Int4Weight,
     Int8Matrix,
     Kernels,
     PagedBatch,
@@ -24,6 +25,7 @@ from flyray.kernels.protocol import (
 
 X, W = normal(1, 3, 8), normal(2, 5, 8)
 W8 = int8_weight(5, 8)
+X4, W4 = normal(1, 3, 32), int4_weight(5, 32)
 HEADS = normal(3, 3, 2, 8)
 TABLE = normal(4, 10, 4)
 POSITIONS = torch.tensor([0, 9, 3])
@@ -53,6 +55,10 @@ def run(
     return k.experts(x, token, expert, weights)
 
 
+def with_multipliers(dtype: torch.dtype) -> Int4Weight:
+    return replace(W4, multipliers=W4.multipliers.to(dtype))
+
+
 def with_nibbles(columns: int) -> ExpertWeights:
     good = expert_weights(Int4Matrix, 2, 32, 32)
     assert isinstance(good.gate_up, Int4Matrix)
@@ -72,6 +78,9 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
     "int8 scale dtype": ("weight.scale is float64", lambda k: k.linear(X, replace(W8, scale=W8.scale.double()))),
     "int8 x": ("linear: x is bfloat16", lambda k: k.linear(X.bfloat16(), W8)),
     "int8 overflow": ("K = 132105; .* overflow", lambda k: k.linear(normal(1, 1, 132105), int8_weight(1, 132105))),
+    "int4 width": ("linear: weight.nibbles is uint8 \\[5, 32\\]", lambda k: k.linear(X4, int4_weight(5, 64))),
+    "int4 group": ("linear: x has K = 8, not a multiple of 32", lambda k: k.linear(X, W4)),
+    "int4 multipliers": ("weight.multipliers is int8", lambda k: k.linear(X4, with_multipliers(torch.int8))),
     "heads": ("head_linear: weight is", lambda k: k.head_linear(HEADS, normal(1, 3, 4, 8))),
     "rope odd": ("rope: x has 7", lambda k: k.rope(HEADS[..., :7].contiguous(), POSITIONS, TABLE, TABLE)),
     "rope positions": ("rope: positions is int32", lambda k: k.rope(HEADS, POSITIONS.int(), TABLE, TABLE)),
@@ -127,6 +136,7 @@ def test_no_rows_are_fine(kernels: Kernels) -> None:
     none = torch.zeros(0, dtype=torch.int64)
     assert kernels.linear(X[:0], W).shape == (0, 5)
     assert kernels.linear(X[:0], W8).shape == (0, 5)
+    assert kernels.linear(X4[:0], W4).shape == (0, 5)
     assert kernels.rms_norm(X[:0], X[0], 1e-6).shape == (0, 8)
     assert kernels.rope(HEADS[:0], none, TABLE, TABLE).shape == (0, 2, 8)
     assert kernels.silu_mul(X[:0]).shape == (0, 4)

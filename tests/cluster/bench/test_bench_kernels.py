@@ -33,7 +33,15 @@ def test_the_command_measures_every_kernel_beside_the_ceilings(shape: Path, tmp_
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     found = {name: figure.value for name, figure in read_figures(figures).items()}
-    for kernel in ("experts_w4a8", "experts_w8a8", "linear_int8.lm_head", "mla_decode", "gate", "sample_greedy"):
+    for kernel in (
+        "experts_w4a8",
+        "experts_w8a8",
+        "linear_int8.lm_head",
+        "linear_int4.lm_head",
+        "mla_decode",
+        "gate",
+        "sample_greedy",
+    ):
         at = f"{kernel}.t3.portable"
         assert found[f"kernel_us.{at}"] > 0
         assert found[f"kernel_gb_s.{at}"] <= 1.001 * found[f"kernel_share.{at}"] * found["read_bandwidth"] / 1e9
