@@ -2,6 +2,8 @@
 // contents tell; shapes, dtypes and contiguity were checked when the words were written.
 #include "commands.h"
 
+#include <optional>
+
 #include "moves.h"
 
 namespace flyray {
@@ -295,6 +297,7 @@ constexpr int64_t kCommandCount = sizeof(kCommands) / sizeof(kCommands[0]);
 }  // namespace
 
 int run_commands(Library& library, const int64_t* words, int64_t count) {
+  std::optional<Pool::Awake> awake;
   for (int64_t at = 0; at < count;) {
     const int64_t code = words[at];
     if (code < 0 || code >= kCommandCount) {
@@ -307,9 +310,11 @@ int run_commands(Library& library, const int64_t* words, int64_t count) {
                     static_cast<long long>(at), static_cast<long long>(command.words),
                     static_cast<long long>(count - at - 1));
     }
+    const int64_t next = at + command.words + 1;
+    if (next < count && !awake) awake.emplace(library.pool);
     const int refused = command.run(library, Words(words + at + 1));
     if (refused) return refused;
-    at += command.words + 1;
+    at = next;
   }
   return 0;
 }

@@ -27,27 +27,41 @@ class Pool {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Runs tasks 0 .. tasks - 1 and returns when all are done. `operations` estimates the multiply-adds of all of
-  // them; too few to repay waking the others run on the caller, and so does a call while another one is running.
+  // them; too few to repay the others' help run on the caller, and so does a call while another one is running.
   void run(int64_t tasks, int64_t operations, Task task, void* context);
 
- private:
-  struct Job {
-    Task task;
-    void* context;
-    int64_t tasks;
-    std::atomic<int64_t> next{0};
+  // While one lives no worker sleeps: more calls of `run` are about to come.
+  class Awake {
+   public:
+    explicit Awake(Pool& pool);
+    ~Awake();
+    Awake(const Awake&) = delete;
+    Awake& operator=(const Awake&) = delete;
+
+   private:
+    Pool& pool_;
   };
 
+ private:
   void work(int thread);
-  static void drain(Job& job, int thread);
+  void drain(int thread);
+  bool begin(uint64_t& seen);
+  void sleep(uint64_t seen);
+  void wake();
 
-  std::mutex callers_;
+  // The one job. A worker may touch it only between adding itself to `state_` and taking itself off again.
+  Task task_ = nullptr;
+  void* context_ = nullptr;
+  int64_t tasks_ = 0;
+  alignas(64) std::atomic<int64_t> next_{0};
+  // The job's number, whether workers may still begin with it, and how many are at it.
+  alignas(64) std::atomic<uint64_t> state_{0};
+  alignas(64) std::atomic<bool> taken_{false};  // a caller is in `run`
+  std::atomic<int> awake_{0};
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> stop_{false};
   std::mutex mutex_;
   std::condition_variable wake_;
-  Job* job_ = nullptr;  // guarded by mutex_
-  bool stop_ = false;   // guarded by mutex_
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> active_{0};
   std::vector<std::thread> workers_;
 };
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,6 +64,26 @@ def test_closing_joins_the_threads_and_refuses_later_calls() -> None:
     assert threads_of_this_process() == before
     with pytest.raises(LibraryError, match="closed"):
         kernels.linear(torch.zeros(1, 4), torch.zeros(2, 4))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="reads threads' states in /proc")
+def test_threads_sleep_when_there_is_nothing_to_do() -> None:
+    others = set(os.listdir("/proc/self/task"))
+    kernels = CpuKernels(3)
+    x, weight = normal(1, 8, 512), normal(2, 512, 512)
+    graph = kernels.capture(lambda: kernels.linear(kernels.linear(x, weight), weight))
+    graph.replay()
+    awake = set(os.listdir("/proc/self/task")) - others
+    assert len(awake) == 2
+    deadline = time.monotonic() + 60
+    while awake and time.monotonic() < deadline:
+        states = {thread: Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2] for thread in awake}
+        awake = {thread for thread, state in states.items() if not state.startswith(" S")}
+    assert not awake
+    before = graph.result.clone()
+    graph.replay()
+    assert torch.equal(graph.result, before)
+    kernels.close()
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
