@@ -176,7 +176,8 @@ class Interpreter:
         config = self._stages.config
         rows = torch.empty((0, config.hidden_size))
         ids = torch.empty((0, config.num_experts_per_tok), dtype=torch.int32)
-        return Routing(rows, ids, torch.empty(ids.shape), Activations(ActivationFormat.FLOAT, rows, None))
+        nothing = Activations(ActivationFormat.FLOAT, rows, None)
+        return Routing(rows, nothing, ids, torch.empty(ids.shape), nothing)
 
     def _embed(self, stage: Stage) -> Tensor:
         return self._stages.embed(self._inputs.tokens)
@@ -194,7 +195,7 @@ class Interpreter:
         return self._exchange.dispatch(self._point(stage), routing.activations, routing.ids)
 
     def _shared(self, stage: Stage, routing: Routing) -> Tensor:
-        return self._stages.shared(stage.layer, routing.normed)
+        return self._stages.shared(stage.layer, routing)
 
     def _experts(self, stage: Stage) -> None:
         point = self._point(stage)

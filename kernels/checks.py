@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +17,7 @@ from .protocol import (
     Int4Matrix,
     Int4Weight,
     Int8Matrix,
-    Int8Weight,
+    IntegerWeight,
     PagedBatch,
     activation_format,
 )
@@ -53,7 +51,7 @@ class ArgumentChecks:
 
     def rms_norm(self, x: Tensor, weight: Tensor) -> tuple[int, int]:
         tokens, size = self._shape("rms_norm", "x", x, 2)
-        self._require("rms_norm", "x", x, self._float, (tokens, size))
+        self._require_columns("rms_norm", "x", x, self._float, (tokens, size))
         self._require("rms_norm", "weight", weight, (*self._float, torch.bfloat16), (size,))
         return tokens, size
 
@@ -65,7 +63,7 @@ class ArgumentChecks:
         self._require(op, "weight", weight, self._weight, (outputs, inner))
         return tokens, inner, outputs
 
-    def integer_linear(self, x: Tensor, weight: Int8Weight | Int4Weight) -> tuple[int, int, int]:
+    def integer_linear(self, x: Tensor, weight: IntegerWeight) -> tuple[int, int, int]:
         """T, K and N."""
         tokens, inner = self._shape("linear", "x", x, 2)
         self._require("linear", "x", x, self._float, (tokens, inner))
@@ -92,7 +90,7 @@ class ArgumentChecks:
         """T, H, A and B."""
         tokens, heads, inner = self._shape("head_linear", "x", x, 3)
         outputs = self._shape("head_linear", "weight", weight, 3)[1]
-        self._require("head_linear", "x", x, self._float, (tokens, heads, inner))
+        self._require_columns("head_linear", "x", x, self._float, (tokens, heads, inner))
         self._require("head_linear", "weight", weight, self._weight, (heads, outputs, inner))
         return tokens, heads, inner, outputs
 
@@ -102,11 +100,23 @@ class ArgumentChecks:
         if size % 2:
             raise ValueError(f"rope: x has {size} values a head, which are not pairs")
         length = self._shape("rope", "cos", cos, 2)[0]
-        self._require("rope", "x", x, self._float, (tokens, heads, size))
+        self._require_columns("rope", "x", x, self._float, (tokens, heads, size))
         self._require("rope", "positions", positions, (torch.int64,), (tokens,))
         self._require("rope", "cos", cos, (torch.float32,), (length, size // 2))
         self._require("rope", "sin", sin, (torch.float32,), (length, size // 2))
         return tokens, heads, size, length
+
+    def absorb(
+        self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[int, int, int, int, int, int]:
+        """T, H, A, L, R and the length of the tables."""
+        width = self._shape("absorb", "q", q, 3)[2]
+        inner = self._shape("absorb", "weight", weight, 3)[2]
+        if inner >= width:
+            raise ValueError(f"absorb: q is {_describe(q)}, expected more columns than the {inner} of weight")
+        tokens, heads, _, outputs = self.head_linear(q[..., :inner], weight)
+        _, _, size, length = self.rope(q[..., inner:], positions, cos, sin)
+        return tokens, heads, inner, outputs, size, length
 
     def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> tuple[int, int, int, int]:
         """T, L, R and the number of slots in `pages`."""
@@ -195,11 +205,13 @@ class ArgumentChecks:
         self._require("experts", f"{name}.values", matrix.values, (dtype,), (experts, rows, inner))
         return experts, rows, inner
 
-    def combine(self, slots: Tensor, weights: Tensor) -> tuple[int, int, int]:
+    def combine(self, slots: Tensor, weights: Tensor, shared: Tensor, residual: Tensor) -> tuple[int, int, int]:
         """T, K and D."""
         tokens, top_k, size = self._shape("combine", "slots", slots, 3)
         self._require("combine", "slots", slots, (torch.float32,), (tokens, top_k, size))
         self._require("combine", "weights", weights, (torch.float32,), (tokens, top_k))
+        self._require("combine", "shared", shared, self._float, (tokens, size))
+        self._require("combine", "residual", residual, self._float, (tokens, size))
         return tokens, top_k, size
 
     def take_rows(self, table: Tensor, rows: Tensor) -> tuple[int, int, int]:
@@ -215,25 +227,6 @@ class ArgumentChecks:
         self._require("add", "x", x, self._float, (tokens, size))
         self._require("add", "y", y, self._float, (tokens, size))
         return tokens, size
-
-    def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[int, int]:
-        """Rows, of all dimensions but the last together, and their width."""
-        if x.dim() < 2:
-            raise ValueError(f"split: x is {_describe(x)}, expected at least 2 dimensions")
-        self._require("split", "x", x, self._float, tuple(x.shape))
-        width = x.shape[-1]
-        if sum(sizes) != width or any(size < 1 for size in sizes):
-            raise ValueError(f"split: sizes are {list(sizes)}, expected sizes of at least 1 and {width} together")
-        return math.prod(x.shape[:-1]), width
-
-    def concat(self, parts: Sequence[Tensor]) -> tuple[int, int]:
-        """Rows, of all dimensions but the last together, and the width of all parts."""
-        if not parts or parts[0].dim() < 2:
-            raise ValueError("concat: parts are none, or of less than 2 dimensions")
-        shape = parts[0].shape[:-1]
-        for number, part in enumerate(parts):
-            self._require("concat", f"parts[{number}]", part, self._float, (*shape, part.shape[-1]))
-        return math.prod(shape), sum(part.shape[-1] for part in parts)
 
     def _activations(self, x: Activations, wanted: ActivationFormat, tokens: int, hidden: int) -> None:
         if x.format is not wanted:
@@ -258,13 +251,27 @@ class ArgumentChecks:
             raise ValueError(f"{op}: {name} is {_describe(tensor)}, expected {rank} dimensions")
         return shape
 
-    def _require(
+    def _require_columns(
         self, op: str, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]
+    ) -> None:
+        """As `_require`, but for columns of a wider contiguous tensor too."""
+        if not tensor.is_contiguous() and (tensor.stride(-1) != 1 or row_stride(tensor) < shape[-1]):
+            raise ValueError(f"{op}: {name} {_describe(tensor)} is neither contiguous nor columns of what is")
+        self._require(op, name, tensor, dtypes, shape, contiguous=False)
+
+    def _require(
+        self,
+        op: str,
+        name: str,
+        tensor: Tensor,
+        dtypes: tuple[torch.dtype, ...],
+        shape: tuple[int, ...],
+        contiguous: bool = True,
     ) -> None:
         if tensor.dtype not in dtypes or tensor.shape != shape:
             kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise ValueError(f"{op}: {name} is {_describe(tensor)}, expected {kinds} {list(shape)}")
-        if not tensor.is_contiguous():
+        if contiguous and not tensor.is_contiguous():
             raise ValueError(f"{op}: {name} {_describe(tensor)} is not contiguous")
         if tensor.device.type != self._device:
             raise ValueError(f"{op}: {name} is on {tensor.device}, expected {self._device}")
@@ -317,8 +324,34 @@ def check_indices(op: str, name: str, indices: Tensor, limit: int) -> None:
             raise ValueError(f"{op}: {name}[{index}] is {value}, expected 0 to {limit - 1}")
 
 
+def row_stride(tensor: Tensor) -> int:
+    """Values from one row [-1] of a tensor of two or three dimensions to the next; 0 if they are not evenly apart."""
+    if tensor.is_contiguous():
+        return tensor.shape[-1]
+    *_, rows, _ = tensor.shape
+    if tensor.dim() == 2 or rows == 1:
+        return tensor.stride(0)
+    apart = tensor.stride(1)
+    return apart if tensor.shape[0] == 1 or tensor.stride(0) == rows * apart else 0
+
+
+def one_expert(weight: IntegerWeight) -> Int4Matrix | Int8Matrix:
+    """The matrix of experts of which the weight is the only one."""
+    if isinstance(weight, Int4Weight):
+        return Int4Matrix(weight.nibbles[None], weight.multipliers[None], weight.scale[None])
+    return Int8Matrix(weight.values[None], weight.scale[None])
+
+
 def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-__all__ = ["ArgumentChecks", "PairShapes", "check_gate_config", "check_indices", "check_paged_batch"]
+__all__ = [
+    "ArgumentChecks",
+    "PairShapes",
+    "check_gate_config",
+    "check_indices",
+    "check_paged_batch",
+    "one_expert",
+    "row_stride",
+]

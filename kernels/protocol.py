@@ -11,7 +11,7 @@ continues bit for bit. INT8 sums are exact integers, so there backends also agre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeVar
@@ -106,7 +106,8 @@ class Int4Weight:
     scale: Tensor
 
 
-LinearWeight = Tensor | Int8Weight | Int4Weight
+IntegerWeight = Int8Weight | Int4Weight
+LinearWeight = Tensor | IntegerWeight
 
 
 def activation_format(matrix: ExpertMatrix) -> ActivationFormat:
@@ -236,7 +237,12 @@ class Kernels(Protocol):
     parts. Their results may then stand off the reference's by 1e-4 of the row's largest."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x [T, D] float, weight [D] bf16 or float -> [T, D] float; mean of squares in float32."""
+        """x [T, D] float, columns of a wider matrix too, weight [D] bf16 or float -> [T, D] float; mean of squares in
+        float32."""
+        ...
+
+    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Activations]:
+        """`rms_norm`, and `quantize` of its result to INT8."""
         ...
 
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
@@ -250,9 +256,19 @@ class Kernels(Protocol):
         """A linear a head. x [T, H, A] float, weight [H, B, A] bf16 or float32 -> [T, H, B] float."""
         ...
 
+    def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
+        """A gated MLP as the only expert of `experts`, which all rows visit: x [T, D] INT8, gate_up [2 * I, D] with the
+        gate's rows first, down [D, I], both of one kind -> [T, D] float32."""
+        ...
+
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotates interleaved pairs (2i, 2i + 1). x [T, H, R] float, positions [T], cos and sin [max_position, R/2]
-        float32 -> [T, H, R] float in the same interleaved order."""
+        """Rotates interleaved pairs (2i, 2i + 1). x [T, H, R] float, columns of a wider tensor too, positions [T], cos
+        and sin [max_position, R/2] float32 -> [T, H, R] float in the same interleaved order."""
+        ...
+
+    def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries for `mla_attention`: q [T, H, A + R] float, weight [H, L, A] bf16 or float32 -> [T, H, L + R] float,
+        `head_linear` of each head's first A values and then `rope` of its last R."""
         ...
 
     def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
@@ -288,8 +304,9 @@ class Kernels(Protocol):
         """
         ...
 
-    def combine(self, slots: Tensor, weights: Tensor) -> Tensor:
-        """slots [T, K, D] float32, weights [T, K] float32 -> sum over K in slot order, [T, D] float."""
+    def combine(self, slots: Tensor, weights: Tensor, shared: Tensor, residual: Tensor) -> Tensor:
+        """residual + (sum + shared): slots [T, K, D] float32, weights [T, K] float32, summed over K in slot order;
+        shared and residual [T, D] float -> [T, D] float."""
         ...
 
     def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
@@ -303,14 +320,6 @@ class Kernels(Protocol):
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """x + y, both [T, D] float."""
-        ...
-
-    def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-        """Parts of the last dimension of x [..., A] float, of these sizes, which are A together; each contiguous."""
-        ...
-
-    def concat(self, parts: Sequence[Tensor]) -> Tensor:
-        """Joins float tensors that differ in their last dimension alone along that."""
         ...
 
     def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:

@@ -6,12 +6,12 @@ keeps the same order gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .checks import ArgumentChecks, check_indices, check_paged_batch
+from .checks import ArgumentChecks, check_indices, check_paged_batch, one_expert
 from .ordered import ordered_exp, ordered_linear, ordered_sigmoid, ordered_silu, ordered_sum
 from .protocol import (
     ActivationFormat,
@@ -22,9 +22,9 @@ from .protocol import (
     GateConfig,
     Graph,
     Int4Matrix,
-    Int4Weight,
     Int8Matrix,
     Int8Weight,
+    IntegerWeight,
     LinearWeight,
     PagedBatch,
     Sampled,
@@ -59,8 +59,12 @@ class ReferenceKernels:
         inverse = torch.ones_like(mean) / root
         return x * inverse[:, None] * weight.to(torch.float32)
 
+    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Activations]:
+        normed = self.rms_norm(x, weight, eps)
+        return normed, self.quantize(normed, ActivationFormat.INT8)
+
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
-        if isinstance(weight, Int8Weight | Int4Weight):
+        if isinstance(weight, IntegerWeight):
             self._check.integer_linear(x, weight)
             rows = self.quantize(x, ActivationFormat.INT8)
             assert rows.scale is not None
@@ -73,12 +77,22 @@ class ReferenceKernels:
         self._check.head_linear(x, weight)
         return torch.stack([ordered_linear(x[:, h], weight[h]) for h in range(x.shape[1])], dim=1)
 
+    def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
+        tokens = len(x.values)
+        everyone, first = torch.arange(tokens, dtype=torch.int32), torch.zeros(tokens, dtype=torch.int32)
+        return self.experts(x, everyone, first, ExpertWeights(one_expert(gate_up), one_expert(down)))
+
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         length = self._check.rope(x, positions, cos, sin)[3]
         check_indices("rope", "positions", positions, length)
         c, s = cos[positions][:, None, :], sin[positions][:, None, :]
         even, odd = x[..., 0::2], x[..., 1::2]
         return torch.stack([even * c - odd * s, even * s + odd * c], dim=-1).flatten(-2)
+
+    def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        inner = self._check.absorb(q, weight, positions, cos, sin)[2]
+        rotated = self.rope(q[..., inner:], positions, cos, sin)
+        return torch.cat([self.head_linear(q[..., :inner], weight), rotated], dim=-1)
 
     def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
         limit = self._check.write_kv(pages, slots, latent, k_rope)[3]
@@ -150,12 +164,12 @@ class ReferenceKernels:
             result[pairs] = _multiply(self.quantize(hidden, x.format), weights.down, expert)
         return result
 
-    def combine(self, slots: Tensor, weights: Tensor) -> Tensor:
-        tokens, top_k, size = self._check.combine(slots, weights)
+    def combine(self, slots: Tensor, weights: Tensor, shared: Tensor, residual: Tensor) -> Tensor:
+        tokens, top_k, size = self._check.combine(slots, weights, shared, residual)
         result = torch.zeros(tokens, size, dtype=torch.float32)
         for slot in range(top_k):
             result = result + slots[:, slot] * weights[:, slot, None]
-        return result
+        return residual + (result + shared)
 
     def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
         return sample(logits, rows)
@@ -168,14 +182,6 @@ class ReferenceKernels:
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         self._check.add(x, y)
         return x + y
-
-    def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-        self._check.split(x, sizes)
-        return tuple(part.contiguous() for part in x.split(list(sizes), dim=-1))
-
-    def concat(self, parts: Sequence[Tensor]) -> Tensor:
-        self._check.concat(parts)
-        return torch.cat(list(parts), dim=-1)
 
     def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:
         return RepeatedGraph(run)

@@ -119,6 +119,7 @@ class _Check:
         shapes = self._shapes
         x, weight = self._floats(_TOKENS, shapes.hidden), self._floats(shapes.hidden)
         self._both("rms_norm", lambda k, t: k.rms_norm(t(x), t(weight), 1e-5))
+        self._both("rms_norm_quantize", lambda k, t: k.rms_norm_quantize(t(x), t(weight), 1e-5)[0])
         gate_up = self._floats(_TOKENS, 2 * shapes.intermediate)
         self._both("silu_mul", lambda k, t: k.silu_mul(t(gate_up)))
         heads = self._floats(_TOKENS, shapes.heads, shapes.qk_rope_head_dim)
@@ -128,19 +129,16 @@ class _Check:
         self._both("rope", lambda k, t: k.rope(t(heads), t(positions), t(cos, exact=True), t(sin, exact=True)))
         slots = torch.randn(_TOKENS, shapes.gate.top_k, shapes.hidden, generator=self._generator)
         weights = torch.rand(_TOKENS, shapes.gate.top_k, generator=self._generator)
-        self._both("combine", lambda k, t: k.combine(t(slots, exact=True), t(weights, exact=True)))
+        self._both("combine", lambda k, t: k.combine(t(slots, exact=True), t(weights, exact=True), t(x), t(x)))
         self._both("add", lambda k, t: k.add(t(x), t(x.flip(0))), exact=self._kernels.activation_dtype is torch.float32)
         rows = torch.tensor([3, 0, 3])
         self._both("take_rows", lambda k, t: k.take_rows(t(x), t(rows)), exact=True)
         self._both("take_rows", lambda k, t: k.take_rows(t(x.bfloat16()), t(rows)))
-        parts = (shapes.qk_rope_head_dim // 2, shapes.qk_rope_head_dim - shapes.qk_rope_head_dim // 2)
-        self._both("split", lambda k, t: k.split(t(heads), parts)[1], exact=True)
-        self._both("concat", lambda k, t: k.concat([t(heads), t(heads[..., 1:].contiguous())]), exact=True)
 
         def replayed(k: Kernels, t: _Mover) -> Tensor:
-            changing = t(x).clone()
-            graph = k.capture(lambda: k.silu_mul(k.concat([changing, changing])))
-            changing.copy_(t(x.flip(0)))
+            changing = t(gate_up).clone()
+            graph = k.capture(lambda: k.silu_mul(k.add(changing, changing)))
+            changing.copy_(t(gate_up.flip(0)))
             graph.replay()
             return graph.result
 
@@ -168,6 +166,17 @@ class _Check:
                 lambda k, t: k.linear(t(x), Int4Weight(t(nibbles), t(multipliers), t(scales, exact=True))),
                 exact=self._kernels.activation_dtype is torch.float32,
             )
+        rows = self._reference.quantize(x, ActivationFormat.INT8)
+        double = torch.randint(-127, 128, (2 * _COLUMNS, shapes.hidden), generator=self._generator, dtype=torch.int8)
+        twice = torch.cat([scale, scale])
+        back = torch.randint(-127, 128, (shapes.hidden, _COLUMNS), generator=self._generator, dtype=torch.int8)
+        ones = torch.ones(shapes.hidden)
+
+        def mlp(k: Kernels, t: _Mover) -> Tensor:
+            gate_up, down = Int8Weight(t(double), t(twice, exact=True)), Int8Weight(t(back), t(ones, exact=True))
+            return k.mlp(t.activations(rows), gate_up, down)
+
+        self._both("mlp", mlp, exact=self._kernels.activation_dtype is torch.float32)
         queries = self._floats(_TOKENS, shapes.heads, shapes.qk_nope_head_dim)
         up_key = self._floats(shapes.heads, shapes.kv_lora_rank, shapes.qk_nope_head_dim)
         for dtype in (torch.bfloat16, torch.float32):
@@ -177,6 +186,14 @@ class _Check:
                 lambda k, t, w=up_weight: k.head_linear(t(queries), t(w, exact=True)),
                 relative=self._split,
             )
+        both = self._floats(_TOKENS, shapes.heads, shapes.qk_nope_head_dim + shapes.qk_rope_head_dim)
+        positions = torch.arange(_TOKENS)
+        table = torch.rand(64, shapes.qk_rope_head_dim // 2, generator=self._generator)
+        self._both(
+            "absorb",
+            lambda k, t: k.absorb(t(both), t(up_key, exact=True), t(positions), *(t(table, exact=True),) * 2),
+            relative=self._split,
+        )
         latents = self._floats(_TOKENS, shapes.heads, shapes.kv_lora_rank)
         up_value = self._floats(shapes.heads, shapes.v_head_dim, shapes.kv_lora_rank).to(torch.bfloat16)
         self._both("head_linear", lambda k, t: k.head_linear(t(latents), t(up_value, exact=True)), relative=self._split)

@@ -99,7 +99,7 @@ class SingleProcessModel:
         pair_token = torch.arange(hidden.shape[0], dtype=torch.int32, device=hidden.device).repeat_interleave(top_k)
         outputs = stages.experts(layer, routing.activations, pair_token, routing.ids.flatten())
         slots = outputs.unflatten(0, (hidden.shape[0], top_k))
-        return stages.combine(layer, hidden, slots, routing.weights, stages.shared(layer, routing.normed))
+        return stages.combine(layer, hidden, slots, routing.weights, stages.shared(layer, routing))
 
     def _batch(self, count: int) -> PagedBatch:
         """The next `count` positions; the sequence owns all pages, in order, so a slot is its position."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ...kernels.protocol import Activations, Kernels, PagedBatch
+from ...kernels.protocol import Activations, IntegerWeight, Kernels, PagedBatch
 from .config import LATENT_NORM_EPS, ModelConfig
 from .expert_blocks import ExpertBlocks
 from .kv_pages import KvPages
@@ -23,11 +23,13 @@ from .rope import rope_tables, softmax_scale
 class Routing:
     """What the gate decides for T tokens.
 
-    normed: [T, D] float, the layer's normed input, for the shared experts. ids: [T, K] int32, weights: [T, K] float32.
-    activations: the same rows in the format the routed experts multiply, ready to travel.
+    normed: [T, D] float, the layer's normed input, and rows, the same in INT8, for the shared experts. ids: [T, K]
+    int32, weights: [T, K] float32. activations: the same rows in the format the routed experts multiply, ready to
+    travel.
     """
 
     normed: Tensor
+    rows: Activations
     ids: Tensor
     weights: Tensor
     activations: Activations
@@ -88,19 +90,22 @@ class ModelStages:
         weights = self.weights.layers[layer]
         if not isinstance(weights.mlp, MlpWeights):
             raise ValueError(f"layer {layer} has routed experts, not a dense MLP")
-        return self._kernels.add(hidden, self._mlp(weights.mlp, self._post_norm(layer, hidden)))
+        normed, rows = self._kernels.rms_norm_quantize(hidden, weights.post_norm, self.config.rms_norm_eps)
+        return self._kernels.add(hidden, self._mlp(weights.mlp, normed, rows))
 
     def gate(self, layer: int, hidden: Tensor) -> Routing:
         """Norm, choice of experts, and the activations in the experts' format."""
         weights = self._moe(layer)
-        normed = self._post_norm(layer, hidden)
+        post_norm, eps = self.weights.layers[layer].post_norm, self.config.rms_norm_eps
+        normed, rows = self._kernels.rms_norm_quantize(hidden, post_norm, eps)
         ids, values = self._kernels.gate(normed, weights.gate, weights.gate_bias, self._gate)
-        activations = self._kernels.quantize(normed, weights.experts.activations)
-        return Routing(normed, ids, values, activations)
+        if weights.experts.activations is rows.format:
+            return Routing(normed, rows, ids, values, rows)
+        return Routing(normed, rows, ids, values, self._kernels.quantize(normed, weights.experts.activations))
 
-    def shared(self, layer: int, normed: Tensor) -> Tensor:
-        """The shared experts of normed [T, D] -> [T, D]."""
-        return self._mlp(self._moe(layer).shared, normed)
+    def shared(self, layer: int, routing: Routing) -> Tensor:
+        """The shared experts of the normed input [T, D] -> [T, D]."""
+        return self._mlp(self._moe(layer).shared, routing.normed, routing.rows)
 
     def experts(self, layer: int, activations: Activations, pair_token: Tensor, pair_expert: Tensor) -> Tensor:
         """This shard's routed experts: pair_token [P] int32 rows of `activations`, pair_expert [P] int32 local expert
@@ -112,7 +117,7 @@ class ModelStages:
         top_k = self.config.num_experts_per_tok
         if layer not in self.config.moe_layers or slots.shape[:2] != (hidden.shape[0], top_k):
             raise ValueError(f"layer {layer} cannot combine slots {tuple(slots.shape)} of {hidden.shape[0]} tokens")
-        return self._kernels.add(hidden, self._kernels.add(self._kernels.combine(slots, weights), shared))
+        return self._kernels.combine(slots, weights, shared, hidden)
 
     def take(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """Rows [S] int64 of hidden -> [S, D]."""
@@ -127,9 +132,8 @@ class ModelStages:
         kernels, rank = self._kernels, self.config.kv_lora_rank
         weights = self.weights.layers[layer].attention
         compressed = kernels.linear(x, weights.kv_a)
-        latent, key = kernels.split(compressed, (rank, compressed.shape[1] - rank))
-        latent = kernels.rms_norm(latent, weights.kv_norm, LATENT_NORM_EPS)
-        key = kernels.rope(key[:, None], batch.positions, self._cos, self._sin)
+        latent = kernels.rms_norm(compressed[:, :rank], weights.kv_norm, LATENT_NORM_EPS)
+        key = kernels.rope(compressed[:, None, rank:], batch.positions, self._cos, self._sin)
         kernels.write_kv(self.kv.values[layer], batch.slots, latent, key[:, 0])
 
     def _queries(self, weights: AttentionWeights, x: Tensor, positions: Tensor) -> Tensor:
@@ -138,16 +142,14 @@ class ModelStages:
         if weights.q_a is not None and weights.q_norm is not None:
             x = kernels.rms_norm(kernels.linear(x, weights.q_a), weights.q_norm, LATENT_NORM_EPS)
         q = kernels.linear(x, weights.q_b).unflatten(1, (config.num_attention_heads, config.qk_head_dim))
-        nope, rope = kernels.split(q, (config.qk_nope_head_dim, config.qk_rope_head_dim))
-        absorbed = kernels.head_linear(nope, weights.w_uk)
-        return kernels.concat([absorbed, kernels.rope(rope, positions, self._cos, self._sin)])
+        return kernels.absorb(q, weights.w_uk, positions, self._cos, self._sin)
 
-    def _mlp(self, weights: MlpWeights, x: Tensor) -> Tensor:
-        kernels = self._kernels
-        return kernels.linear(kernels.silu_mul(kernels.linear(x, weights.gate_up)), weights.down)
-
-    def _post_norm(self, layer: int, hidden: Tensor) -> Tensor:
-        return self._kernels.rms_norm(hidden, self.weights.layers[layer].post_norm, self.config.rms_norm_eps)
+    def _mlp(self, weights: MlpWeights, x: Tensor, rows: Activations) -> Tensor:
+        """x [T, D] float, and the same rows in INT8."""
+        kernels, gate_up, down = self._kernels, weights.gate_up, weights.down
+        if isinstance(gate_up, IntegerWeight) and isinstance(down, type(gate_up)):
+            return kernels.mlp(rows, gate_up, down)
+        return kernels.linear(kernels.silu_mul(kernels.linear(x, gate_up)), down)
 
     def _moe(self, layer: int) -> MoeWeights:
         mlp = self.weights.layers[layer].mlp

@@ -189,7 +189,12 @@ class KernelCases:
             2 * rows * gate.numel(),
         )
         yield case("silu_mul", lambda kernels: kernels.silu_mul(inner), 3 * inner.numel() // 2, inner.numel())
-        yield case("combine", lambda kernels: kernels.combine(slots, weights), slots.numel() + x.numel(), slots.numel())
+        yield case(
+            "combine",
+            lambda kernels: kernels.combine(slots, weights, x, x),
+            slots.numel() + 3 * x.numel(),
+            slots.numel(),
+        )
         if rows <= 64:
             logits = self._normal(rows, vocabulary)
             greedy = [SamplingRow(0.0, 1.0, 0, 0, 0)] * rows

@@ -1,4 +1,4 @@
-"""Memory of graphs: a tensor's place is given to the next one when nobody holds the tensor any more."""
+"""Memory of results: a tensor's place is given to the next one when nobody holds the tensor any more."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ _ALIGNMENT = 64
 
 
 class Arena:
-    """Hands out tensors whose memory it keeps. A place goes to tensors of its own size alone, so that a model's layers
-    share their places; it never shrinks."""
+    """Hands out tensors whose memory it keeps; from any thread.
+
+    A place goes to tensors of its own size alone, rounded up to a power of two, so that a model's layers share their
+    places, and steps of many sizes too. It never shrinks: of each such size it keeps as many places as were ever held
+    at once. What no tensor reaches of a place takes no memory.
+    """
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = {}
@@ -25,10 +29,14 @@ class Arena:
         size = math.prod(shape) * dtype.itemsize
         if not size:
             return torch.empty(shape, dtype=dtype)
-        free = self._free.setdefault(size, [])
-        place = free.pop() if free else self._place(size)
+        rounded = 1 << (size - 1).bit_length()
+        free = self._free.setdefault(rounded, [])
+        try:
+            place = free.pop()
+        except IndexError:
+            place = self._place(rounded)
         # An array of its own: the tensor's storage holds it, through all views, and it ends with the storage.
-        held = place[:]
+        held = place[:size]
         weakref.finalize(held, free.append, place).atexit = False
         return torch.from_numpy(held).view(dtype).view(shape)
 

@@ -8,13 +8,14 @@ weights and attention another way (`splits_floats`).
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from struct import Struct
 
 import torch
 from torch import Tensor
 
-from ..checks import ArgumentChecks
+from ..checks import ArgumentChecks, one_expert, row_stride
 from ..logit_changes import changed_logits
 from ..protocol import (
     ActivationFormat,
@@ -28,7 +29,7 @@ from ..protocol import (
     Int4Matrix,
     Int4Weight,
     Int8Matrix,
-    Int8Weight,
+    IntegerWeight,
     LinearWeight,
     PagedBatch,
     Sampled,
@@ -41,6 +42,9 @@ from .arena import Arena
 from .graph import CpuGraph
 from .handle import CpuHandle
 
+# Bytes of a result from which on its memory is kept for others: what the allocator gives back to the system, and the
+# system clears, costs more than handing it on.
+_WORTH_KEEPING = 1 << 16
 _SAMPLING_ROW = Struct("=ddddq")
 _KINDS: dict[type, int] = {Int4Matrix: 0, Int8Matrix: 1, Fp8Matrix: 2, Bf16Matrix: 3}
 
@@ -60,6 +64,7 @@ class CpuKernels:
     def __init__(self, threads: int, variant: str = "") -> None:
         self._handle = CpuHandle(threads, variant)
         self._check = ArgumentChecks(self.activation_dtype, self.device)
+        self._arena = Arena()
         self.threads, self.variant = threads, self._handle.variant
         self.splits_floats = self.variant == "amx"
 
@@ -71,12 +76,23 @@ class CpuKernels:
         at = self._at
         tokens, size = self._check.rms_norm(x, weight)
         out = self._empty(tokens, size)
-        self._run(commands.rms_norm(at(x), at(weight), _type(weight), at(out), tokens, size, float(eps)))
+        self._run(commands.rms_norm(
+            at(x), at(weight), _type(weight), at(out), tokens, size, row_stride(x), float(eps), 0, 0,
+        ))  # fmt: skip
         return out
+
+    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Activations]:
+        at = self._at
+        tokens, size = self._check.rms_norm(x, weight)
+        out, values, scale = self._empty(tokens, size), self._empty(tokens, size, dtype=torch.int8), self._empty(tokens)
+        self._run(commands.rms_norm(
+            at(x), at(weight), _type(weight), at(out), tokens, size, row_stride(x), float(eps), at(values), at(scale),
+        ))  # fmt: skip
+        return out, Activations(ActivationFormat.INT8, values, scale)
 
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
         at = self._at
-        if isinstance(weight, Int8Weight | Int4Weight):
+        if isinstance(weight, IntegerWeight):
             tokens, inner, outputs = self._check.integer_linear(x, weight)
             out = self._empty(tokens, outputs)
             kind, *addresses = _integers(at, weight)
@@ -84,14 +100,21 @@ class CpuKernels:
             return out
         tokens, inner, outputs = self._check.linear("linear", x, weight)
         out = self._empty(tokens, outputs)
-        self._run(commands.linear(at(x), at(weight), _type(weight), at(out), tokens, 1, inner, outputs))
+        self._run(commands.linear(at(x), at(weight), _type(weight), at(out), tokens, 1, inner, outputs, inner, outputs))
         return out
+
+    def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
+        tokens = len(x.values)
+        everyone, first = torch.arange(tokens, dtype=torch.int32), torch.zeros(tokens, dtype=torch.int32)
+        return self.experts(x, everyone, first, ExpertWeights(one_expert(gate_up), one_expert(down)))
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         at = self._at
         tokens, heads, inner, outputs = self._check.head_linear(x, weight)
         out = self._empty(tokens, heads, outputs)
-        self._run(commands.linear(at(x), at(weight), _type(weight), at(out), tokens, heads, inner, outputs))
+        self._run(commands.linear(
+            at(x), at(weight), _type(weight), at(out), tokens, heads, inner, outputs, row_stride(x), outputs,
+        ))  # fmt: skip
         return out
 
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -100,7 +123,19 @@ class CpuKernels:
         out = self._empty(tokens, heads, size)
         self._run(commands.rope(
             at(x), at(positions), at(cos), at(sin), at(out),
-            tokens, heads, size, length,
+            tokens, heads, size, row_stride(x), size, length,
+        ))  # fmt: skip
+        return out
+
+    def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        at = self._at
+        tokens, heads, inner, outputs, size, length = self._check.absorb(q, weight, positions, cos, sin)
+        width, out = outputs + size, self._empty(tokens, heads, outputs + size)
+        self._run(commands.linear(
+            at(q), at(weight), _type(weight), at(out), tokens, heads, inner, outputs, row_stride(q), width,
+        ) + commands.rope(
+            at(q) + inner * q.itemsize, at(positions), at(cos), at(sin), at(out) + outputs * out.itemsize,
+            tokens, heads, size, row_stride(q), width, length,
         ))  # fmt: skip
         return out
 
@@ -166,11 +201,13 @@ class CpuKernels:
         ))  # fmt: skip
         return out
 
-    def combine(self, slots: Tensor, weights: Tensor) -> Tensor:
+    def combine(self, slots: Tensor, weights: Tensor, shared: Tensor, residual: Tensor) -> Tensor:
         at = self._at
-        tokens, top_k, size = self._check.combine(slots, weights)
+        tokens, top_k, size = self._check.combine(slots, weights, shared, residual)
         out = self._empty(tokens, size)
-        self._run(commands.combine(at(slots), at(weights), at(out), tokens, top_k, size))
+        self._run(commands.combine(
+            at(slots), at(weights), at(shared), at(residual), at(out), tokens, top_k, size,
+        ))  # fmt: skip
         return out
 
     def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
@@ -203,26 +240,6 @@ class CpuKernels:
         self._run(commands.add(at(x), at(y), at(out), tokens, size))
         return out
 
-    def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-        rows, width = self._check.split(x, sizes)
-        address, parts = self._at(x), []
-        for size in sizes:
-            part = self._empty(*x.shape[:-1], size)
-            self._run(commands.copy_columns(address, self._at(part), rows, size, width, size))
-            address += size * x.itemsize
-            parts.append(part)
-        return tuple(parts)
-
-    def concat(self, parts: Sequence[Tensor]) -> Tensor:
-        rows, width = self._check.concat(parts)
-        out = self._empty(*parts[0].shape[:-1], width)
-        address = self._at(out)
-        for part in parts:
-            size = part.shape[-1]
-            self._run(commands.copy_columns(self._at(part), address, rows, size, size, width))
-            address += size * out.itemsize
-        return out
-
     def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:
         if beside is not None and not isinstance(beside, CpuGraph):
             raise ValueError(f"capture: beside is a {type(beside).__name__}, expected a graph of this backend")
@@ -243,7 +260,10 @@ class CpuKernels:
 
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         recording = self._handle.thread.recording
-        return torch.empty(shape, dtype=dtype) if recording is None else recording.arena.empty(shape, dtype)
+        if recording is not None:
+            return recording.arena.empty(shape, dtype)
+        large = math.prod(shape) * dtype.itemsize >= _WORTH_KEEPING
+        return self._arena.empty(shape, dtype) if large else torch.empty(shape, dtype=dtype)
 
 
 def _sampling_words(row: SamplingRow) -> bytes:
@@ -257,7 +277,7 @@ def _type(weight: Tensor) -> int:
     return int(weight.dtype is torch.bfloat16)
 
 
-def _integers(at: Callable[[Tensor], int], weight: Int8Weight | Int4Weight) -> tuple[int, int, int, int]:
+def _integers(at: Callable[[Tensor], int], weight: IntegerWeight) -> tuple[int, int, int, int]:
     """The library's code of the kind; addresses of values, multipliers (0 where there are none) and scale."""
     if isinstance(weight, Int4Weight):
         return _KINDS[Int4Matrix], at(weight.nibbles), at(weight.multipliers), at(weight.scale)

@@ -92,7 +92,8 @@ int first_bad(int64_t* bad, const Operation& operation) {
 int rms_norm(Library& library, Words words) {
   const RmsNorm arguments{words.address<const float>(), words.address<const void>(), words.choice<WeightType>(),
                           words.address<float>(),       words.integer(),             words.integer(),
-                          words.real()};
+                          words.integer(),              words.real(),                words.address<int8_t>(),
+                          words.address<float>()};
   library.operations->rms_norm(library.pool, arguments);
   return 0;
 }
@@ -100,7 +101,8 @@ int rms_norm(Library& library, Words words) {
 int linear(Library& library, Words words) {
   const Linear arguments{words.address<const float>(), words.address<const void>(), words.choice<WeightType>(),
                          words.address<float>(),       words.integer(),             words.integer(),
-                         words.integer(),              words.integer()};
+                         words.integer(),              words.integer(),             words.integer(),
+                         words.integer()};
   library.operations->linear(library.pool, arguments);
   return 0;
 }
@@ -108,7 +110,8 @@ int linear(Library& library, Words words) {
 int rope(Library& library, Words words) {
   const Rope arguments{words.address<const float>(), words.address<const int64_t>(), words.address<const float>(),
                        words.address<const float>(), words.address<float>(),         words.integer(),
-                       words.integer(),              words.integer()};
+                       words.integer(),              words.integer(),                words.integer(),
+                       words.integer()};
   const int64_t length = words.integer();
   const int refused = check_indices("rope", "positions", arguments.positions, arguments.tokens, length);
   if (!refused) library.operations->rope(library.pool, arguments);
@@ -170,8 +173,9 @@ int silu_mul(Library& library, Words words) {
 }
 
 int combine(Library& library, Words words) {
-  const Combine arguments{words.address<const float>(), words.address<const float>(), words.address<float>(),
-                          words.integer(),              words.integer(),              words.integer()};
+  const Combine arguments{words.address<const float>(), words.address<const float>(), words.address<const float>(),
+                          words.address<const float>(), words.address<float>(),       words.integer(),
+                          words.integer(),              words.integer()};
   library.operations->combine(library.pool, arguments);
   return 0;
 }
@@ -257,13 +261,6 @@ int run_add(Library& library, Words words) {
   return 0;
 }
 
-int run_copy_columns(Library& library, Words words) {
-  const CopyColumns arguments{words.address<const float>(), words.address<float>(), words.integer(),
-                              words.integer(),              words.integer(),        words.integer()};
-  copy_columns(library.pool, arguments);
-  return 0;
-}
-
 int sample(Library& library, Words words) {
   const Sample arguments{words.address<const float>(), words.address<const float>(), words.address<const SampleRow>(),
                          words.address<int64_t>(),     words.address<float>(),       words.address<int64_t>(),
@@ -287,10 +284,10 @@ struct Command {
 
 // By code; commands.py has the same order. New ones are added at the end.
 const Command kCommands[] = {
-    {7, rms_norm}, {8, linear},    {9, integer_linear}, {9, rope}, {8, write_kv},    {16, attention},    {14, gate},
-    {6, quantize}, {4, silu_mul},  {6, combine},     {17, experts}, {13, fold},   {11, row_scales},   {11, group_scales},
+    {10, rms_norm}, {10, linear},    {9, integer_linear}, {11, rope}, {8, write_kv},    {16, attention},    {14, gate},
+    {6, quantize}, {4, silu_mul},  {8, combine},     {17, experts}, {13, fold},   {11, row_scales},   {11, group_scales},
     {9, round_weights},
-    {7, run_take_rows}, {5, run_add}, {6, run_copy_columns}, {11, sample},
+    {7, run_take_rows}, {5, run_add}, {11, sample},
 };
 constexpr int64_t kCommandCount = sizeof(kCommands) / sizeof(kCommands[0]);
 

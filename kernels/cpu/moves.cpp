@@ -50,10 +50,4 @@ void add(Pool& pool, const Add& a) {
   });
 }
 
-void copy_columns(Pool& pool, const CopyColumns& a) {
-  for_rows(pool, a.count, a.size, [&](int64_t row) {
-    std::memcpy(a.out + row * a.out_stride, a.x + row * a.x_stride, static_cast<size_t>(a.size) * sizeof(float));
-  });
-}
-
 }  // namespace flyray

@@ -21,15 +21,7 @@ struct Add {
   int64_t count, size;
 };
 
-// `size` values of each of `count` rows; strides in values.
-struct CopyColumns {
-  const float* x;
-  float* out;
-  int64_t count, size, x_stride, out_stride;
-};
-
 void take_rows(Pool& pool, const TakeRows& a);
 void add(Pool& pool, const Add& a);
-void copy_columns(Pool& pool, const CopyColumns& a);
 
 }  // namespace flyray

@@ -23,30 +23,35 @@ extern const float* const kFp8Values;
 enum WeightType : int { kFloat32 = 0, kBfloat16 = 1 };
 
 // `heads` products side by side: x [tokens, heads, inner], weight [heads, outputs, inner], out [tokens, heads, outputs].
+// strides: from one head's values to the next one's, which are `heads` of them from one token's to the next one's.
 struct Linear {
   const float* x;
   const void* weight;
   WeightType type;
   float* out;
-  int64_t tokens, heads, inner, outputs;
+  int64_t tokens, heads, inner, outputs, x_stride, out_stride;
 };
 
+// Rows of x are x_stride apart. quantized, scale: the result in int8 with a scale a row, or null.
 struct RmsNorm {
   const float* x;
   const void* weight;
   WeightType type;
   float* out;
-  int64_t tokens, size;
+  int64_t tokens, size, x_stride;
   float eps;
+  int8_t* quantized;
+  float* scale;
 };
 
+// Strides as in `Linear`.
 struct Rope {
   const float* x;
   const int64_t* positions;
   const float* cos;
   const float* sin;
   float* out;
-  int64_t tokens, heads, size;
+  int64_t tokens, heads, size, x_stride, out_stride;
 };
 
 struct Attention {
@@ -88,9 +93,12 @@ struct SiluMul {
   int64_t tokens, size;
 };
 
+// out = residual + (sum of slots + shared)
 struct Combine {
   const float* slots;
   const float* weights;
+  const float* shared;
+  const float* residual;
   float* out;
   int64_t tokens, top_k, size;
 };

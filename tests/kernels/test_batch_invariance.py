@@ -17,6 +17,8 @@ TOKENS = 67
 CONFIG = GateConfig(4, 4, 2, True, 2.5)
 POSITIONS = torch.arange(TOKENS) * 3 % 50
 TABLE = normal(1, 50, 8)
+NORM, ADDED = normal(7, 83), (normal(11, TOKENS, 4), normal(12, TOKENS, 45), normal(13, TOKENS, 45))
+MLP = int4_weight(192, 64), int4_weight(64, 96)
 
 ROW_KERNELS: dict[str, tuple[Tensor, Callable[[Kernels, Tensor, Tensor], Tensor]]] = {
     "linear bf16": (normal(2, TOKENS, 83), lambda k, x, _: k.linear(x, normal(3, 75, 83).bfloat16())),
@@ -24,10 +26,16 @@ ROW_KERNELS: dict[str, tuple[Tensor, Callable[[Kernels, Tensor, Tensor], Tensor]
     "linear int8": (normal(2, TOKENS, 83), lambda k, x, _: k.linear(x, int8_weight(75, 83))),
     "linear int4": (normal(2, TOKENS, 96), lambda k, x, _: k.linear(x, int4_weight(75, 96))),
     "head_linear": (normal(4, TOKENS, 3, 20), lambda k, x, _: k.head_linear(x, normal(5, 3, 37, 20))),
-    "rms_norm": (normal(6, TOKENS, 83), lambda k, x, _: k.rms_norm(x, normal(7, 83), 1e-6)),
+    "rms_norm": (normal(6, TOKENS, 83), lambda k, x, _: k.rms_norm(x, NORM, 1e-6)),
     "rope": (normal(8, TOKENS, 2, 16), lambda k, x, rows: k.rope(x, POSITIONS[rows], TABLE.cos(), TABLE.sin())),
     "silu_mul": (normal(9, TOKENS, 90), lambda k, x, _: k.silu_mul(x)),
-    "combine": (normal(10, TOKENS, 4, 45), lambda k, x, rows: k.combine(x, normal(11, TOKENS, 4)[rows])),
+    "combine": (normal(10, TOKENS, 4, 45), lambda k, x, rows: k.combine(x, *(each[rows] for each in ADDED))),
+    "rms_norm_quantize": (normal(6, TOKENS, 83), lambda k, x, _: restored(k.rms_norm_quantize(x, NORM, 1e-6)[1])),
+    "mlp": (normal(6, TOKENS, 64), lambda k, x, _: k.mlp(k.quantize(x, ActivationFormat.INT8), *MLP)),
+    "absorb": (
+        normal(8, TOKENS, 3, 36),
+        lambda k, x, rows: k.absorb(x, normal(5, 3, 37, 20), POSITIONS[rows], TABLE.cos(), TABLE.sin()),
+    ),
     "gate": (
         normal(12, TOKENS, 40),
         lambda k, x, _: torch.cat([part.double() for part in k.gate(x, normal(13, 24, 40), normal(14, 24), CONFIG)], 1),

@@ -64,12 +64,55 @@ def test_rows(cpu: CpuKernels, reference: ReferenceKernels, tokens: int, size: i
     assert torch.equal(cpu.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6))
     both = normal(seed, tokens, 2 * size) * 30
     assert torch.equal(cpu.silu_mul(both), reference.silu_mul(both))
-    slots, weights = normal(seed, tokens, 5, size), normal(seed, tokens, 5)
-    assert torch.equal(cpu.combine(slots, weights), reference.combine(slots, weights))
+    slots, weights, others = normal(seed, tokens, 5, size), normal(seed, tokens, 5), normal(seed, 2, tokens, size)
+    assert torch.equal(cpu.combine(slots, weights, *others), reference.combine(slots, weights, *others))
     heads, table = normal(seed, tokens, 3, 2 * size), normal(seed, 40, size)
     positions = torch.randint(0, 40, (tokens,), generator=torch.Generator().manual_seed(seed))
     expected = reference.rope(heads, positions, table.cos(), table.sin())
     assert torch.equal(cpu.rope(heads, positions, table.cos(), table.sin()), expected)
+
+
+@SOME
+@given(st.integers(1, 40), st.integers(1, 140), st.integers(0, 9), st.integers(0, 99))
+def test_columns_of_a_wider_tensor(
+    cpu: CpuKernels, reference: ReferenceKernels, tokens: int, size: int, beside: int, seed: int
+) -> None:
+    weight, wide = normal(seed, size).bfloat16(), normal(seed, tokens, beside + size + beside)
+    x = wide[:, beside : beside + size]
+    assert torch.equal(cpu.rms_norm(x, weight, 1e-6), reference.rms_norm(x.contiguous(), weight, 1e-6))
+    normed, rows = cpu.rms_norm_quantize(x, weight, 1e-6)
+    assert torch.equal(normed, reference.rms_norm(x, weight, 1e-6))
+    quantized = reference.quantize(normed, ActivationFormat.INT8)
+    assert quantized.scale is not None
+    assert rows.scale is not None
+    assert torch.equal(rows.values, quantized.values)
+    assert torch.equal(rows.scale, quantized.scale)
+    table = normal(seed, 40, 4)
+    positions = torch.arange(tokens) % 40
+    heads = normal(seed, tokens, 3, size + 8)
+    turned = reference.rope(heads[..., size:].contiguous(), positions, table.cos(), table.sin())
+    assert torch.equal(cpu.rope(heads[..., size:], positions, table.cos(), table.sin()), turned)
+    alone = heads[:, 1:2, size:]
+    assert torch.equal(cpu.rope(alone, positions, table.cos(), table.sin()), turned[:, 1:2])
+    up = normal(seed, 3, 21, size)
+    linear = reference.head_linear(heads[..., :size].contiguous(), up)
+    assert torch.equal(cpu.head_linear(heads[..., :size], up), linear)
+    absorbed = cpu.absorb(heads, up, positions, table.cos(), table.sin())
+    assert torch.equal(absorbed, torch.cat([linear, turned], dim=2))
+    assert torch.equal(absorbed, reference.absorb(heads, up, positions, table.cos(), table.sin()))
+
+
+@SOME
+@given(st.integers(0, 40), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.integers(0, 99))
+def test_mlp(
+    cpu: CpuKernels, reference: ReferenceKernels, tokens: int, hidden: int, inner: int, int4: bool, seed: int
+) -> None:
+    """With 8-bit weights of any sizes."""
+    hidden, inner = (32 * hidden, 32 * inner) if int4 else (29 * hidden, 17 * inner)
+    weight = int4_weight if int4 else int8_weight
+    gate_up, down = weight(2 * inner, hidden, seed), weight(hidden, inner, seed + 1)
+    x = reference.quantize(normal(seed, tokens, hidden), ActivationFormat.INT8)
+    assert torch.equal(cpu.mlp(x, gate_up, down), reference.mlp(x, gate_up, down))
 
 
 @SOME

@@ -28,6 +28,7 @@ W8 = int8_weight(5, 8)
 X4, W4 = normal(1, 3, 32), int4_weight(5, 32)
 HEADS = normal(3, 3, 2, 8)
 TABLE = normal(4, 10, 4)
+ONE_PAIR = normal(9, 10, 1)
 POSITIONS = torch.tensor([0, 9, 3])
 PAGES = normal(5, 4, 2, 8)
 CONFIG = GateConfig(2, 1, 1, True, 1.0)
@@ -103,16 +104,19 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
     "gate bias": ("gate: bias is bfloat16", lambda k: k.gate(X, W, BIAS.bfloat16(), CONFIG)),
     "silu odd": ("silu_mul: gate_up has 7", lambda k: k.silu_mul(X[:, :7].contiguous())),
     "quantize": ("quantize: x is bfloat16", lambda k: k.quantize(X.bfloat16(), ActivationFormat.INT8)),
-    "combine": ("combine: weights is", lambda k: k.combine(normal(1, 3, 2, 4), normal(1, 3, 3))),
+    "combine": ("combine: weights is", lambda k: k.combine(normal(1, 3, 2, 8), normal(1, 3, 3), X, X)),
+    "combine shared": ("combine: shared is", lambda k: k.combine(normal(1, 3, 2, 8), normal(1, 3, 2), W, X)),
+    "combine residual": ("combine: residual is", lambda k: k.combine(normal(1, 3, 2, 8), normal(1, 3, 2), X, W)),
     "rows range": ("rows\\[1\\] is 9, expected 0 to 4", lambda k: k.take_rows(W, POSITIONS)),
     "rows dtype": ("take_rows: rows is int32", lambda k: k.take_rows(W, POSITIONS.int())),
     "rows table": ("take_rows: table is float16", lambda k: k.take_rows(W.half(), POSITIONS)),
     "add": ("add: y is float32 \\[5, 8\\]", lambda k: k.add(X, W)),
-    "split": ("split: sizes are \\[3, 4\\], expected .* 8 together", lambda k: k.split(X, (3, 4))),
-    "split nothing": ("split: sizes", lambda k: k.split(X, (8, 0))),
-    "split rank": ("split: x is .* 2 dimensions", lambda k: k.split(X[0], (8,))),
-    "concat": ("concat: parts\\[1\\] is float32 \\[5, 8\\]", lambda k: k.concat([X, W])),
-    "concat nothing": ("concat: parts are none", lambda k: k.concat([])),
+    "columns": ("rms_norm: x .* nor columns", lambda k: k.rms_norm(normal(1, 8, 3).T, X[0], 1e-6)),
+    "rows repeated": ("rms_norm: x .* nor columns", lambda k: k.rms_norm(X[:1].expand(3, 8), X[0], 1e-6)),
+    "heads apart": ("rope: x .* nor columns", lambda k: k.rope(normal(1, 3, 4, 8)[:, ::3], POSITIONS, TABLE, TABLE)),
+    "absorb": ("absorb: q is .* than the 8", lambda k: k.absorb(HEADS, normal(1, 2, 4, 8), POSITIONS, TABLE, TABLE)),
+    "mlp": ("both must be of one kind", lambda k: k.mlp(QUANTIZED, int8_weight(64, 32), int4_weight(32, 32))),
+    "mlp sizes": ("weights.down", lambda k: k.mlp(QUANTIZED, int8_weight(64, 32), int8_weight(32, 31))),
     "format": ("x.format is int8", lambda k: run(k, expert_weights(Bf16Matrix, 2, 32, 32))),
     "mixed": ("one kind", lambda k: run(k, replace(EXPERTS, down=expert_weights(Bf16Matrix, 2, 32, 32).down))),
     "sizes": ("weights.down", lambda k: run(k, replace(EXPERTS, down=expert_weights(Int8Matrix, 2, 32, 64).down))),
@@ -147,7 +151,6 @@ def test_no_rows_are_fine(kernels: Kernels) -> None:
     assert kernels.mla_attention(Q[:0], PAGES, empty, 1.0, 6).shape == (0, 2, 6)
     assert kernels.take_rows(W, none).shape == (0, 8)
     assert kernels.add(X[:0], X[:0]).shape == (0, 8)
-    assert [part.shape for part in kernels.split(X[:0], (2, 6))] == [(0, 2), (0, 6)]
-    assert kernels.concat([X[:0], X[:0]]).shape == (0, 16)
+    assert kernels.absorb(HEADS[:0], normal(1, 2, 5, 6), none, ONE_PAIR, ONE_PAIR).shape == (0, 2, 7)
     pair = TOKEN[:0]
     assert kernels.experts(QUANTIZED, pair, pair, EXPERTS).shape == (0, 32)

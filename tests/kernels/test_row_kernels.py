@@ -129,9 +129,11 @@ def test_silu_mul_at_the_ends_of_float32(kernels: Kernels) -> None:
 @FEW
 @given(st.integers(0, 5), st.integers(1, 9), st.integers(1, 40))
 def test_combine(kernels: Kernels, tokens: int, top_k: int, size: int) -> None:
-    slots, weights = normal(12, tokens, top_k, size), normal(13, tokens, top_k)
-    bound = 1e-6 * torch.einsum("tkd,tk->td", slots.abs().double(), weights.abs().double())
-    error = kernels.combine(slots, weights).double() - torch.einsum("tkd,tk->td", slots.double(), weights.double())
+    slots, weights, added = normal(12, tokens, top_k, size), normal(13, tokens, top_k), normal(14, 2, tokens, size)
+    sizes = torch.einsum("tkd,tk->td", slots.abs().double(), weights.abs().double()) + added.abs().double().sum(0)
+    bound = 1e-6 * sizes
+    expected = torch.einsum("tkd,tk->td", slots.double(), weights.double()) + added.double().sum(0)
+    error = kernels.combine(slots, weights, *added).double() - expected
     assert bool((error.abs() <= bound).all())
 
 

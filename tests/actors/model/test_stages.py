@@ -66,7 +66,7 @@ class Shards:
             part = take(routing.activations, rows)
             local = routing.ids[token, slot] - owned.start
             slots[token, slot] = shard.experts(layer, part, pair_token.to(torch.int32), local.to(torch.int32))
-        return home.combine(layer, hidden, slots, routing.weights, home.shared(layer, routing.normed))
+        return home.combine(layer, hidden, slots, routing.weights, home.shared(layer, routing))
 
 
 def take(activations: Activations, rows: Tensor) -> Activations:
@@ -146,7 +146,7 @@ def test_an_empty_step(stages: ModelStages) -> None:
     none = torch.zeros(0, dtype=torch.int32)
     outputs = stages.experts(1, routing.activations, none, none)
     slots = outputs.view(0, CONFIG.num_experts_per_tok, CONFIG.hidden_size)
-    hidden = stages.combine(1, hidden, slots, routing.weights, stages.shared(1, routing.normed))
+    hidden = stages.combine(1, hidden, slots, routing.weights, stages.shared(1, routing))
     assert stages.head(hidden).shape == (0, CONFIG.vocab_size)
 
 
