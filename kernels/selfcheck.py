@@ -79,6 +79,7 @@ def self_check(kernels: Kernels, shapes: CheckShapes, matrices: Sequence[type[Ex
         run()
     for kind in matrices:
         check.experts(kind)
+    check.mlp()
     return check.results
 
 
@@ -166,17 +167,6 @@ class _Check:
                 lambda k, t: k.linear(t(x), Int4Weight(t(nibbles), t(multipliers), t(scales, exact=True))),
                 exact=self._kernels.activation_dtype is torch.float32,
             )
-        rows = self._reference.quantize(x, ActivationFormat.INT8)
-        double = torch.randint(-127, 128, (2 * _COLUMNS, shapes.hidden), generator=self._generator, dtype=torch.int8)
-        twice = torch.cat([scale, scale])
-        back = torch.randint(-127, 128, (shapes.hidden, _COLUMNS), generator=self._generator, dtype=torch.int8)
-        ones = torch.ones(shapes.hidden)
-
-        def mlp(k: Kernels, t: _Mover) -> Tensor:
-            gate_up, down = Int8Weight(t(double), t(twice, exact=True)), Int8Weight(t(back), t(ones, exact=True))
-            return k.mlp(t.activations(rows), gate_up, down)
-
-        self._both("mlp", mlp, exact=self._kernels.activation_dtype is torch.float32)
         queries = self._floats(_TOKENS, shapes.heads, shapes.qk_nope_head_dim)
         up_key = self._floats(shapes.heads, shapes.kv_lora_rank, shapes.qk_nope_head_dim)
         for dtype in (torch.bfloat16, torch.float32):
@@ -278,6 +268,20 @@ class _Check:
                 exact,
                 relative,
             )
+
+    def mlp(self) -> None:
+        hidden, exact = self._shapes.hidden, self._kernels.activation_dtype is torch.float32
+        gate_up = random_matrix(Int8Matrix, 1, 2 * _COLUMNS, hidden, self._generator)
+        down = random_matrix(Int8Matrix, 1, hidden, _COLUMNS, self._generator)
+        assert isinstance(gate_up, Int8Matrix)
+        assert isinstance(down, Int8Matrix)
+        x = self._reference.quantize(self._floats(_TOKENS, hidden), ActivationFormat.INT8)
+
+        def run(k: Kernels, t: _Mover) -> Tensor:
+            both = (Int8Weight(t(each.values[0]), t(each.scale[0], exact=True)) for each in (gate_up, down))
+            return k.mlp(t.activations(x), *both)
+
+        self._both("mlp", run, exact)
 
     def _floats(self, *shape: int) -> Tensor:
         """Normal values that the backend's activation dtype holds exactly."""
