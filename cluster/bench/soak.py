@@ -1,8 +1,9 @@
 """`flyray bench soak`: an engine under random load, every answer of which must be that of the request run alone.
 
 A first engine, with pages for all and nothing shared, runs each of a pool of requests by itself. A second one, with few
-pages, is then loaded with them in random order and many at once: prompts begin alike and are prefilled in chunks,
-sequences are preempted, and clients leave in the middle.
+pages, is then loaded with them in random order, by no client and by many in turns: prompts begin alike or are the same
+and are prefilled in chunks, sequences are preempted, and clients leave in the middle, some with their connection.
+Requests are greedy, or draw with all that sampling knows; tokens, log probabilities and scores are compared to the bit.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import random
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,15 @@ from ...actors.checkpoint import Checkpoint
 from ...actors.engine_config import EngineConfig
 from ...actors.model.config import ModelConfig
 from ...actors.request import EngineStatus, Generate
-from ...actors.step_plan import Sampling
 from ..engine import Engine, EngineClient
 from ..figures import Figure
+from .soak_requests import LONGEST, PAGE, RandomRequests
 
-PAGE = 8
-# In pages: the longest prompt with its answer, what all prompts of a kind share, and what each shard has.
-_LONGEST, _SHARED, _OF_SHARD = 16, 5, 24
+# In pages: what each shard has.
+_OF_SHARD = 24
 _STREAMS = 24
+# About how long as many clients ask; then it is another number of them, now and then one or none.
+_WAVE_S = 1.0
 _LEAST_REQUESTS = 8
 _SILENCE_S = 60.0
 _IDLE_S = 30.0
@@ -39,12 +42,13 @@ class SoakError(Exception):
 @dataclass(frozen=True)
 class SoakSettings:
     """seconds: of the whole soak, a third of which runs the requests alone. seed: of all that is random. shards: of the
-    loaded engine. precision: as in `EngineConfig`."""
+    loaded engine. precision, int8_weights: as in `EngineConfig`."""
 
     seconds: float
     seed: int = 0
     shards: int = 2
     precision: str = "auto"
+    int8_weights: tuple[str, ...] = ()
 
     @property
     def cpus(self) -> int:
@@ -53,22 +57,28 @@ class SoakSettings:
 
     def alone(self, path: Path) -> EngineConfig:
         """Pages for the longest request; nothing shared, one at a time."""
-        config = EngineConfig(str(path), "alone", self.precision, page_size=PAGE, kv_pages=_LONGEST + 1)
-        return replace(config, max_sequences=1, prefix_cache=False, silence_s=_SILENCE_S)
+        config = replace(self._both(path), name="alone", kv_pages=LONGEST + 1)
+        return replace(config, max_sequences=1, prefix_cache=False)
 
     def loaded(self, path: Path) -> EngineConfig:
         """Too few pages for what may run at once, and steps shorter than many prompts."""
-        config = EngineConfig(str(path), "loaded", self.precision, self.shards, page_size=PAGE, kv_pages=_OF_SHARD)
-        return replace(config, max_batch_tokens=6 * PAGE, max_sequences=16, silence_s=_SILENCE_S)
+        config = replace(self._both(path), name="loaded", shards=self.shards, kv_pages=_OF_SHARD)
+        return replace(config, max_batch_tokens=6 * PAGE, max_sequences=16)
+
+    def _both(self, path: Path) -> EngineConfig:
+        config = EngineConfig(str(path), precision=self.precision, page_size=PAGE, silence_s=_SILENCE_S)
+        return replace(config, int8_weights=self.int8_weights)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request gave; log probabilities are compared to the bit."""
+    """What a request gave, as in `Progress`; compared to the bit. finish: "" where the client left."""
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     finish: str = ""
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
+    scores: tuple[float, ...] = ()
 
 
 @dataclass
@@ -109,120 +119,154 @@ def soak(path: Path, settings: SoakSettings, say: Callable[[str], None], run: Ru
     with Engine(settings.alone(path)) as alone, Engine(settings.loaded(path)) as loaded:
 
         async def main() -> SoakReport:
-            async with (
-                EngineClient(alone.address, alone.keys) as one,
-                EngineClient(loaded.address, loaded.keys) as many,
-            ):
-                return await Soak(one, many, vocabulary, settings).run(say)
+            async with EngineClient(alone.address, alone.keys) as one:
+                return await Soak(one, partial(EngineClient, loaded.address, loaded.keys), vocabulary, settings).run(
+                    say
+                )
 
         return run(main)
 
 
 class Soak:
-    """One soak of two engines that stand."""
+    """One soak of two engines that stand. connect: gives a client of the loaded one."""
 
-    def __init__(self, alone: EngineClient, loaded: EngineClient, vocabulary: int, settings: SoakSettings) -> None:
-        self._alone, self._loaded, self._settings = alone, loaded, settings
+    def __init__(
+        self, alone: EngineClient, connect: Callable[[], EngineClient], vocabulary: int, settings: SoakSettings
+    ) -> None:
+        self._alone, self._connect, self._settings = alone, connect, settings
         self._random = random.Random(settings.seed)
-        self._vocabulary = vocabulary
-        longest = [self._tokens(_SHARED * PAGE) for _ in range(3)]
-        self._beginnings = [tuple(tokens[: self._random.randint(PAGE, len(tokens))]) for tokens in longest]
+        self._requests = RandomRequests(self._random, vocabulary)
         self._expected: list[tuple[Generate, Answer]] = []
         self._sent = 0
+        self._asking = _STREAMS
+        self._turned = asyncio.Condition()
 
     async def run(self, say: Callable[[str], None]) -> SoakReport:
         """Raises SoakError."""
         loop = asyncio.get_running_loop()
         begin = loop.time()
         while len(self._expected) < _LEAST_REQUESTS or loop.time() < begin + self._settings.seconds / 3:
-            request = self._request(f"alone-{len(self._expected)}")
+            request = self._requests.draw(f"alone-{len(self._expected)}")
             self._expected.append((request, await _answer(self._alone, request)))
         say(f"{len(self._expected)} requests have run alone")
         report = SoakReport(len(self._expected))
         end = max(begin + self._settings.seconds, loop.time() + self._settings.seconds / 3)
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(_STREAMS):
-                    group.create_task(self._stream(report, end))
+                group.create_task(self._turn(end))
+                for number in range(_STREAMS):
+                    group.create_task(self._stream(number, report, end))
         except* SoakError as errors:
             raise errors.exceptions[0] from None
-        status = await self._rest()
+        async with self._connect() as client:
+            status = await _rest(client)
         report.preemptions, report.cached_tokens = status.preemptions, status.cached_tokens
         report.prompt_tokens = status.prompt_tokens
         return report
 
-    def _tokens(self, count: int) -> tuple[int, ...]:
-        return tuple(self._random.randrange(self._vocabulary) for _ in range(count))
-
-    def _request(self, name: str) -> Generate:
-        """Half begin as others do; a quarter draws their tokens, from a seed."""
-        beginning = self._random.choice(self._beginnings) if self._random.random() < 0.5 else ()
-        room = _LONGEST * PAGE - len(beginning)
-        prompt = beginning + self._tokens(self._random.randint(1, room // 2))
-        most = self._random.randint(1, _LONGEST * PAGE - len(prompt))
-        drawn = self._random.random() < 0.25
-        sampling = Sampling(1.0 if drawn else 0.0, 0.95 if drawn else 1.0, 0, self._random.randrange(1 << 31))
-        return Generate(name, prompt, most, sampling, self._tokens(1), self._random.randint(0, 1), False)
-
-    async def _stream(self, report: SoakReport, end: float) -> None:
-        """One client: a request after another, a quarter of which it leaves after some tokens."""
+    async def _turn(self, end: float) -> None:
+        """Lets another number of clients ask from time to time: all, some, one, none; and all once more at the end."""
         loop = asyncio.get_running_loop()
         while loop.time() < end:
-            request, expected = self._random.choice(self._expected)
-            self._sent += 1
-            request = replace(request, request=f"loaded-{self._sent}")
-            leave_after = self._random.randint(0, 30) if self._random.random() < 0.25 else None
-            answer = await _answer(self._loaded, request, leave_after)
-            compare(request, expected, answer)
-            report.tokens += len(answer.tokens)
-            report.cancelled += not answer.finish
-            report.equal += bool(answer.finish)
+            await asyncio.sleep(min(self._random.expovariate(1 / _WAVE_S), end - loop.time()))
+            await self._let_ask(self._random.choice((_STREAMS, self._random.randint(2, _STREAMS), 1, 0)))
+        await self._let_ask(_STREAMS)
 
-    async def _rest(self) -> EngineStatus:
-        """The loaded engine once it runs nothing; all its pages must then be free."""
+    async def _let_ask(self, streams: int) -> None:
+        async with self._turned:
+            self._asking = streams
+            self._turned.notify_all()
+
+    async def _stream(self, number: int, report: SoakReport, end: float) -> None:
+        """A client after another, each with a request after another; a quarter of these it leaves after some tokens,
+        and now and then its connection ends with them."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + _IDLE_S
-        while (status := await self._loaded.status(timeout_s=_IDLE_S)).running or status.waiting:
-            if loop.time() > end:
-                raise SoakError(f"{status.running} requests run and {status.waiting} wait though no client is left")
-            await asyncio.sleep(0.05)
-        if status.free_pages != status.total_pages:
-            raise SoakError(f"{status.free_pages} of {status.total_pages} pages are free though nothing runs")
-        return status
+        while loop.time() < end:
+            async with self._connect() as client:
+                stays = True
+                while stays and loop.time() < end:
+                    async with self._turned:
+                        await self._turned.wait_for(lambda: number < self._asking)
+                    stays = await self._ask(client, report)
+
+    async def _ask(self, client: EngineClient, report: SoakReport) -> bool:
+        """Whether the client stays after one of the requests."""
+        request, expected = self._random.choice(self._expected)
+        self._sent += 1
+        request = replace(request, request=f"loaded-{self._sent}")
+        leave_after = self._random.randint(0, 30) if self._random.random() < 0.25 else None
+        closes = self._random.random() < 0.25
+        answer = await _answer(client, request, leave_after, client.close if closes else None)
+        compare(request, expected, answer)
+        report.tokens += len(answer.tokens)
+        report.cancelled += not answer.finish
+        report.equal += bool(answer.finish)
+        return bool(answer.finish) or not closes
 
 
-async def _answer(client: EngineClient, request: Generate, leave_after: int | None = None) -> Answer:
-    """The whole answer; or the first tokens, `leave_after` of them or some more, and then the request is cancelled.
+async def _rest(client: EngineClient) -> EngineStatus:
+    """The engine once it runs nothing; all its pages must then be free."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _IDLE_S
+    while (status := await client.status(timeout_s=_IDLE_S)).running or status.waiting:
+        if loop.time() > end:
+            raise SoakError(f"{status.running} requests run and {status.waiting} wait though no client is left")
+        await asyncio.sleep(0.05)
+    if status.free_pages != status.total_pages:
+        raise SoakError(f"{status.free_pages} of {status.total_pages} pages are free though nothing runs")
+    return status
+
+
+async def _answer(
+    client: EngineClient,
+    request: Generate,
+    leave_after: int | None = None,
+    leave: Callable[[], Coroutine[Any, Any, None]] | None = None,
+) -> Answer:
+    """The whole answer; or the first tokens, `leave_after` of them or some more, and then the request is cancelled, by
+    `leave` first if it is given.
 
     Raises SoakError when the engine gives an error.
     """
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
+    found = Answer()
     async with aclosing(client.generate(request)) as stream:
         async for news in stream:
             if news.finish == "error":
                 raise SoakError(f"{_told(request)} ended with: {news.error}")
-            tokens, logprobs = tokens + news.tokens, logprobs + news.logprobs
+            found = Answer(
+                found.tokens + news.tokens,
+                found.logprobs + news.logprobs,
+                news.finish,
+                found.tops + news.top_logprobs,
+                found.scores + news.scores,
+            )
             if news.finish:
-                return Answer(tokens, logprobs, news.finish)
-            if leave_after is not None and len(tokens) >= leave_after:
+                return found
+            if leave_after is not None and len(found.tokens) >= leave_after:
+                if leave is not None:
+                    await leave()
                 break
-    return Answer(tokens, logprobs)
+    return found
 
 
 def compare(request: Generate, expected: Answer, found: Answer) -> None:
     """Raises SoakError unless `found` is `expected`, or its beginning where the client left."""
     here = len(found.tokens) if not found.finish else max(len(expected.tokens), len(found.tokens))
     for place in range(here):
-        one = [(*answer.tokens[place : place + 1], *answer.logprobs[place : place + 1]) for answer in (expected, found)]
+        one = [
+            tuple(value for part in parts for value in part[place : place + 1])
+            for parts in ((answer.tokens, answer.logprobs, answer.tops) for answer in (expected, found))
+        ]
         if one[0] != one[1]:
             raise SoakError(f"{_told(request)}: token {place} and its log probability are {one[1]}, alone {one[0]}")
     if found.finish and found.finish != expected.finish:
         raise SoakError(f"{_told(request)}: ended by {found.finish!r}, alone by {expected.finish!r}")
+    if (found.finish or found.scores) and found.scores != expected.scores:
+        raise SoakError(f"{_told(request)}: the prompt's log probabilities are not those of the request alone")
 
 
 def _told(request: Generate) -> str:
     return (
         f"request {request.request} (prompt {list(request.prompt)}, max_tokens {request.max_tokens}, "
-        f"temperature {request.sampling.temperature:g}, seed {request.sampling.seed})"
+        f"{'scored, ' if request.score_prompt else ''}{request.sampling})"
     )

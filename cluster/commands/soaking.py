@@ -17,6 +17,9 @@ def bench_soak(
         Path | None, typer.Option(help="A checkpoint's folder; by default the demo model.", show_default=False)
     ] = None,
     precision: Annotated[str, typer.Option(help="As in a configuration: auto, w4a8, w8a8 and so on.")] = "auto",
+    int8_weights: Annotated[
+        str, typer.Option(help="Weights beside the routed experts that are run in 8 bits.", show_default=False)
+    ] = "",
     shards: Annotated[int, typer.Option(help="Shards of the loaded engine.", min=1)] = 2,
     json: JsonFile = None,
     debug: Debug = False,
@@ -29,7 +32,7 @@ def bench_soak(
         from ..figures import write_figures
         from ..job import Main, job_ray, run_stoppable
 
-        settings = SoakSettings(seconds, seed, shards, precision)
+        settings = SoakSettings(seconds, seed, shards, precision, tuple(filter(None, int8_weights.split(","))))
         with job_ray(settings.cpus, keep_logs=debug) as end_now:
 
             def run(main: Main[SoakReport]) -> SoakReport:

@@ -1,16 +1,29 @@
 """What tests of the cluster floor share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-import ray
 from kept_ray import KeptRay
 
 from flyray.cluster.config import DEMO_MODEL
 from flyray.cluster.tokenizer import Tokenizer
 
-KEPT = {"local_ray"}
+KEPT = ("local_cluster", "local_ray")
 """The fixtures that connect to a kept Ray."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules of one kind of Ray one after another, so that each kind is started once; those of none before them."""
+    kinds = {path: _kind(items, path) for path in {item.path for item in items}}
+    items.sort(key=lambda item: kinds[item.path])
+
+
+def _kind(items: list[pytest.Item], path: Path) -> int:
+    """What Ray the module at `path` uses: a place in KEPT, from 1 on, or 0."""
+    used = {name for item in items if item.path == path for name in getattr(item, "fixturenames", ())}
+    return next((kind for kind, name in enumerate(KEPT, 1) if name in used), 0)
 
 
 @pytest.fixture(scope="session")
@@ -28,17 +41,14 @@ def kept_ray() -> Iterator[KeptRay]:
 @pytest.fixture(scope="module", autouse=True)
 def no_ray_of_others(request: pytest.FixtureRequest, kept_ray: KeptRay) -> None:
     """A module that uses no kept Ray finds none."""
-    used = {name for item in request.session.items if item.path == request.path for name in item.fixturenames}
-    if not used & KEPT:
+    if not _kind(request.session.items, request.path):
         kept_ray.end()
 
 
 @pytest.fixture(scope="module")
-def local_cluster() -> Iterator[None]:
-    """A Ray of four CPUs. A module's own, for its tests kill what runs in it."""
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+def local_cluster(kept_ray: KeptRay) -> None:
+    """A Ray of four CPUs, which modules share: leave no actor, no placement group behind."""
+    kept_ray.want(4)
 
 
 @pytest.fixture(scope="module")

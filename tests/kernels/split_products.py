@@ -9,6 +9,8 @@ from __future__ import annotations
 from torch import Tensor
 
 ERROR = 2.0**-16
+FLOAT_ERROR = 2.0**-22
+"""Of a sum of some dozens of products in float32, each of which is within 2^-24."""
 ROW_ERROR = 1e-4
 """Of a row's largest; what the protocol says."""
 
@@ -21,11 +23,22 @@ def assert_split_product(actual: Tensor, expected: Tensor, x: Tensor, weight: Te
 
 def assert_split_attention(actual: Tensor, expected: Tensor, q: Tensor, keys: Tensor, scale: float) -> None:
     """A score is off by the bound of its sum of magnitudes, which a share feels twice, and values by the bound."""
+    _assert_attention(actual, expected, q, keys, scale, ERROR, ERROR)
+
+
+def assert_float_attention(actual: Tensor, expected: Tensor, q: Tensor, keys: Tensor, scale: float) -> None:
+    """The same of products in float32, for contexts of a few hundred entries."""
+    _assert_attention(actual, expected, q, keys, scale, FLOAT_ERROR, 4e-6)
+
+
+def _assert_attention(
+    actual: Tensor, expected: Tensor, q: Tensor, keys: Tensor, scale: float, of_score: float, of_value: float
+) -> None:
     if not actual.numel():
         return
     entries = keys.flatten(0, -2).double().abs().nan_to_num(0.0)
     magnitude = float((q.flatten(0, -2).double().abs() @ entries.T).max()) * scale
-    allowed = ERROR * (1.0 + 2.0 * magnitude) * float(entries[:, : actual.shape[-1]].max())
+    allowed = (of_value + 2.0 * of_score * magnitude) * float(entries[:, : actual.shape[-1]].max())
     assert float((actual.double() - expected.double()).abs().max()) <= allowed
     assert actual.isfinite().all()
 

@@ -1,4 +1,4 @@
-"""Ten seconds of soak on a small model, and what a soak says of a difference."""
+"""Some seconds of soak on a small model, and what a soak says of a difference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flyray.cluster.bench.soak import Answer, SoakError, SoakSettings, compare, 
 def test_answers_under_load_are_those_of_requests_run_alone(local_cluster: None, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "model")
     said: list[str] = []
-    report = soak(path, SoakSettings(10.0, precision="w4a8"), said.append, lambda main: asyncio.run(main()))
+    report = soak(path, SoakSettings(6.0, precision="w4a8"), said.append, lambda main: asyncio.run(main()))
     assert said == [f"{report.pool} requests have run alone"]
     assert min(report.equal, report.cancelled, report.preemptions, report.cached_tokens) > 0
     assert f"{report.equal} answers of {report.pool} requests" in report.lines()[0]
@@ -34,6 +34,11 @@ EXPECTED = Answer((5, 6, 7), (-0.5, -0.25, -1.0), "length")
         (Answer((5, 6, 7, 7), (-0.5, -0.25, -1.0, -1.0), "length"), r"token 3 .* are \(7, -1.0\), alone \(\)"),
         (Answer((5, 6, 7), (-0.5, -0.25, -1.0), "stop"), "ended by 'stop', alone by 'length'"),
         (Answer((4,), (-0.5,)), r"token 0 .* are \(4, -0.5\), alone \(5, -0.5\)"),
+        (
+            Answer((5,), (-0.5,), "", (((5, -0.5),),)),
+            r"token 0 .* are \(5, -0.5, \(\(5, -0.5\),\)\), alone \(5, -0.5\)",
+        ),
+        (Answer((5,), (-0.5,), "", (), (-2.0,)), "the prompt's log probabilities are not those"),
     ],
 )
 def test_a_difference_is_told(found: Answer, says: str) -> None:

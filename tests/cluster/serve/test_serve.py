@@ -1,0 +1,171 @@
+"""`flyray serve --demo` as its users meet it: a process, clients that come and go, shards that die, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from questions import MODEL, QUESTION, chat
+from server_process import FLYRAY, assert_nothing_left, until
+from typer.testing import CliRunner
+
+from flyray.cluster.cli import app
+from flyray.cluster.figures import read_figures
+
+LONG = {"max_tokens": 800, "extra_body": {"ignore_eos": True}}
+
+
+def running(http: httpx.Client) -> int:
+    return http.get("/health").json()["engine"]["running"]
+
+
+def test_the_precision_plan_is_printed_before_ready(server):
+    lines = server.output.splitlines()
+    ready = next(i for i, line in enumerate(lines) if line.startswith("ready in"))
+    assert any("routed experts" in line and "INT8 per token" in line for line in lines[:ready])
+
+
+def test_a_client_that_leaves_cancels_its_stream(client, http):
+    stream = client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True, **LONG)
+    next(iter(stream))
+    assert running(http) == 1
+    stream.close()
+    until(lambda: running(http) == 0, 10, "a stream's request is cancelled")
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_client_that_leaves_cancels_its_request(http, port, size):
+    # The body goes out after the head, as most clients send it: HAProxy must notice the client's leaving all the same.
+    request = {"model": MODEL, "messages": QUESTION, "ignore_eos": True, "max_tokens": 800, "user": "u" * size}
+    body = json.dumps(request).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: flyray\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(head.encode())
+        assert running(http) == 0
+        connection.sendall(body)
+        until(lambda: running(http) == 1, 10, "the request runs")
+    until(lambda: running(http) == 0, 5, "a request is cancelled")
+
+
+def metrics(http: httpx.Client) -> dict[str, float]:
+    """Name, with the reason of an end, to value."""
+    families = text_string_to_metric_families(http.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples]
+    return {sample.name + sample.labels.get("finished_reason", ""): sample.value for sample in samples}
+
+
+def test_metrics_count_what_a_client_met(client, http):
+    before = metrics(http)
+    usage = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0).usage
+    after = metrics(http)
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert grown["vllm:time_to_first_token_seconds_count"] == grown["vllm:request_success_totalstop"] == 1
+    assert grown["vllm:prompt_tokens_total"] == grown["vllm:prefix_cache_queries_total"] == usage.prompt_tokens
+    # A stop token is counted in the usage of no answer, as it is not shown.
+    assert grown["vllm:generation_tokens_total"] == usage.completion_tokens
+    assert grown["vllm:inter_token_latency_seconds_count"] == usage.completion_tokens - 1
+    assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
+    assert 0 <= after["vllm:kv_cache_usage_perc"] <= 1
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_come_back(http):
+    prompts = {"model": MODEL, "prompt": ["The"] * 1000, "max_tokens": 800, "ignore_eos": True, "stream": True}
+    with http.stream("POST", "/v1/completions", json=prompts) as stream:
+        pieces = stream.iter_raw()  # kept: httpx closes a stream whose iterator is gone
+        next(pieces)
+        refusal = http.post("/v1/completions", json={"model": MODEL, "prompt": ["The"] * 1000, "max_tokens": 1})
+        assert refusal.status_code == 429
+        assert refusal.json()["error"]["code"] == "queue_full"
+        assert 1 <= int(refusal.headers["retry-after"]) <= 120
+    until(lambda: http.get("/health").json()["engine"]["waiting"] == 0, 20, "the queue is cancelled")
+    assert chat(http, max_tokens=1).status_code == 200
+
+
+def test_a_client_that_leaves_costs_few_steps(client, http):
+    def steps() -> int:
+        return http.get("/health").json()["engine"]["steps"]
+
+    until(lambda: running(http) == 0, 10, "nothing runs")
+    stream = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, stream=True, max_tokens=3000, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    before = steps()
+    stream.close()
+    until(lambda: running(http) == 0, 10, "a stream's request is cancelled")
+    # Its answer takes 3,000 steps; what passes until HAProxy and the front have noticed depends on the machine.
+    assert steps() - before < 1000
+
+
+def test_bench_serve_loads_the_server(server, port, tmp_path):
+    figures, plot = tmp_path / "figures.json", tmp_path / "plot.png"
+    arguments = ["bench", "serve", f"http://127.0.0.1:{port}", "--runs", "1", "--duration", "0.5"]
+    sizes = ["--concurrency", "1,4", "--prompt-tokens", "8", "--max-tokens", "8"]
+    done = CliRunner().invoke(app, [*arguments, *sizes, "--json", str(figures), "--plot", str(plot)])
+    assert done.exit_code == 0, done.output
+    found = read_figures(figures)
+    for level in ("c1", "c4"):
+        assert found[f"serve_errors.{level}"].value == 0
+        assert found[f"serve_tok_s.{level}"].value > 0
+        assert 0 < found[f"ttft.p50.{level}"].value <= found[f"ttft.p99.{level}"].value
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "tokens/s" in done.output
+    done = CliRunner().invoke(app, [*arguments, "--rate", "20", "--prompt-tokens", "100000"])
+    assert done.exit_code == 1
+    assert "r20: no request was answered: {'400: context_length_exceeded'" in done.output
+
+
+def test_chat_in_the_terminal(server, port):
+    talk = "What is 125 + 377?\n/new\n/quit\n"
+    url = f"http://127.0.0.1:{port}"
+    command = [FLYRAY, "chat", url, "--temperature", "0"]
+    run = subprocess.run(command, input=talk, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0
+    assert MODEL in run.stdout
+    assert "\n502\n" in run.stdout
+    assert "tokens/s)" in run.stdout
+
+
+def test_the_port_of_a_running_server_is_refused_at_once(server, port):
+    run = subprocess.run([FLYRAY, "serve", "--demo", "--port", str(port)], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert run.stderr == f"flyray: cannot listen at 127.0.0.1 port {port}: Address already in use\n"
+
+
+def test_a_killed_shard_ends_streams_with_its_error_and_is_replaced(server, client, http):
+    stream = client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True, **LONG)
+    chunks = iter(stream)
+    next(chunks)
+    shard = next(pid for pid, command in server.descendants().items() if command.startswith("ray::ShardActor"))
+    os.kill(shard, signal.SIGKILL)
+    with pytest.raises(openai.APIError, match=r"shard \d is gone"):
+        list(chunks)
+    response = http.get("/health")
+    assert response.status_code == 503
+    assert "is gone" in response.json()["error"]
+    refusal = chat(http)
+    assert refusal.status_code == 503
+    assert "retry-after" in refusal.headers
+    until(lambda: http.get("/health").status_code == 200, 90, "Serve replaces the engine")
+    assert (
+        client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0).choices[0].message.content
+        == "502"
+    )
+
+
+def test_sigterm_leaves_nothing(server, client):
+    stream = client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True, **LONG)
+    next(iter(stream))
+    processes, memory = server.descendants(), server.shared_memory()
+    assert any("haproxy" in command for command in processes.values())
+    assert any(command.startswith("ray::ShardActor") for command in processes.values())
+    server.signal(signal.SIGTERM)
+    assert server.end() == 0
+    assert_nothing_left(server, processes, memory)
