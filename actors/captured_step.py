@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,21 +27,24 @@ def can_capture(batch: StepBatch) -> bool:
 class DecodeInputs:
     """What a captured step reads: tensors that stay, into which each step's numbers are copied.
 
-    tokens, paged: as in `StepBatch`, with a page table for max_pages, of which each step writes what it needs.
+    tokens, paged: as in `StepBatch`, with a page table for max_pages, of which each step writes what it needs; on
+    `device`. Numbers go to an accelerator through pinned memory, without waiting: the step's sampled tokens, which the
+    host waits for, come after them.
     """
 
-    def __init__(self, rows: int, max_pages: int) -> None:
-        self._tokens, self._positions, self._slots = (np.zeros(rows, np.int64) for _ in range(3))
-        self._context_len = np.zeros(rows, np.int32)
-        self._page_table = np.full((rows, max_pages), -1, np.int32)
-        self.tokens = torch.from_numpy(self._tokens)
-        self.paged = PagedBatch(
-            query_start=torch.arange(rows + 1, dtype=torch.int32),
-            context_len=torch.from_numpy(self._context_len),
-            page_table=torch.from_numpy(self._page_table),
-            positions=torch.from_numpy(self._positions),
-            slots=torch.from_numpy(self._slots),
+    def __init__(self, rows: int, max_pages: int, device: torch.device) -> None:
+        pinned = device.type != "cpu"
+        host = [torch.zeros(rows, dtype=torch.int64, pin_memory=pinned) for _ in range(3)]
+        host.append(torch.zeros(rows, dtype=torch.int32, pin_memory=pinned))
+        host.append(torch.full((rows, max_pages), -1, dtype=torch.int32, pin_memory=pinned))
+        self._tokens, self._positions, self._slots, self._context_len, self._page_table = (
+            each.numpy() for each in host
         )
+        there = [torch.empty_like(each, device=device) for each in host] if pinned else host
+        self._copies = list(zip(there, host, strict=True)) if pinned else []
+        self.tokens, positions, slots, context_len, page_table = there
+        query_start = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        self.paged = PagedBatch(query_start, context_len, page_table, positions, slots)
 
     def take(self, batch: StepBatch) -> None:
         """Copies a step's numbers."""
@@ -53,6 +55,8 @@ class DecodeInputs:
         self._context_len[:] = paged.context_len.numpy()
         table = paged.page_table.numpy()
         self._page_table[:, : table.shape[1]] = table
+        for there, here in self._copies:
+            there.copy_(here, non_blocking=True)
 
 
 class CapturedStep:

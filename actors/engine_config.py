@@ -6,12 +6,14 @@ import os
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..kernels.select import BACKENDS
+from ..kernels.select import ACCELERATED, BACKENDS
 from .int8_kinds import check_int8_kinds
 
 TRANSPORTS = ("auto", "ipc", "tcp")
 FLUSH_TIMEOUT_S = 600.0
 """How long a stopping engine may take to have its statistics on the disk."""
+CPU_KV_MEMORY = 256 << 20
+GPU_MEMORY_UTILIZATION = 0.9
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,12 @@ class EngineConfig:
     model_path: folder of a checkpoint, the same on every node. name: the engine's name in messages and figures.
     precision: "auto" (as on disk) or a format that the checkpoint can be loaded as.
     shards: actors that the experts and sequences are spread over. threads_per_shard: compute threads of each; on CPU
-        also the CPUs that Ray reserves for it. gpus_per_shard: GPUs that Ray reserves for each; 0, since the
-        backends there are ("cpu", "reference") run on CPUs.
-    page_size: tokens a KV page. kv_pages: pages a shard; 0: as many as fit `kv_memory_bytes` a shard.
+        also the CPUs that Ray reserves for it. backend: the kernels, of `BACKENDS`; a shard of an accelerated one has a
+        GPU to itself, which Ray reserves.
+    page_size: tokens a KV page. kv_pages: pages a shard; 0: as many as fit the memory that the next two give.
+    kv_memory_bytes: of each shard's KV pages; 0: 256 MiB on CPUs, on GPUs what gpu_memory_utilization leaves.
+    gpu_memory_utilization: the part of its GPU's memory that a shard's weights and KV pages may fill together; the
+        rest is for what a step computes. 0: 0.9.
     max_batch_tokens: tokens of one step, of all sequences of a shard; longer prompts are prefilled in chunks.
     max_sequences: sequences that run at once, on all shards together; more wait.
     context_length: most tokens of a prompt and its continuation; 0: the model's.
@@ -44,11 +49,11 @@ class EngineConfig:
     precision: str = "auto"
     shards: int = 1
     threads_per_shard: int = 1
-    gpus_per_shard: float = 0.0
     backend: str = "cpu"
     page_size: int = 16
     kv_pages: int = 0
-    kv_memory_bytes: int = 256 << 20
+    kv_memory_bytes: int = 0
+    gpu_memory_utilization: float = 0.0
     max_batch_tokens: int = 512
     max_sequences: int = 64
     context_length: int = 0
@@ -69,27 +74,42 @@ class EngineConfig:
         if not self.name:
             raise ValueError("name: empty; the engine needs a name")
         self._at_least(1, "shards", "threads_per_shard", "page_size", "max_batch_tokens", "max_sequences")
-        self._at_least(0, "gpus_per_shard", "kv_pages", "kv_memory_bytes", "context_length", "moments_block")
+        self._at_least(0, "kv_pages", "kv_memory_bytes", "context_length", "moments_block")
         self._positive("start_timeout_s", "placement_timeout_s", "step_timeout_s", "silence_s")
         check_int8_kinds(self.int8_weights)
         self._one_of("backend", BACKENDS)
         self._one_of("transport", TRANSPORTS)
-        if self.gpus_per_shard:
-            raise ValueError(
-                f"gpus_per_shard: {self.gpus_per_shard:g}, but the backend {self.backend!r} runs on CPUs; 0 is right"
-            )
+        self._check_gpu_memory()
         if self.statistics and not os.path.isabs(self.statistics):
             raise ValueError(f"statistics: {self.statistics!r} is not an absolute path, which the shards need")
         if self.moments_block and not self.statistics:
             raise ValueError(f"moments_block: {self.moments_block}, but statistics names no folder to write them to")
-        if self.kv_pages == 0 and self.kv_memory_bytes == 0:
-            raise ValueError("kv_pages and kv_memory_bytes: both 0; one of them must say how large the KV cache is")
 
     @property
     def shard_bundle(self) -> dict[str, float]:
         """What Ray reserves for one shard."""
-        bundle = {"CPU": float(self.threads_per_shard)}
-        return bundle | ({"GPU": self.gpus_per_shard} if self.gpus_per_shard else {})
+        return {"CPU": float(self.threads_per_shard)} | ({"GPU": 1.0} if self.backend in ACCELERATED else {})
+
+    @property
+    def kv_memory_share(self) -> float:
+        """The part of a GPU's memory that weights and KV pages may fill; 0 where pages or bytes are given."""
+        if self.backend not in ACCELERATED or self.kv_pages or self.kv_memory_bytes:
+            return 0.0
+        return self.gpu_memory_utilization or GPU_MEMORY_UTILIZATION
+
+    def _check_gpu_memory(self) -> None:
+        share = self.gpu_memory_utilization
+        if not 0 <= share < 1:
+            raise ValueError(f"gpu_memory_utilization: {share:g} is not a part of a GPU's memory, 0 to less than 1")
+        if share and self.backend not in ACCELERATED:
+            raise ValueError(
+                f"gpu_memory_utilization: {share:g}, but the backend {self.backend!r} runs on CPUs; kv_memory is right"
+            )
+        if share and (self.kv_pages or self.kv_memory_bytes):
+            raise ValueError(
+                f"gpu_memory_utilization: {share:g}, but kv_pages or kv_memory_bytes says how large the KV cache is; "
+                "one of them is right"
+            )
 
     def _at_least(self, least: int, *names: str) -> None:
         for name in names:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from ..kernels.select import select_kernels
+from ..kernels.select import describe_kernels
 from .checkpoint import Checkpoint
-from .engine_config import EngineConfig, expert_ranges
+from .engine_config import CPU_KV_MEMORY, EngineConfig, expert_ranges
 from .model.config import ModelConfig
 from .model.fields import ConfigError
 from .model.kv_pages import KvPages
@@ -18,7 +19,8 @@ from .statistics_plan import StatisticsPlan
 
 @dataclass(frozen=True)
 class EngineShape:
-    """kv_pages: of each shard. context_length: of prompt and answer together. experts: the range of each shard.
+    """kv_pages: of each shard, at most: where its GPU's memory decides, it says how many when it has loaded its
+    weights (`with_pages`). context_length: of prompt and answer together. experts: the range of each shard.
 
     program: what every shard runs. precision_plan: lines to print. statistics: what is gathered, if anything is.
     """
@@ -39,7 +41,7 @@ class EngineShape:
         checkpoint = Checkpoint(config.model_path)
         model = _model_config(checkpoint)
         experts = expert_ranges(model.n_routed_experts, config.shards)
-        kernels = select_kernels(config.backend, config.threads_per_shard)
+        kernels = describe_kernels(config.backend, config.threads_per_shard)
         plan = precision_plan(model, checkpoint, config.precision, kernels, config.int8_weights)
         context = config.context_length or model.max_position_embeddings
         if context > model.max_position_embeddings:
@@ -53,6 +55,10 @@ class EngineShape:
         if config.statistics:
             statistics = StatisticsPlan.of(checkpoint, model, experts, plan.memory, config.moments_block)
         return EngineShape(model, pages, context, experts, program, plan.lines(), statistics)
+
+    def with_pages(self, pages: Sequence[int]) -> EngineShape:
+        """With as many pages as every shard has, `pages` of each."""
+        return replace(self, kv_pages=min(pages))
 
     def longest_sequence(self, config: EngineConfig) -> int:
         """Tokens of the longest sequence that can run: of the context, or of all pages of a shard."""
@@ -87,7 +93,10 @@ def _pages(config: EngineConfig, context_length: int, page_bytes: int) -> int:
     """Pages of a shard: as asked, or what fits the memory, but no more than its sequences can ever fill."""
     if config.kv_pages:
         return config.kv_pages
-    fitting = config.kv_memory_bytes // page_bytes
-    if not fitting:
-        raise ValueError(f"kv_memory_bytes: {config.kv_memory_bytes} holds no page, one takes {page_bytes} bytes")
-    return min(fitting, config.max_sequences * -(-context_length // config.page_size))
+    useful = config.max_sequences * -(-context_length // config.page_size)
+    if config.kv_memory_share:
+        return useful
+    memory = config.kv_memory_bytes or CPU_KV_MEMORY
+    if memory < page_bytes:
+        raise ValueError(f"kv_memory_bytes: {memory} holds no page, one takes {page_bytes} bytes")
+    return min(memory // page_bytes, useful)

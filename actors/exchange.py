@@ -91,7 +91,7 @@ class LocalExchange:
 
     def dispatch(self, point: ExchangePoint, activations: Activations, ids: Tensor) -> Sent:
         tokens, slots = ids.shape
-        pair_token = torch.from_numpy(np.repeat(np.arange(tokens, dtype=np.int32), slots))
+        pair_token = torch.arange(tokens, dtype=torch.int32, device=ids.device).repeat_interleave(slots)
         self._received[point] = Received(activations, pair_token, ids.reshape(-1), (tokens * slots,))
         return Sent(tokens, slots, (np.arange(tokens * slots),))
 

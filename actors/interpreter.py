@@ -21,7 +21,7 @@ from .exchange import Exchange, ExchangePoint, LocalExchange, Received, Sent
 from .link import LinkError
 from .model.stages import ModelStages, Routing
 from .sequence import COLOCATED, Stage, StageKind, StageProgram
-from .step_batch import Scored, StepBatch
+from .step_batch import Scored, StepBatch, rows_on
 from .step_plan import NewToken, PromptScores, StageTime
 
 # Rows of logits that are made at once to score a prompt: 128 rows of 163,840 float32 are 84 MB.
@@ -93,7 +93,7 @@ class Interpreter:
 
     def _run_all(self, batch: StepBatch, times: list[StageTime] | None) -> StepAnswer:
         """Stage by stage."""
-        self._inputs = batch
+        self._inputs = batch.on(self._kernels.device)
         idle = len(batch.tokens) == 0
         buffers: dict[str, Any] = {}
         for stage in self._order:
@@ -130,7 +130,7 @@ class Interpreter:
 
     def _capture(self, batch: StepBatch) -> CapturedStep:
         """Runs all stages but the last, and records them."""
-        self._inputs = inputs = DecodeInputs(len(batch.tokens), self._stages.max_pages)
+        self._inputs = inputs = DecodeInputs(len(batch.tokens), self._stages.max_pages, self._kernels.device)
         inputs.take(batch)
         step = CapturedStep(self._kernels, inputs)
         for stage in self._order[:-1]:
@@ -173,11 +173,11 @@ class Interpreter:
 
     def _nothing(self, stage: Stage) -> Routing:
         """What the gate of a shard without tokens decides."""
-        config = self._stages.config
-        rows = torch.empty((0, config.hidden_size))
-        ids = torch.empty((0, config.num_experts_per_tok), dtype=torch.int32)
+        config, device = self._stages.config, self._kernels.device
+        rows = torch.empty((0, config.hidden_size), dtype=self._kernels.activation_dtype, device=device)
+        ids = torch.empty((0, config.num_experts_per_tok), dtype=torch.int32, device=device)
         nothing = Activations(ActivationFormat.FLOAT, rows, None)
-        return Routing(rows, nothing, ids, torch.empty(ids.shape), nothing)
+        return Routing(rows, nothing, ids, torch.empty(ids.shape, device=device), nothing)
 
     def _embed(self, stage: Stage) -> Tensor:
         return self._stages.embed(self._inputs.tokens)
@@ -204,7 +204,7 @@ class Interpreter:
 
     def _run_experts(self, layer: int, received: Received) -> Tensor:
         if not len(received.pair_token):
-            return torch.empty((0, self._stages.config.hidden_size))
+            return torch.empty((0, self._stages.config.hidden_size), device=self._kernels.device)
         if self.collector is not None:
             self.collector.add(layer, received, self._stages.experts_of(layer))
         return self._stages.experts(layer, received.activations, received.pair_token, received.pair_expert)
@@ -214,12 +214,13 @@ class Interpreter:
         return self._stages.combine(stage.layer, hidden, slots, routing.weights, shared)
 
     def _head(self, stage: Stage, hidden: Tensor) -> _Logits:
-        rows = self._batch.sampled_rows
+        rows, device = self._batch.sampled_rows, self._kernels.device
         if len(rows) < len(hidden):
-            sampled = self._stages.take(hidden, torch.tensor(rows, dtype=torch.int64)) if rows else hidden[:0]
+            chosen = torch.tensor(rows, dtype=torch.int64, device=device)
+            sampled = self._stages.take(hidden, chosen) if rows else hidden[:0]
         else:
             sampled = hidden
-        logits = self._stages.head(sampled) if rows else torch.empty((0, self._stages.config.vocab_size))
+        logits = self._stages.head(sampled) if rows else torch.empty((0, self._stages.config.vocab_size), device=device)
         answered = [scored for scored in self._batch.scored if scored.targets or scored.keep or scored.compare]
         return _Logits(logits, tuple(self._score(hidden, scored) for scored in answered))
 
@@ -229,7 +230,8 @@ class Interpreter:
         files = SliceDistributions(scored, self._stages.config.vocab_size)
         step = DISTRIBUTION_ROWS if files.wanted else SCORED_ROWS
         for begin in range(0, len(scored.targets), step):
-            targets = torch.tensor(scored.targets[begin : begin + step], dtype=torch.int64)
+            some = scored.targets[begin : begin + step]
+            targets = torch.tensor(some, dtype=torch.int64, device=self._kernels.device)
             first = scored.first_row + begin
             logits = self._stages.head(hidden[first : first + len(targets)])
             values += _logprobs(logits, targets)
@@ -242,7 +244,7 @@ class Interpreter:
         batch = self._batch
         if not batch.sampled:
             return StepAnswer((), logits.scores)
-        sampled = self._kernels.sample(logits.values, list(batch.sampling))
+        sampled = self._kernels.sample(logits.values, rows_on(batch.sampling, self._kernels.device))
         return StepAnswer(_new_tokens(batch, sampled), logits.scores)
 
 

@@ -193,6 +193,7 @@ class Router:
         starts = [(self._shard_start(shard, chosen, place, group),) for shard, place in enumerate(places)]
         addresses = self._ask("open", starts, deadline)
         self.reports = tuple(self._ask("start", [(addresses,)] * config.shards, deadline, on_progress))
+        self.shape = self.shape.with_pages([report.kv_pages for report in self.reports])
         group.await_shards(max(deadline - time.monotonic(), 1.0))
         self._run(group, clients, shard_links)
 
@@ -209,6 +210,7 @@ class Router:
             threads=config.threads_per_shard,
             experts=self.shape.experts,
             kv_pages=self.shape.kv_pages,
+            kv_memory_share=config.kv_memory_share,
             page_size=config.page_size,
             program=self.shape.program,
             plan_address=group.addresses[shard],

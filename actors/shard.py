@@ -18,6 +18,7 @@ import zmq
 from ..kernels.select import select_kernels
 from .calibration import Collector
 from .checkpoint import Checkpoint
+from .device_memory import fitting_pages
 from .exchange import Exchange, LocalExchange
 from .interpreter import Interpreter, StageError
 from .link import LinkError, LinkKeys, LinkPlace, Links
@@ -46,7 +47,8 @@ logger = logging.getLogger(__name__)
 class ShardStart:
     """All that one shard must know. Fields of the same names as in EngineConfig mean the same.
 
-    experts: the range of every shard. plan_address: the router's socket for this shard; place: where to bind its own.
+    experts: the range of every shard. kv_pages: as many, or at most, if kv_memory_share of the device's memory decides;
+    0 for no share. plan_address: the router's socket for this shard; place: where to bind its own.
     """
 
     engine: str
@@ -59,6 +61,7 @@ class ShardStart:
     threads: int
     experts: tuple[range, ...]
     kv_pages: int
+    kv_memory_share: float
     page_size: int
     program: StageProgram
     plan_address: str
@@ -70,9 +73,11 @@ class ShardStart:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What a shard says when it is ready. checks: a line for each kernel compared with the reference."""
+    """What a shard says when it is ready. kv_pages: in its cache. checks: a line for each kernel compared with the
+    reference."""
 
     shard: int
+    kv_pages: int
     bytes_read: int
     seconds: float
     checks: tuple[str, ...]
@@ -135,7 +140,8 @@ class Shard:
             checkpoint, model, start.precision, mine, kernels, self._report_progress, start.threads, start.int8_weights
         )
         checks = check_kernels(kernels, model, weights, start.page_size)
-        kv = KvPages.allocate(model, start.kv_pages, start.page_size, kernels)
+        kv = KvPages.allocate(model, self._pages(model), start.page_size, kernels)
+        self._table = SequenceTable(kv.num_pages, start.page_size)
         stages = ModelStages(model, weights, kernels, kv)
         self._overrides = Overrides(stages, kernels, start.page_size, start.threads)
         self._interpreter = Interpreter(stages, kernels, self._exchange, start.program)
@@ -146,7 +152,7 @@ class Shard:
         self._plans.send(encode(StepResult(start.engine, start.epoch, HELLO, start.shard, (), (), (), "")))
         self._thread = threading.Thread(target=self._run, name=f"shard-{start.shard}", daemon=True)
         self._thread.start()
-        return ShardReport(start.shard, checkpoint.bytes_read, time.monotonic() - begin, checks)
+        return ShardReport(start.shard, kv.num_pages, checkpoint.bytes_read, time.monotonic() - begin, checks)
 
     def override(self, layer: int, experts: Sequence[int], path: str) -> None:
         """Reads experts of another checkpoint and keeps them aside; see `Overrides.prepare`."""
@@ -193,6 +199,14 @@ class Shard:
             interrupt.close(linger=1000)
             self._thread.join()
         links.close()
+
+    def _pages(self, model: ModelConfig) -> int:
+        """How many KV pages this shard has, once its weights are loaded."""
+        start = self._start
+        if not start.kv_memory_share:
+            return start.kv_pages
+        page_bytes = KvPages.page_bytes(model, start.page_size, self._kernels)
+        return min(start.kv_pages, fitting_pages(self._kernels.device, start.kv_memory_share, page_bytes))
 
     def _report_progress(self, done: int, total: int) -> None:
         self._progress = done, total

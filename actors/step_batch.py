@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.protocol import PagedBatch, SamplingRow
+from ..kernels.protocol import LogitChanges, PagedBatch, SamplingRow
 from .sequence_sampler import SequenceSampler
 from .step_plan import SequenceStart, Slice, StepPlan
 
@@ -47,6 +48,30 @@ class StepBatch:
     sampled_rows: tuple[int, ...]
     sampling: tuple[SamplingRow, ...]
     scored: tuple[Scored, ...]
+
+    def on(self, device: torch.device) -> StepBatch:
+        """With what the stages read on a device; all are copied without waiting. sampling stays as it is."""
+        if device.type == "cpu":
+            return self
+        paged = PagedBatch(**{name: _copied(tensor, device) for name, tensor in vars(self.paged).items()})
+        return replace(self, tokens=_copied(self.tokens, device), paged=paged)
+
+
+def rows_on(rows: Sequence[SamplingRow], device: torch.device) -> list[SamplingRow]:
+    """The same rows with what changes their logits on a device."""
+    if device.type == "cpu":
+        return list(rows)
+    return [row if row.changes is None else replace(row, changes=_changes_on(row.changes, device)) for row in rows]
+
+
+def _changes_on(changes: LogitChanges, device: torch.device) -> LogitChanges:
+    moved = {name: _copied(value, device) for name, value in vars(changes).items() if isinstance(value, Tensor)}
+    return replace(changes, **moved)
+
+
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """Through pinned memory, which torch keeps until the copy is done."""
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass

@@ -62,14 +62,14 @@ class EngineSection(Section):
     """Actors that sequences and experts are spread over, one a GPU."""
     threads_per_shard: int = Field(default=EngineConfig.threads_per_shard, ge=1)
     """CPU threads of each shard, also the CPUs that Ray reserves for it."""
-    gpus_per_shard: float = Field(default=EngineConfig.gpus_per_shard, ge=0)
-    """GPUs of each shard; 0 with the backends there are, which run on CPUs."""
     backend: str = EngineConfig.backend
-    """The kernels: "cpu" or "reference"."""
+    """The kernels: "cpu" or "reference" on CPUs; "torch" on GPUs, one a shard, which Ray reserves."""
     page_size: int = Field(default=EngineConfig.page_size, ge=1)
     """Tokens a KV page."""
-    kv_memory: Annotated[int, BeforeValidator(_bytes)] = Field(default=EngineConfig.kv_memory_bytes, ge=1)
-    """Memory of each shard's KV pages: "60 GiB", "512 MiB" or bytes."""
+    kv_memory: Annotated[int, BeforeValidator(_bytes)] = Field(default=EngineConfig.kv_memory_bytes, ge=0)
+    """Memory of each shard's KV pages: "60 GiB", "512 MiB" or bytes; 0: 256 MiB on CPUs, on GPUs see the next key."""
+    gpu_memory_utilization: float = Field(default=EngineConfig.gpu_memory_utilization, ge=0, lt=1)
+    """The part of a GPU's memory that weights and KV pages fill together; 0: 0.9, unless kv_memory is given."""
     max_batch_tokens: int = Field(default=EngineConfig.max_batch_tokens, ge=1)
     """Tokens of one step on a shard; longer prompts run in chunks."""
     max_sequences: int = Field(default=EngineConfig.max_sequences, ge=1)

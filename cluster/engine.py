@@ -119,6 +119,7 @@ class Engine:
                 raise EngineError("the engine was stopped while it started")
             self._router = Router(self.config, self.shape, self._actors)
             self._router.start(on_progress)
+            self.shape = self._router.shape
         except BaseException:
             self.stop()
             raise

@@ -41,7 +41,7 @@ def clip_errors(weight: Tensor, importance: Tensor | None, limit: int) -> Tensor
     """weight [N, K] float32, importance [N, K] or [1, K] float32 or None -> [C, N] float32, each candidate's error in
     units of (absmax / limit)^2."""
     table, a = ClipTable.of(limit), _relative(weight)
-    errors = torch.empty(len(table.clips), weight.shape[0], dtype=torch.float32)
+    errors = torch.empty(len(table.clips), weight.shape[0], dtype=torch.float32, device=weight.device)
     for candidate, (step, square) in enumerate(zip(table.steps.tolist(), table.squares.tolist(), strict=True)):
         wanted = a * step
         difference = wanted - wanted.clamp(max=limit).round_()
@@ -54,7 +54,8 @@ def search_scales(weight: Tensor, importance: Tensor | None, limit: int) -> Tens
     """weight [N, K] float32, importance as `clip_errors` -> scale of each row [N] float32; ties to less clipping."""
     # torch's argmin does not promise the first of equal values; a stable sort does.
     best = clip_errors(weight, importance, limit).sort(dim=0, stable=True).indices[0]
-    return weight.abs().amax(1) * CLIPS[best] / limit
+    clipped = weight.abs().amax(1) * CLIPS.to(weight.device)[best]
+    return clipped / torch.full_like(clipped, limit)
 
 
 def _relative(weight: Tensor) -> Tensor:

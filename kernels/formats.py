@@ -178,7 +178,8 @@ def quantize_int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     a row of zeros has scale 0."""
     _expect_finite_matrix(weight)
     weight = weight.float()
-    scale = weight.abs().amax(1) / 127
+    largest = weight.abs().amax(1)
+    scale = largest / torch.full_like(largest, 127)
     divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
     values = (weight / divisor.unsqueeze(-1)).round_().clamp_(-127, 127).to(torch.int8)
     return values, scale

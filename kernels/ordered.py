@@ -74,7 +74,7 @@ def fold_lanes(lanes: Tensor) -> Tensor:
 
 def ordered_sum(x: Tensor) -> Tensor:
     """[T, K] float32 or float64 -> [T] of the same dtype."""
-    lanes = torch.zeros(x.shape[0], LANES, dtype=x.dtype)
+    lanes = x.new_zeros(x.shape[0], LANES)
     for block in _blocks(x).unbind(0):
         lanes += block
     return fold_lanes(lanes)
@@ -84,11 +84,11 @@ def ordered_linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [T, K] float32 times the transpose of weight [N, K] float32 or exactly convertible -> [T, N] float32."""
     tokens, outputs = x.shape[0], weight.shape[0]
     x_blocks, weight_blocks = _blocks(x), _blocks(weight.to(torch.float32))
-    result = torch.empty(tokens, outputs, dtype=torch.float32)
+    result = x.new_empty(tokens, outputs)
     step = max(1, _CHUNK_ELEMENTS // (LANES * max(1, outputs)))
     for begin in range(0, tokens, step):
         rows = slice(begin, begin + step)
-        lanes = torch.zeros(min(step, tokens - begin), outputs, LANES, dtype=torch.float32)
+        lanes = x.new_zeros(min(step, tokens - begin), outputs, LANES)
         for x_block, weight_block in zip(x_blocks.unbind(0), weight_blocks.unbind(0), strict=True):
             lanes += x_block[rows, None, :] * weight_block[None, :, :]
         result[rows] = fold_lanes(lanes)

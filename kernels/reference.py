@@ -1,7 +1,8 @@
-"""The oracle: every operation of the kernel protocol in plain PyTorch, float32 on CPU, slow and easy to read.
+"""The oracle: every operation of the kernel protocol in plain PyTorch, float32, slow and easy to read.
 
 All sums run in the fixed order of `ordered`, so this backend is batch invariant by construction, and a backend that
-keeps the same order gives the same bits.
+keeps the same order gives the same bits. An accelerator does too: every rounding is one of IEEE arithmetic, and
+divisors are tensors on the device, since by a number torch multiplies with the reciprocal there.
 """
 
 from __future__ import annotations
@@ -39,21 +40,23 @@ ATTENTION_BLOCK = 64
 INT8_MAX = 127.0
 FP8_MAX = 448.0
 
+_CPU = torch.device("cpu")
+
 
 class ReferenceKernels:
     """`Kernels` in plain PyTorch. Runs on torch's own intra-op threads; the results do not depend on their number."""
 
     name = "reference"
-    device = torch.device("cpu")
     activation_dtype = torch.float32
     splits_floats = False
 
-    def __init__(self) -> None:
-        self._check = ArgumentChecks(self.activation_dtype, self.device)
+    def __init__(self, device: torch.device = _CPU) -> None:
+        self.device = device
+        self._check = ArgumentChecks(self.activation_dtype, device)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         size = self._check.rms_norm(x, weight)[1]
-        mean = ordered_sum(x * x) / torch.tensor(size, dtype=torch.float32)
+        mean = ordered_sum(x * x) / torch.tensor(size, dtype=torch.float32, device=self.device)
         # torch's float32 square root is not always the nearest number; through float64 it is.
         root = torch.sqrt((mean + eps).to(torch.float64)).to(torch.float32)
         inverse = torch.ones_like(mean) / root
@@ -79,7 +82,8 @@ class ReferenceKernels:
 
     def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
         tokens = len(x.values)
-        everyone, first = torch.arange(tokens, dtype=torch.int32), torch.zeros(tokens, dtype=torch.int32)
+        everyone = torch.arange(tokens, dtype=torch.int32, device=self.device)
+        first = torch.zeros_like(everyone)
         return self.experts(x, everyone, first, ExpertWeights(one_expert(gate_up), one_expert(down)))
 
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -102,7 +106,7 @@ class ReferenceKernels:
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         queries, heads, width = self._check.mla_attention(q, pages, batch, kv_lora_rank)
         check_paged_batch(batch, pages.shape[0], pages.shape[1], queries)
-        result = torch.zeros(queries, heads, kv_lora_rank, dtype=torch.float32)
+        result = q.new_zeros(queries, heads, kv_lora_rank)
         starts = batch.query_start.tolist()
         for sequence, length in enumerate(batch.context_len.tolist()):
             rows = slice(starts[sequence], starts[sequence + 1])
@@ -122,12 +126,12 @@ class ReferenceKernels:
             best_two = grouped.sort(dim=-1, descending=True).values[..., :2]
             group_scores = _nan_last(best_two[..., 0] + best_two[..., 1])
             groups = group_scores.sort(dim=-1, descending=True, stable=True).indices[:, : config.topk_group]
-            closed = torch.ones(tokens, config.n_group, dtype=torch.bool).scatter_(1, groups, False)
+            closed = torch.ones(tokens, config.n_group, dtype=torch.bool, device=self.device).scatter_(1, groups, False)
             choice = grouped.masked_fill(closed[..., None], -torch.inf).view(tokens, experts)
         ids = choice.sort(dim=-1, descending=True, stable=True).indices[:, : config.top_k]
         weights = scores.gather(1, ids)
         if config.norm_topk_prob:
-            total = torch.zeros(tokens, dtype=torch.float32)
+            total = weights.new_zeros(tokens)
             for slot in weights.unbind(1):
                 total = total + slot
             weights = weights / (total + 1e-20)[:, None]
@@ -139,7 +143,7 @@ class ReferenceKernels:
         if format is ActivationFormat.FLOAT:
             return Activations(format, x, None)
         limit = INT8_MAX if format is ActivationFormat.INT8 else FP8_MAX
-        largest = x.abs().amax(dim=1) if x.numel() else torch.zeros(tokens, dtype=torch.float32)
+        largest = x.abs().amax(dim=1) if x.numel() else x.new_zeros(tokens)
         scale = torch.where(largest.isfinite(), largest / torch.full_like(largest, limit), torch.nan)
         usable = ((scale > 0) & scale.isfinite())[:, None]
         scaled = torch.where(usable, x / scale[:, None], 0.0).clamp(-limit, limit)
@@ -156,7 +160,7 @@ class ReferenceKernels:
         shapes = self._check.experts(x, pair_token, pair_expert, weights)
         check_indices("experts", "pair_token", pair_token, shapes.tokens)
         check_indices("experts", "pair_expert", pair_expert, shapes.experts)
-        result = torch.zeros(shapes.pairs, shapes.hidden, dtype=torch.float32)
+        result = torch.zeros(shapes.pairs, shapes.hidden, dtype=torch.float32, device=self.device)
         for expert in pair_expert.unique().tolist():
             pairs = (pair_expert == expert).nonzero()[:, 0]
             rows = _take(x, pair_token[pairs].long())
@@ -166,7 +170,7 @@ class ReferenceKernels:
 
     def combine(self, slots: Tensor, weights: Tensor, shared: Tensor, residual: Tensor) -> Tensor:
         tokens, top_k, size = self._check.combine(slots, weights, shared, residual)
-        result = torch.zeros(tokens, size, dtype=torch.float32)
+        result = slots.new_zeros(tokens, size)
         for slot in range(top_k):
             result = result + slots[:, slot] * weights[:, slot, None]
         return residual + (result + shared)
@@ -190,15 +194,15 @@ class ReferenceKernels:
 def _attend(q: Tensor, keys: Tensor, scale: float, rank: int) -> Tensor:
     """Causal online softmax of q [n, H, W] over keys [C, W], the last query seeing all C -> [n, H, rank]."""
     count, heads, width = q.shape
-    visible = torch.arange(keys.shape[0] - count + 1, keys.shape[0] + 1)[:, None, None]
-    largest = torch.full((count, heads, 1), -torch.inf, dtype=torch.float32)
-    total = torch.zeros(count, heads, 1, dtype=torch.float32)
-    result = torch.zeros(count, heads, rank, dtype=torch.float32)
+    visible = torch.arange(keys.shape[0] - count + 1, keys.shape[0] + 1, device=q.device)[:, None, None]
+    largest = q.new_full((count, heads, 1), -torch.inf)
+    total = q.new_zeros(count, heads, 1)
+    result = q.new_zeros(count, heads, rank)
     for begin in range(0, keys.shape[0], ATTENTION_BLOCK):
         block = keys[begin : begin + ATTENTION_BLOCK]
         size = block.shape[0]
         scores = ordered_linear(q.reshape(count * heads, width), block).view(count, heads, size) * scale
-        seen = torch.arange(begin, begin + size) < visible
+        seen = torch.arange(begin, begin + size, device=q.device) < visible
         open_rows = visible > begin
         raised = torch.maximum(largest, scores.masked_fill(~seen, -torch.inf).amax(dim=2, keepdim=True))
         decay = torch.where(largest == -torch.inf, 0.0, ordered_exp(largest - raised))

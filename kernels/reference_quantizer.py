@@ -1,4 +1,5 @@
-"""The oracle of weight quantizing: every operation in plain PyTorch, float32 on CPU, slow and easy to read."""
+"""The oracle of weight quantizing: every operation in plain PyTorch, float32 where its tensors are, slow and easy to
+read."""
 
 from __future__ import annotations
 
@@ -23,15 +24,17 @@ _ELEMENTS_A_CHUNK = 1 << 20  # bounds temporaries
 
 
 class ReferenceQuantizer:
-    """`WeightQuantizer` in plain PyTorch. Runs on torch's own intra-op threads; results do not depend on them."""
+    """`WeightQuantizer` in plain PyTorch. Runs on torch's own intra-op threads, or where its tensors are; results do
+    not depend on that."""
 
     name = "reference"
 
     def fold(self, packed: Tensor, group_scale: Tensor) -> Folded:
-        rows, groups = check_fold(packed, group_scale)
-        multipliers = torch.empty(rows, groups, dtype=torch.uint8)
-        scale = torch.empty(rows, dtype=torch.float32)
-        difference, norm = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.float64)
+        rows, groups = check_fold(packed, group_scale, anywhere=True)
+        device = packed.device
+        multipliers = torch.empty(rows, groups, dtype=torch.uint8, device=device)
+        scale = torch.empty(rows, dtype=torch.float32, device=device)
+        difference, norm = (torch.empty(rows, dtype=torch.float64, device=device) for _ in range(2))
         for chunk in _chunks(rows, groups * GROUP_SIZE):
             values = unpack_native(packed[chunk]).unflatten(1, (groups, GROUP_SIZE)).float()
             energy, wanted = values.square().sum(-1), group_scale[chunk].float()
@@ -40,21 +43,21 @@ class ReferenceQuantizer:
         return Folded(multipliers, scale, difference, norm)
 
     def row_scales(self, weight: Tensor, bits: int, importance: Tensor | None, clip: bool) -> Tensor:
-        rows, columns = check_weight(weight, groups=False)
+        rows, columns = check_weight(weight, groups=False, anywhere=True)
         importance, limit = check_importance(importance, columns), largest_integer(bits)
         _check_finite(weight)
-        scale = torch.empty(rows, dtype=torch.float32)
+        scale = torch.empty(rows, dtype=torch.float32, device=weight.device)
         shared = None if importance is None else importance.unsqueeze(0)
         for chunk in _chunks(rows, columns):
             scale[chunk] = _scales(weight[chunk], shared, limit, clip)
         return scale
 
     def group_scales(self, weight: Tensor, importance: Tensor | None, clip: bool) -> Tensor:
-        rows, columns = check_weight(weight, groups=True)
+        rows, columns = check_weight(weight, groups=True, anywhere=True)
         importance, limit = check_importance(importance, columns), largest_integer(4)
         _check_finite(weight)
         groups = columns // GROUP_SIZE
-        scale = torch.empty(rows, groups, dtype=torch.float32)
+        scale = torch.empty(rows, groups, dtype=torch.float32, device=weight.device)
         for chunk in _chunks(rows, columns):
             part = weight[chunk]
             shared = None if importance is None else importance.view(groups, GROUP_SIZE).repeat(len(part), 1)
@@ -62,15 +65,15 @@ class ReferenceQuantizer:
         return scale
 
     def round_rows(self, weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-        rows, _ = check_weight(weight, groups=False)
+        rows, _ = check_weight(weight, groups=False, anywhere=True)
         limit = largest_integer(bits)
-        check_scale(scale, (rows,))
+        check_scale(scale, (rows,), anywhere=True)
         _check_finite(weight)
         return _round(weight, scale.unsqueeze(1), -8 if bits == 4 else -limit, limit)
 
     def round_groups(self, weight: Tensor, scale: Tensor) -> Tensor:
-        rows, columns = check_weight(weight, groups=True)
-        check_scale(scale, (rows, columns // GROUP_SIZE))
+        rows, columns = check_weight(weight, groups=True, anywhere=True)
+        check_scale(scale, (rows, columns // GROUP_SIZE), anywhere=True)
         _check_finite(weight)
         return _round(weight.unflatten(1, (-1, GROUP_SIZE)), scale.unsqueeze(2), -8, 7).flatten(1)
 
@@ -81,7 +84,10 @@ def _chunks(rows: int, columns: int) -> list[slice]:
 
 
 def _scales(weight: Tensor, importance: Tensor | None, limit: int, clip: bool) -> Tensor:
-    return search_scales(weight, importance, limit) if clip else weight.abs().amax(1) / limit
+    if clip:
+        return search_scales(weight, importance, limit)
+    largest = weight.abs().amax(1)
+    return largest / torch.full_like(largest, limit)
 
 
 def _round(weight: Tensor, scale: Tensor, low: int, high: int) -> Tensor:

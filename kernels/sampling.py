@@ -121,7 +121,9 @@ def _log_sum(logits: Tensor, index: int) -> tuple[float, float]:
 
 def _weights(logits: Tensor, best: float, temperature: float) -> Tensor:
     """Weights of logits [n] float32 whose row's largest is `best` -> [n] int64."""
-    scaled = (logits - best) / torch.tensor(max(temperature, LEAST_TEMPERATURE), dtype=torch.float32)
+    # A tensor on the device: by a number on the host an accelerator multiplies with its reciprocal.
+    divisor = torch.tensor(max(temperature, LEAST_TEMPERATURE), dtype=torch.float32, device=logits.device)
+    scaled = (logits - best) / divisor
     return (ordered_exp(scaled).to(torch.float64) * 2.0**WEIGHT_BITS).round().to(torch.int64)
 
 

@@ -19,20 +19,20 @@ def largest_integer(bits: int) -> int:
     return _LIMITS[bits]
 
 
-def check_fold(packed: Tensor, group_scale: Tensor) -> tuple[int, int]:
-    """N and G."""
-    _expect("packed", packed, (torch.int32,), 2)
+def check_fold(packed: Tensor, group_scale: Tensor, anywhere: bool = False) -> tuple[int, int]:
+    """N and G. anywhere: on any device, not on the CPU alone; so below."""
+    _expect("packed", packed, (torch.int32,), 2, anywhere)
     rows, words = packed.shape
     if words == 0 or words % _PACKED_GROUP:
         raise ValueError(f"packed has {words} columns of 8 values, expected whole groups of {GROUP_SIZE} values")
-    _expect("group_scale", group_scale, (torch.bfloat16, torch.float32), 2)
+    _expect("group_scale", group_scale, (torch.bfloat16, torch.float32), 2, anywhere)
     _expect_shape("group_scale", group_scale, (rows, words // _PACKED_GROUP))
     return rows, words // _PACKED_GROUP
 
 
-def check_weight(weight: Tensor, groups: bool) -> tuple[int, int]:
+def check_weight(weight: Tensor, groups: bool, anywhere: bool = False) -> tuple[int, int]:
     """N and K, K in whole groups where `groups`. Values are not looked at."""
-    _expect("weight", weight, (torch.float32,), 2)
+    _expect("weight", weight, (torch.float32,), 2, anywhere)
     rows, columns = weight.shape
     if columns == 0:
         raise ValueError(f"weight has no columns: {list(weight.shape)}")
@@ -41,9 +41,9 @@ def check_weight(weight: Tensor, groups: bool) -> tuple[int, int]:
     return rows, columns
 
 
-def check_scale(scale: Tensor, shape: tuple[int, ...]) -> None:
+def check_scale(scale: Tensor, shape: tuple[int, ...], anywhere: bool = False) -> None:
     """Finite and not negative."""
-    _expect("scale", scale, (torch.float32,), len(shape))
+    _expect("scale", scale, (torch.float32,), len(shape), anywhere)
     _expect_shape("scale", scale, shape)
     bad = ~(scale.isfinite() & (scale >= 0))
     if bool(bad.any()):
@@ -72,11 +72,13 @@ def refuse_weight(weight: Tensor, row: int) -> NoReturn:
     raise ValueError(f"weight of row {row}, column {column} is {float(weight[row, column])}; expected a finite number")
 
 
-def _expect(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], dims: int) -> None:
-    if tensor.dtype not in dtypes or tensor.dim() != dims or tensor.device.type != "cpu":
+def _expect(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], dims: int, anywhere: bool = False) -> None:
+    if tensor.dtype not in dtypes or tensor.dim() != dims or not (anywhere or tensor.device.type == "cpu"):
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         found = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
-        raise ValueError(f"{name} is {found}, expected {wanted} with {dims} dimensions on the CPU")
+        raise ValueError(
+            f"{name} is {found}, expected {wanted} with {dims} dimensions{'' if anywhere else ' on the CPU'}"
+        )
 
 
 def _expect_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

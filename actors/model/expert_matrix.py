@@ -82,10 +82,11 @@ def read_int8(checkpoint: Checkpoint, name: str) -> tuple[Tensor, Tensor]:
 
 
 class MatrixReader:
-    """Reads expert matrices of one checkpoint. threads: what quantizing native matrices may use."""
+    """Reads expert matrices of one checkpoint to a device, where they are converted. threads: what quantizing native
+    matrices on the CPU may use."""
 
-    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
-        self._checkpoint, self._threads = checkpoint, threads
+    def __init__(self, checkpoint: Checkpoint, threads: int, device: torch.device) -> None:
+        self._checkpoint, self._threads, self._device = checkpoint, threads, device
 
     def read(self, name: str, disk: str, memory: str) -> Parts:
         """Matrix `name` ("…experts.3.up_proj"), converted. Raises CheckpointError naming the matrix."""
@@ -98,12 +99,15 @@ class MatrixReader:
 
     @cached_property
     def _quantizer(self) -> WeightQuantizer:
-        # Every backend's gives the same bits; this one does it at the speed of memory.
-        return select_quantizer("cpu", self._threads)
+        # Every backend's gives the same bits; these do it at the speed of memory.
+        return select_quantizer("cpu" if self._device.type == "cpu" else "torch", self._threads)
+
+    def _read(self, name: str) -> Tensor:
+        return self._checkpoint.read(name).to(self._device)
 
     def _native(self, name: str, memory: str) -> Parts:
         self._check_shape(name)
-        packed, scale = self._checkpoint.read(f"{name}.weight_packed"), self._checkpoint.read(f"{name}.weight_scale")
+        packed, scale = self._read(f"{name}.weight_packed"), self._read(f"{name}.weight_scale")
         if memory == "w4a8":
             folded = self._quantizer.fold(packed, scale)
             return split_packed(packed), folded.multipliers, folded.scale
@@ -114,7 +118,7 @@ class MatrixReader:
         return (dequantize_native(packed, scale),)
 
     def _as_stored(self, name: str, disk: str) -> Parts:
-        read = self._checkpoint.read
+        read = self._read
         match disk:
             case "w4a8":
                 self._check_shape(name)

@@ -29,7 +29,7 @@ class ExpertReader:
         report: Callable[[], None] = lambda: None,
     ) -> None:
         self._checkpoint, self._config, self._device, self._report = checkpoint, config, device, report
-        self._matrices = MatrixReader(checkpoint, threads)
+        self._matrices = MatrixReader(checkpoint, threads, device)
 
     def read(self, layer: int, experts: range, memory: Sequence[str]) -> ExpertBlocks:
         """The layer's experts; memory: the format in memory of each."""

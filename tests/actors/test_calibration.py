@@ -41,7 +41,7 @@ from flyray.actors.step_batch import SequenceTable
 from flyray.actors.step_plan import Sampling, StepResult
 from flyray.actors.weights import load_shard
 from flyray.kernels.cpu.backend import CpuKernels
-from flyray.kernels.select import BACKENDS, select_kernels
+from flyray.kernels.select import CPU_BACKENDS, select_kernels
 
 TEXT = small_text(rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32})
 PROMPTS = [torch.randint(0, 97, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (1, 7, 33, 50)]
@@ -160,7 +160,7 @@ def test_they_are_those_of_hooks_in_transformers(disk: str, block: int, tmp_path
     check(gather(tmp_path / "model", tmp_path / "gathered", block=block), watch(model), sum(map(len, PROMPTS)))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("formats", [("w4a8",), ("w8a8",), ("w4a8-channel",), ("w8a8-fp8",), ("w4a8", "w8a8")])
 def test_of_quantized_experts_they_are_those_of_the_quantized_weights(
     formats: Sequence[str], backend: str, tmp_path: Path

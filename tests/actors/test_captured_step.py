@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from pretend_device import pretend_device
 from tiny_checkpoint import write_tiny
 from torch import Tensor
 
@@ -22,9 +23,14 @@ from flyray.actors.step_batch import SequenceTable, StepBatch
 from flyray.actors.step_plan import NewToken, Sampling, SequenceStart, Slice, StageTime, StepPlan
 from flyray.actors.weights import load_shard
 from flyray.kernels.protocol import Activations, Kernels
-from flyray.kernels.select import BACKENDS, select_kernels
+from flyray.kernels.select import CPU_BACKENDS, select_kernels
+from flyray.kernels.torch_kernels import TorchKernels
 
 PAGE, PAGES = 4, 40
+GREEDY = Sampling(0.0, 1.0, 0, 0)
+PENALIZED = Sampling(
+    0.8, 0.9, 20, 0, presence_penalty=0.5, repetition_penalty=1.5, logit_bias=((7, 0.5),), top_logprobs=2
+)
 PROMPTS = ((3, 14, 15), (92, 65, 35, 89, 79), (32, 38), (46, 26, 43, 38))
 
 
@@ -33,7 +39,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint(write_tiny(tmp_path_factory.mktemp("captured") / "tiny"))
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=CPU_BACKENDS)
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     return select_kernels(request.param, 1)
 
@@ -81,9 +87,11 @@ class Engine:
         self.step += 1
         return list(answer.tokens)
 
-    def begin(self) -> list[NewToken]:
+    def begin(self, sampling: Sampling = GREEDY) -> list[NewToken]:
         """All prompts in one step."""
-        starts = tuple(SequenceStart(s, Sampling(0.0, 1.0, 0, s), False) for s in range(len(PROMPTS)))
+        starts = tuple(
+            SequenceStart(s, replace(sampling, seed=s), False, history=prompt) for s, prompt in enumerate(PROMPTS)
+        )
         slices = [Slice(s, 0, prompt, pages(s, 0, len(prompt)), True) for s, prompt in enumerate(PROMPTS)]
         return self.run(slices, starts)
 
@@ -103,11 +111,12 @@ def weights_of(checkpoint: Checkpoint, kernels: Kernels, precision: str = "w4a8"
     return load_shard(checkpoint, ModelConfig.from_dict(checkpoint.config), precision, range(8), kernels)
 
 
-def engine(checkpoint: Checkpoint, kernels: Kernels, exchange: Exchange, mixed: bool = False) -> Engine:
+def engine(
+    checkpoint: Checkpoint, kernels: Kernels, exchange: Exchange, mixed: bool = False, precision: str = "w4a8"
+) -> Engine:
     config = ModelConfig.from_dict(checkpoint.config)
-    stages = ModelStages(
-        config, weights_of(checkpoint, kernels), kernels, KvPages.allocate(config, PAGES, PAGE, kernels)
-    )
+    weights = weights_of(checkpoint, kernels, precision)
+    stages = ModelStages(config, weights, kernels, KvPages.allocate(config, PAGES, PAGE, kernels))
     if mixed:
         change_experts(stages, checkpoint, kernels)
     interpreter = Interpreter(stages, kernels, exchange, sequence(config, "colocated", 1))
@@ -137,6 +146,17 @@ def test_replayed_steps_give_the_bits_of_stages_one_by_one(kind: str, checkpoint
     lengths, others = ({s: len(prompt) for s, prompt in enumerate(PROMPTS)} for _ in range(2))
     for turn in TURNS * 2:
         assert replayed.decode(turn, lengths) == eager.decode(turn, others, timed=True)
+
+
+def test_steps_on_a_device_give_the_bits_of_the_cpu(checkpoint: Checkpoint) -> None:
+    """Weights, pages and the steps' inputs lie on the device; nothing on the host is in an operation with them."""
+    here = engine(checkpoint, select_kernels("reference", 1), LocalExchange(), precision="bf16")
+    with pretend_device() as device:
+        there = engine(checkpoint, TorchKernels(device), LocalExchange(), precision="bf16")
+        assert there.begin(PENALIZED) == here.begin(PENALIZED)
+        lengths, others = ({s: len(prompt) for s, prompt in enumerate(PROMPTS)} for _ in range(2))
+        for turn in ((0, 3), (1, 2)):
+            assert there.decode(turn, lengths) == here.decode(turn, others)
 
 
 def test_experts_that_change_are_run_from_the_next_step_on(checkpoint: Checkpoint, kernels: Kernels) -> None:
@@ -176,7 +196,10 @@ def test_the_steps_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captured_step, "KEPT_STEPS", 2)
     kernels = select_kernels("reference", 1)
     steps = captured_step.CapturedSteps()
-    made = {rows: captured_step.CapturedStep(kernels, captured_step.DecodeInputs(rows, 3)) for rows in (1, 2, 3)}
+    made = {
+        rows: captured_step.CapturedStep(kernels, captured_step.DecodeInputs(rows, 3, kernels.device))
+        for rows in (1, 2, 3)
+    }
     steps.keep(1, made[1])
     steps.keep(2, made[2])
     assert steps.find(1) is made[1]

@@ -62,6 +62,7 @@ class Bench:
             threads=1,
             experts=(range(8),),
             kv_pages=16,
+            kv_memory_share=0.0,
             page_size=8,
             program=program,
             plan_address=address,

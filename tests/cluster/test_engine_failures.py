@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -251,9 +252,10 @@ def test_what_cannot_be_is_refused_before_anything_starts(
         ({"backend": "cuda"}, "backend: 'cuda' is none of"),
         ({"transport": "smoke"}, "transport: 'smoke' is none of"),
         ({"step_timeout_s": 0.0}, "step_timeout_s"),
-        ({"kv_pages": 0, "kv_memory_bytes": 0}, "kv_pages and kv_memory_bytes"),
+        ({"gpu_memory_utilization": 0.5}, "gpu_memory_utilization: 0.5, but the backend 'cpu' runs on CPUs"),
+        ({"backend": "torch", "gpu_memory_utilization": 1.0}, "gpu_memory_utilization: 1 is not a part"),
+        ({"backend": "torch", "gpu_memory_utilization": 0.5}, "0.5, but kv_pages or kv_memory_bytes says"),
         ({"model_path": ""}, "model_path: empty"),
-        ({"gpus_per_shard": 1.0}, "gpus_per_shard: 1, but the backend 'cpu' runs on CPUs"),
     ],
 )
 def test_a_wrong_field_is_named(checkpoint: Path, changes: dict[str, Any], named: str) -> None:
@@ -277,9 +279,21 @@ def test_a_busy_cluster_is_an_error_after_a_while(checkpoint: Path) -> None:
         late.start()
 
 
+def test_a_gpu_s_memory_decides_on_the_pages_unless_the_configuration_does(checkpoint: Path) -> None:
+    config = tiny_config(checkpoint, backend="torch", kv_pages=0, context_length=100)
+    assert config.kv_memory_share == 0.9
+    shape = Engine(config).shape
+    assert shape.kv_pages == 64 * 13  # more than 64 sequences of 100 tokens in pages of 8 cannot fill
+    assert shape.with_pages((70, 50)).longest_sequence(config) == 100
+    assert shape.with_pages((70, 10)).longest_sequence(config) == 80
+    assert replace(config, kv_memory_bytes=1 << 20).kv_memory_share == 0.0
+    assert any("torch.experts" in line for line in shape.precision_plan)
+
+
 def test_room_is_counted_node_by_node(checkpoint: Path) -> None:
     bundle = tiny_config(checkpoint, threads_per_shard=3).shard_bundle
     assert bundle == {"CPU": 3.0}
+    assert tiny_config(checkpoint, backend="torch").shard_bundle == {"CPU": 1.0, "GPU": 1.0}
     check_room(bundle, 2, [{"CPU": 4.0}, {"CPU": 5.0}])
     with pytest.raises(PlacementError, match="room for 2"):
         check_room(bundle, 3, [{"CPU": 4.0}, {"CPU": 5.0}])  # 9 CPUs, but no node has 3 left

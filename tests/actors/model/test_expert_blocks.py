@@ -17,7 +17,7 @@ from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.expert_blocks import ExpertBlocks
 from flyray.actors.model.expert_reader import ExpertReader
 from flyray.kernels.protocol import ActivationFormat, Activations, Int4Matrix, Int8Matrix, Kernels
-from flyray.kernels.select import BACKENDS, select_kernels
+from flyray.kernels.select import CPU_BACKENDS, select_kernels
 
 EXPERTS, LAYER = 8, 1
 FORMATS = ("w4a8", "w8a8", "w4a8-channel")
@@ -45,7 +45,7 @@ def pairs(kernels: Kernels) -> tuple[Activations, Tensor, Tensor]:
     return x, (order // EXPERTS).to(torch.int32), (order % EXPERTS).to(torch.int32)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_each_expert_gives_what_it_gives_in_a_checkpoint_of_its_format(backend: str, folders: SimpleNamespace) -> None:
     kernels = select_kernels(backend, 1)
     x, token, expert = pairs(kernels)
@@ -62,7 +62,7 @@ def test_each_expert_gives_what_it_gives_in_a_checkpoint_of_its_format(backend: 
 
 
 @settings(deadline=None, max_examples=30)
-@given(groups=st.lists(st.integers(0, 3), min_size=EXPERTS, max_size=EXPERTS), backend=st.sampled_from(BACKENDS))
+@given(groups=st.lists(st.integers(0, 3), min_size=EXPERTS, max_size=EXPERTS), backend=st.sampled_from(CPU_BACKENDS))
 def test_the_grouping_changes_nothing(groups: list[int], backend: str, folders: SimpleNamespace) -> None:
     kernels, source = select_kernels(backend, 1), reader(folders.w4a8)
     x, token, expert = pairs(kernels)

@@ -23,7 +23,7 @@ from deepseek_oracle import (
 from torch import Tensor
 
 from flyray.actors.model.single import SingleProcessModel
-from flyray.kernels.select import BACKENDS, select_kernels
+from flyray.kernels.select import CPU_BACKENDS, select_kernels
 
 PROMPT, ANSWER = 70, 5  # more than one block of keys, and pages that end inside a prompt
 MSCALE = {"mscale": 1.0, "mscale_all_dim": 1.0}
@@ -67,7 +67,7 @@ def run_all(model: SingleProcessModel, tokens: list[int]) -> Tensor:
     return torch.cat([prompt, *(model.decode(token)[None] for token in tokens[PROMPT:])])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("case", CASES)
 def test_bf16_checkpoint(case: str, seed: int, backend: str, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_bf16_checkpoint(case: str, seed: int, backend: str, tmp_path: Path) -> 
     assert relative(run_all(model, tokens), oracle_logits(oracle, tokens)) < 1e-4
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("prefix", ["", "language_model."])
 def test_native_checkpoint(prefix: str, backend: str, tmp_path: Path) -> None:
     text = small_text(**CASES["kimi"])
@@ -97,7 +97,7 @@ def test_native_checkpoint(prefix: str, backend: str, tmp_path: Path) -> None:
         assert relative(run_all(model, tokens), expected) < 1e-4
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_chunks_do_not_change_a_bit(backend: str, tmp_path: Path) -> None:
     text = small_text(**CASES["kimi"])
     tensors = published_tensors(random_model(text, 3), write_native)

@@ -29,7 +29,7 @@ from flyray.actors.model.stages import ModelStages
 from flyray.actors.weights import load_shard
 from flyray.kernels.cpu.backend import CpuKernels
 from flyray.kernels.protocol import Kernels
-from flyray.kernels.select import BACKENDS, select_kernels
+from flyray.kernels.select import CPU_BACKENDS, select_kernels
 
 TEXT = small_text(rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32})
 TOKENS = torch.randint(0, 97, (40,), generator=torch.Generator().manual_seed(4)).tolist()
@@ -42,7 +42,7 @@ def exact_kernels(backend: str) -> Kernels:
     return CpuKernels(1, "portable") if kernels.splits_floats else kernels
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("precision", RECIPES)
 def test_expert_outputs_and_logits(precision: str, backend: str, tmp_path: Path) -> None:
     recipe, source, emulated = RECIPES[precision], random_model(TEXT, 21), random_model(TEXT, 21)
@@ -74,7 +74,7 @@ def emulated_linears(model: DeepseekV3ForCausalLM, modules: list[str]) -> None:
         setattr(model.get_submodule(parent), name, EmulatedLinear(model.get_submodule(module)))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("formats", [("w4a8", "w8a8", "w4a8-channel"), ("w8a8-fp8",)])
 def test_experts_of_several_formats_and_linears_in_int8(formats: tuple[str, ...], backend: str, tmp_path: Path) -> None:
     source, emulated, chosen = random_model(TEXT, 21), random_model(TEXT, 21), cycle(*formats)

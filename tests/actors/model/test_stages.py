@@ -18,7 +18,7 @@ from flyray.actors.model.single import SingleProcessModel
 from flyray.actors.model.stages import ModelStages
 from flyray.actors.weights import load_shard
 from flyray.kernels.protocol import Activations, PagedBatch
-from flyray.kernels.select import BACKENDS, select_kernels
+from flyray.kernels.select import CPU_BACKENDS, select_kernels
 
 PAGE = 8
 TEXT = small_text(n_group=2, topk_group=1)
@@ -91,7 +91,7 @@ def paged(slices: list[tuple[int, int, list[int]]]) -> PagedBatch:
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("precision", ["w4a16", "w4a8", "w8a8"])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_batches_and_shards_do_not_change_a_bit(count: int, precision: str, backend: str, checkpoint: Path) -> None:

@@ -1,0 +1,16 @@
+"""The reference on an accelerator: what everything beside the kernels is checked with there, to the bit."""
+
+from __future__ import annotations
+
+import torch
+
+from .reference import ReferenceKernels
+
+
+class TorchKernels(ReferenceKernels):
+    """`ReferenceKernels` on a torch device: the same bits as on the CPU, by many small operations."""
+
+    name = "torch"
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
