@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 import zmq
 
-from ..kernels.select import select_kernels
+from ..kernels.select import ACCELERATED, select_kernels
 from .calibration import Collector
 from .checkpoint import Checkpoint
+from .collective_exchange import CollectiveExchange
 from .device_memory import fitting_pages
 from .exchange import Exchange, LocalExchange
 from .interpreter import Interpreter, StageError
@@ -117,9 +118,11 @@ class Shard:
             self._exchange: Exchange = LocalExchange()
             return ""
         hidden = ModelConfig.from_dict(Checkpoint(start.model_path).config).hidden_size
-        peers = self._exchange = ZmqExchange(
-            start.engine, start.epoch, start.shard, start.experts, hidden, start.timeout_s
-        )
+        shape = start.engine, start.epoch, start.shard, start.experts, hidden, start.timeout_s
+        if start.backend in ACCELERATED:
+            collective = self._exchange = CollectiveExchange(*shape)
+            return collective.open(start.place)
+        peers = self._exchange = ZmqExchange(*shape)
         return peers.open(links, start.place)
 
     def start(self, addresses: Sequence[str]) -> ShardReport:
@@ -132,6 +135,9 @@ class Shard:
         # Twice the same number, for the kernels and for what torch itself computes between them.
         torch.set_num_threads(start.threads)
         kernels = self._kernels = select_kernels(start.backend, start.threads)
+        if isinstance(self._exchange, CollectiveExchange):
+            # Before weights are loaded, which takes some shards longer than others.
+            self._exchange.connect(addresses, kernels.device, kernels.activation_dtype)
         checkpoint = Checkpoint(start.model_path)
         model = ModelConfig.from_dict(checkpoint.config)
         check(start.program)
@@ -198,6 +204,8 @@ class Shard:
             interrupt.send(b"")
             interrupt.close(linger=1000)
             self._thread.join()
+        if isinstance(self._exchange, CollectiveExchange):
+            self._exchange.close()
         links.close()
 
     def _pages(self, model: ModelConfig) -> int:

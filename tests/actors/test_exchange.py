@@ -14,8 +14,9 @@ import torch
 import zmq
 from torch import Tensor
 
+from flyray.actors.collective_exchange import CollectiveExchange
 from flyray.actors.engine_config import expert_ranges
-from flyray.actors.exchange import ExchangePoint, LocalExchange, Received
+from flyray.actors.exchange import Exchange, ExchangePoint, LocalExchange, Received
 from flyray.actors.link import LinkError, LinkKeys, LinkPlace, Links
 from flyray.actors.socket_folder import SocketFolder
 from flyray.actors.wire import encode
@@ -90,7 +91,7 @@ class Experts:
         return ExpertWeights(part(gate_up), part(down))
 
 
-def run_layer(exchange: LocalExchange | ZmqExchange, point: ExchangePoint, case: Case, experts: Experts) -> Tensor:
+def run_layer(exchange: Exchange, point: ExchangePoint, case: Case, experts: Experts) -> Tensor:
     """One layer as a shard runs it -> slots [T, K, D]."""
     sent = exchange.dispatch(point, case.activations, case.ids)
     received = exchange.receive_dispatch(point)
@@ -98,34 +99,45 @@ def run_layer(exchange: LocalExchange | ZmqExchange, point: ExchangePoint, case:
     return exchange.receive_combined(point, sent)
 
 
-def serve_shard(shard: int, shards: int, place: LinkPlace, keys: LinkKeys | None, pipe: Connection) -> None:
+def serve_shard(
+    shard: int, shards: int, place: LinkPlace, keys: LinkKeys | None, pipe: Connection, collective: bool
+) -> None:
     """A shard's process: answers each list of cases (one a layer) with the slots of each."""
     torch.set_num_threads(1)
     ranges = expert_ranges(EXPERTS, shards)
     links, experts = Links(keys), Experts(ranges[shard])
-    exchange = ZmqExchange("engine", 7, shard, ranges, HIDDEN, TIMEOUT_S)
-    pipe.send(exchange.open(links, place))
-    exchange.connect(links, pipe.recv())
+    exchange: Exchange
+    if collective:
+        exchange = CollectiveExchange("engine", 7, shard, ranges, HIDDEN, TIMEOUT_S)
+        pipe.send(exchange.open(place))
+        exchange.connect(pipe.recv(), torch.device("cpu"), torch.float32)
+    else:
+        exchange = ZmqExchange("engine", 7, shard, ranges, HIDDEN, TIMEOUT_S)
+        pipe.send(exchange.open(links, place))
+        exchange.connect(links, pipe.recv())
     step = 0
     while (cases := pipe.recv()) is not None:
         exchange.begin_step(step)
         slots = [run_layer(exchange, ExchangePoint(step, layer, 0), case, experts) for layer, case in enumerate(cases)]
         pipe.send(([each.numpy() for each in slots], exchange.dropped))
         step += 1
+    if isinstance(exchange, CollectiveExchange):
+        exchange.close()
     links.close()
 
 
 class Group:
     """Shards in processes of their own."""
 
-    def __init__(self, shards: int, place: LinkPlace, keys: LinkKeys | None) -> None:
+    def __init__(self, shards: int, place: LinkPlace, keys: LinkKeys | None, collective: bool) -> None:
         context = multiprocessing.get_context("forkserver")
         # Torch is imported once, not by every shard.
-        context.set_forkserver_preload(["flyray.actors.zmq_exchange", "flyray.kernels.cpu.backend"])
+        context.set_forkserver_preload(["flyray.actors.collective_exchange", "flyray.actors.zmq_exchange", "flyray.kernels.cpu.backend"])
         self.pipes, self.processes = [], []
         for shard in range(shards):
             here, there = context.Pipe()
-            process = context.Process(target=serve_shard, args=(shard, shards, place, keys, there), daemon=True)
+            arguments = shard, shards, place, keys, there, collective
+            process = context.Process(target=serve_shard, args=arguments, daemon=True)
             process.start()
             there.close()
             self.pipes.append(here)
@@ -149,13 +161,13 @@ class Group:
             assert process.exitcode == 0
 
 
-@pytest.fixture(scope="module", params=[(3, "tcp"), (5, "ipc")], ids=["3-tcp", "5-ipc"])
+@pytest.fixture(scope="module", params=[(3, "tcp"), (5, "ipc"), (3, "gloo")], ids=["3-tcp", "5-ipc", "3-gloo"])
 def group(request: pytest.FixtureRequest) -> Iterator[Group]:
     shards, transport = request.param
     keys = LinkKeys.create() if transport == "tcp" else None
     with SocketFolder() as folder:
         place = LinkPlace(host="127.0.0.1") if transport == "tcp" else LinkPlace(folder=folder)
-        group = Group(shards, place, keys)
+        group = Group(shards, place, keys, transport == "gloo")
         yield group
         group.stop()
 
