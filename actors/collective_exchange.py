@@ -17,6 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from ..kernels.protocol import ActivationFormat, Activations
 from .exchange import ExchangePoint, Received, Sent
@@ -65,7 +66,7 @@ class CollectiveExchange:
         self._starts = [held.start for held in experts]
         self._columns = hidden_size
         self._timeout = timedelta(seconds=timeout_s)
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
         self._under_way: dict[ExchangePoint, _Dispatch] = {}
         self._outputs: dict[ExchangePoint, Tensor] = {}
 
@@ -74,9 +75,7 @@ class CollectiveExchange:
         if self._shard:
             return ""
         host = place.host or _LOCALHOST
-        self._store = dist.TCPStore(
-            host, 0, is_master=True, wait_for_workers=False, timeout=self._timeout, use_libuv=True
-        )
+        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=self._timeout, use_libuv=True)
         return f"{host}:{self._store.port}"
 
     def connect(self, addresses: Sequence[str], device: torch.device, float_dtype: torch.dtype) -> None:
@@ -85,9 +84,9 @@ class CollectiveExchange:
         host, _, port = addresses[0].rpartition(":")
         with self._failing("forming the group"):
             if self._store is None:
-                self._store = dist.TCPStore(host, int(port), is_master=False, timeout=self._timeout)
+                self._store = TCPStore(host, int(port), is_master=False, timeout=self._timeout)
             backend = dist.get_default_backend_for_device(device)
-            store = dist.PrefixStore(self._name, self._store)
+            store = PrefixStore(self._name, self._store)
             dist.init_process_group(
                 backend, store=store, rank=self._shard, world_size=self._shards, timeout=self._timeout
             )

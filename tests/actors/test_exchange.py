@@ -132,7 +132,9 @@ class Group:
     def __init__(self, shards: int, place: LinkPlace, keys: LinkKeys | None, collective: bool) -> None:
         context = multiprocessing.get_context("forkserver")
         # Torch is imported once, not by every shard.
-        context.set_forkserver_preload(["flyray.actors.collective_exchange", "flyray.actors.zmq_exchange", "flyray.kernels.cpu.backend"])
+        context.set_forkserver_preload(
+            ["flyray.actors.collective_exchange", "flyray.actors.zmq_exchange", "flyray.kernels.cpu.backend"]
+        )
         self.pipes, self.processes = [], []
         for shard in range(shards):
             here, there = context.Pipe()
