@@ -91,7 +91,7 @@ class EventConnection(asyncio.Protocol):
         self._left = 0
         self._sent = 0.0
         self._arrivals: list[float] = []
-        self._usage: dict[str, int] = {}
+        self._usage: dict[str, Any] = {}
         self._done = False
         self._error = ""
 
@@ -164,8 +164,9 @@ class EventConnection(asyncio.Protocol):
             self._answer.set_result(StreamTimes(self._sent, error=error))
             return
         usage = self._usage
-        times = StreamTimes(self._sent, tuple(self._arrivals), usage["completion_tokens"], usage["prompt_tokens"])
-        self._answer.set_result(times)
+        tokens, prompt = usage["completion_tokens"], usage["prompt_tokens"]
+        cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        self._answer.set_result(StreamTimes(self._sent, tuple(self._arrivals), tokens, prompt, cached))
 
 
 def _has_text(chunk: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ...actors.request import Generate
@@ -40,7 +40,8 @@ class LoadError(Exception):
 class Workload:
     """What every request asks. Prompts are random and all different, so that no cache holds them; answers are greedy.
 
-    prompt_tokens: with "chat" so many words, whose tokens are counted by the server.
+    prompt_tokens: with "chat" so many words, whose tokens are counted by the server. shared_prefix: so many tokens
+    stand before those of every prompt, the same in all of a run and others in the next, which `run` numbers.
     """
 
     model: str
@@ -48,15 +49,19 @@ class Workload:
     prompt_tokens: int = 64
     max_tokens: int = 64
     seed: int = 0
+    shared_prefix: int = 0
+    run: int = 0
 
     def __post_init__(self) -> None:
         if self.endpoint not in ENDPOINTS:
             raise LoadError(f"endpoint: {self.endpoint!r} is none of {', '.join(ENDPOINTS)}")
+        if self.shared_prefix and self.endpoint != "completions":
+            raise LoadError("a shared prefix is of exact length: measure it with the endpoint 'completions'")
 
     def prompt(self, number: int) -> list[int]:
         """The token ids of request `number`."""
-        draw = random.Random(f"{self.seed} {number}")
-        return [draw.randint(_FIRST_ID, _LAST_ID) for _ in range(self.prompt_tokens)]
+        prefix = _tokens(f"{self.seed} prefix {self.run}", self.shared_prefix)
+        return prefix + _tokens(f"{self.seed} {number}", self.prompt_tokens)
 
     def body(self, number: int, max_tokens: int) -> bytes:
         """The JSON body of request `number`."""
@@ -67,6 +72,11 @@ class Workload:
             text = " ".join(draw.choice(_WORDS) for _ in range(self.prompt_tokens))
             return json.dumps(body | {"messages": [{"role": "user", "content": text}]}).encode()
         return json.dumps(body | {"prompt": self.prompt(number)}).encode()
+
+
+def _tokens(seed: str, count: int) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.randint(_FIRST_ID, _LAST_ID) for _ in range(count)]
 
 
 @dataclass(frozen=True)
@@ -159,13 +169,14 @@ class EngineTarget:
         prompt = tuple(self._workload.prompt(number))
         sampling = Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=0)
         request = Generate(f"load-{number}", prompt, max_tokens, sampling, (), 0, False)
-        sent, arrivals, tokens = time.perf_counter(), [], 0
+        sent, arrivals, tokens, cached = time.perf_counter(), [], 0, 0
         async for progress in self._client.generate(request):
             if progress.finish == "error":
                 return StreamTimes(sent, error=progress.error)
             arrivals.append(time.perf_counter())
             tokens += len(progress.tokens)
-        return StreamTimes(sent, tuple(arrivals), tokens, len(prompt))
+            cached += progress.cached_tokens
+        return StreamTimes(sent, tuple(arrivals), tokens, len(prompt), cached)
 
 
 async def closed_loop(target: Target, level: Level, first: int, max_tokens: int) -> Measured:
@@ -220,12 +231,13 @@ class LoadTask:
         return asyncio.run(self._run())
 
     async def _run(self) -> Measured:
+        workload = replace(self.workload, run=self.first)
         async with AsyncExitStack() as stack:
             target: Target
             if self.address is None:
-                target = await stack.enter_async_context(HttpTarget(self.url, self.workload))
+                target = await stack.enter_async_context(HttpTarget(self.url, workload))
             else:
-                target = await stack.enter_async_context(EngineTarget(self.address, self.workload))
+                target = await stack.enter_async_context(EngineTarget(self.address, workload))
             if self.level.concurrency:
                 return await closed_loop(target, self.level, self.first, self.workload.max_tokens)
             return await open_loop(target, self.level, self.first, self.workload.max_tokens, self.workload.seed)

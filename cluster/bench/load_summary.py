@@ -13,14 +13,15 @@ PERCENTILES = (50, 90, 99)
 class StreamTimes:
     """One request as its client saw it; times in seconds of one clock.
 
-    arrivals: when each piece of the answer came. tokens: of the whole answer. error: empty, or why there is no whole
-    answer; then nothing else but `sent` counts.
+    arrivals: when each piece of the answer came. tokens: of the whole answer. cached_tokens: of the prompt, from the
+    prefix cache. error: empty, or why there is no whole answer; then nothing else but `sent` counts.
     """
 
     sent: float
     arrivals: tuple[float, ...] = ()
     tokens: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     error: str = ""
 
     @property
@@ -125,6 +126,36 @@ class LoadSummary:
             tpot=Spread.of(stream.tpot for stream in whole if stream.tpot is not None),
             itl=Spread.of(gap for stream in whole for gap in stream.itl),
             latency=Spread.of(stream.latency for stream in whole),
+        )
+
+
+@dataclass(frozen=True)
+class PrefixReuse:
+    """What requests that begin alike gained, all runs together. Times in seconds to the first token, medians.
+
+    first: of each run's first request, later: of the others; NaN if there are none. computed: prompt tokens that were
+    not in the cache, over the least there can be: one prefix a run and the rest of every prompt.
+    """
+
+    first: float
+    later: float
+    cached_share: float
+    computed: float
+
+    @staticmethod
+    def of(runs: Sequence[Sequence[StreamTimes]], prefix: int) -> PrefixReuse:
+        """runs: each run's requests, at least one of all whole; prefix: tokens that all of a run begin with."""
+        answered = [[each for each in run if not each.error] for run in runs]
+        whole = [sorted(run, key=lambda each: each.sent) for run in answered if run]
+        every = [stream for run in whole for stream in run]
+        prompts = sum(stream.prompt_tokens for stream in every)
+        cached = sum(stream.cached_tokens for stream in every)
+        least = prompts - prefix * (len(every) - len(whole))
+        return PrefixReuse(
+            Spread.of(run[0].ttft for run in whole).p50,
+            Spread.of(stream.ttft for run in whole for stream in run[1:]).p50,
+            cached / prompts,
+            (prompts - cached) / least,
         )
 
 

@@ -17,7 +17,7 @@ from ..front.engine_link import EngineAddress
 from ..http_chat import HttpChat
 from ..stop_signals import StopSignals
 from .load import Level, LoadError, LoadProcess, LoadTask, Measured, Workload
-from .load_summary import PERCENTILES, Limits, LoadSummary, Spread, StreamTimes
+from .load_summary import PERCENTILES, Limits, LoadSummary, PrefixReuse, Spread, StreamTimes
 from .plot import Panel, write_plot
 
 _WARM_UP_S = 1.0
@@ -40,6 +40,7 @@ class LevelResult:
     """A level. summary: rates are medians of the runs, spreads are of all answers; runs: each run's tokens a second.
 
     engine: the same of the engine without HTTP, and share: the median of HTTP's rate over it; None if not measured.
+    reuse: with a shared prefix.
     """
 
     level: Level
@@ -47,9 +48,11 @@ class LevelResult:
     runs: tuple[float, ...]
     engine: LoadSummary | None = None
     share: float | None = None
+    reuse: PrefixReuse | None = None
 
     def figures(self) -> list[Figure]:
-        """serve_tok_s.LEVEL, serve_req_s, goodput, errors, {ttft,tpot,itl}.{p50,p90,p99}.LEVEL, http_share.LEVEL."""
+        """serve_tok_s.LEVEL, serve_req_s, goodput, errors, {ttft,tpot,itl}.{p50,p90,p99}.LEVEL, http_share.LEVEL,
+        prefix_{ttft_first,ttft_later,cached_share,computed}.LEVEL."""
         name, found = self.level.name, self.summary
         figures = [
             Figure(f"serve_tok_s.{name}", found.tokens_per_second, "tokens/s"),
@@ -65,6 +68,12 @@ class LevelResult:
             figures.append(Figure(f"engine_tok_s.{name}", self.engine.tokens_per_second, "tokens/s"))
             figures.append(Figure(f"engine_ttft.p50.{name}", self.engine.ttft.p50, "seconds"))
             figures.append(Figure(f"http_share.{name}", self.share, "1"))
+        if self.reuse is not None:
+            figures.append(Figure(f"prefix_ttft_first.{name}", self.reuse.first, "seconds"))
+            if not math.isnan(self.reuse.later):
+                figures.append(Figure(f"prefix_ttft_later.{name}", self.reuse.later, "seconds"))
+            figures.append(Figure(f"prefix_cached_share.{name}", self.reuse.cached_share, "1"))
+            figures.append(Figure(f"prefix_computed.{name}", self.reuse.computed, "1"))
         return figures
 
     def rows(self) -> dict[str, str]:
@@ -81,6 +90,11 @@ class LevelResult:
             rows["engine tokens/s"] = f"{self.engine.tokens_per_second:,.0f}"
             rows["engine TTFT, ms"] = _milliseconds(self.engine.ttft)
             rows["share of engine"] = f"{self.share:.1%}"
+        if self.reuse is not None:
+            rows["TTFT of a run's first, ms"] = f"{self.reuse.first * 1000:.1f}"
+            rows["TTFT of the others, ms"] = f"{self.reuse.later * 1000:.1f}"
+            rows["prompt tokens from the cache"] = f"{self.reuse.cached_share:.1%}"
+            rows["computed / least"] = f"{self.reuse.computed:.3f}"
         return rows
 
 
@@ -97,7 +111,8 @@ class ServeBench:
     def table(self) -> Table:
         """A column a level."""
         work, limits = self.settings.workload, self.settings.limits
-        table = Table(title=f"{work.endpoint}: prompts of {work.prompt_tokens}, answers of {work.max_tokens} tokens")
+        prompts = f"{work.shared_prefix} shared + {work.prompt_tokens}" if work.shared_prefix else work.prompt_tokens
+        table = Table(title=f"{work.endpoint}: prompts of {prompts}, answers of {work.max_tokens} tokens")
         table.add_column("p50 / p90 / p99")
         for result in self.results:
             table.add_column(result.level.name, justify="right")
@@ -171,25 +186,28 @@ def _bench(
                 task = LoadTask(settings.workload, seconds, first, url, where)
                 measured.append(load(task))
                 first += len(measured[-1].streams)
-        results.append(_result(level, http[1:], engine[1:], settings.limits))
+        results.append(_result(level, http[1:], engine[1:], settings.limits, settings.workload.shared_prefix))
     return ServeBench(settings, tuple(results))
 
 
-def _result(level: Level, http: Sequence[Measured], engine: Sequence[Measured], limits: Limits) -> LevelResult:
+def _result(
+    level: Level, http: Sequence[Measured], engine: Sequence[Measured], limits: Limits, prefix: int
+) -> LevelResult:
     summaries = [LoadSummary.of(each.streams, each.begin, each.end, limits) for each in http]
     whole = _together(http, summaries, limits)
     runs = tuple(summary.tokens_per_second for summary in summaries)
     if not whole.requests:
         raise LoadError(f"{level.name}: no request was answered: {whole.errors}")
+    reuse = PrefixReuse.of([each.streams for each in http], prefix) if prefix else None
     if not engine:
-        return LevelResult(level, whole, runs)
+        return LevelResult(level, whole, runs, reuse=reuse)
     own = [LoadSummary.of(each.streams, each.begin, each.end, limits) for each in engine]
     if not all(each.tokens_per_second for each in own):
         raise LoadError(f"{level.name}: the engine itself answered nothing: {own[0].errors}")
     share = statistics.median(
         mine.tokens_per_second / theirs.tokens_per_second for mine, theirs in zip(summaries, own, strict=True)
     )
-    return LevelResult(level, whole, runs, _together(engine, own, limits), share)
+    return LevelResult(level, whole, runs, _together(engine, own, limits), share, reuse)
 
 
 def _together(runs: Sequence[Measured], summaries: Sequence[LoadSummary], limits: Limits) -> LoadSummary:

@@ -25,6 +25,7 @@ def bench_serve(
     duration: Annotated[float, typer.Option(help="Seconds of each run.", min=0.1)] = 10.0,
     runs: Annotated[int, typer.Option(help="Runs of each level.", min=1)] = 3,
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.", min=1)] = 64,
+    shared_prefix: Annotated[int, typer.Option(help="Tokens before these that all prompts of a run share.", min=0)] = 0,
     max_tokens: Annotated[int, typer.Option(help="Tokens of an answer.", min=1)] = 64,
     endpoint: Annotated[str, typer.Option(help="completions (exact lengths) or chat.")] = "completions",
     model: Annotated[str, typer.Option(help="With a URL; by default the server's first.")] = "",
@@ -60,7 +61,7 @@ def bench_serve(
             levels = tuple(Level(duration, each) for each in _numbers(concurrency, int, "--concurrency"))
         settings = ServeSettings(
             levels,
-            Workload(model, endpoint, prompt_tokens, max_tokens, seed),
+            Workload(model, endpoint, prompt_tokens, max_tokens, seed, shared_prefix),
             runs,
             Limits(_seconds(ttft_limit), _seconds(tpot_limit)),
             against_engine,

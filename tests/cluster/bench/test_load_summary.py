@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flyray.cluster.bench.load_summary import PERCENTILES, Limits, LoadSummary, Spread, StreamTimes
+from flyray.cluster.bench.load_summary import PERCENTILES, Limits, LoadSummary, PrefixReuse, Spread, StreamTimes
 
 SECONDS = st.floats(0, 1000)
 BEGIN, END = 100.0, 600.0
@@ -69,3 +69,15 @@ def test_a_summary_is_what_numpy_makes_of_the_streams(made, ttft, tpot):
 def test_an_empty_time_is_refused():
     with pytest.raises(ValueError, match="is empty"):
         LoadSummary.of([], 1.0, 1.0, Limits())
+
+
+def test_a_prefix_that_is_computed_once_a_run_is_the_least() -> None:
+    def request(sent: float, ttft: float, cached: int) -> StreamTimes:
+        return StreamTimes(sent, (sent + ttft, sent + ttft + 1), 2, 110, cached)
+
+    first, second = request(1, 0.5, 0), request(2, 0.25, 100)
+    found = PrefixReuse.of([[second, first], [StreamTimes(0, error="503")]], 100)
+    assert found == PrefixReuse(first=0.5, later=0.25, cached_share=100 / 220, computed=1.0)
+    twice = PrefixReuse.of([[first, second], [first, request(3, 0.5, 0)]], 100)
+    assert twice.computed == (440 - 100) / (2 * 110 + 2 * 10)
+    assert np.isnan(PrefixReuse.of([[first]], 100).later)
