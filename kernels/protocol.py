@@ -272,7 +272,9 @@ class Kernels(Protocol):
         ...
 
     def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
-        """Stores latent [T, L] and rotated k_rope [T, R] at slots [T] of pages [num_pages, page_size, L + R]."""
+        """Stores latent [T, L] and rotated k_rope [T, R] at slots [T] of pages [num_pages, page_size, L + R].
+
+        How an entry stands in its L + R words is the backend's own: `mla_attention` of the same backend reads it."""
         ...
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:

@@ -205,12 +205,22 @@ class _Check:
         latent, k_rope = self._floats(_TOKENS, shapes.kv_lora_rank), self._floats(_TOKENS, shapes.qk_rope_head_dim)
         q = self._floats(_TOKENS, shapes.heads, width)
 
+        def touched(k: Kernels, t: _Mover) -> Tensor:
+            written = torch.zeros_like(t(pages))
+            k.write_kv(written, t(slots), t(latent), t(k_rope))
+            return (written.flatten(0, 1) != 0).any(dim=1).float()
+
+        self._both("write_kv", touched, exact=True)
+
         def write(k: Kernels, t: _Mover) -> Tensor:
-            written = t(pages).clone()
+            """Every entry, then those of this step over what stood there: the layout is the backend's own."""
+            written = torch.zeros_like(t(pages))
+            rows = pages.flatten(0, 1)
+            old = rows[:, : shapes.kv_lora_rank].contiguous(), rows[:, shapes.kv_lora_rank :].contiguous()
+            k.write_kv(written, t(torch.arange(len(rows))), t(old[0]), t(old[1]))
             k.write_kv(written, t(slots), t(latent), t(k_rope))
             return written
 
-        self._both("write_kv", write, exact=True)
         self._both(
             "mla_attention",
             lambda k, t: k.mla_attention(t(q), write(k, t), t.batch(batch), width**-0.5, shapes.kv_lora_rank),

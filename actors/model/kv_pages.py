@@ -14,7 +14,8 @@ from .config import ModelConfig
 @dataclass(frozen=True)
 class KvPages:
     """values: [layers, num_pages, page_size, L + R] in the backend's activation dtype; a page number is one for all
-    layers. An entry is the normed latent (L values) and the rotated shared key (R values) of one token."""
+    layers. An entry is the normed latent (L values) and the rotated shared key (R values) of one token, as the
+    backend's `write_kv` lays them out."""
 
     values: Tensor
 

@@ -157,7 +157,10 @@ class KernelCases:
         heads, width, rank = config.num_attention_heads, config.kv_width, config.kv_lora_rank
         batch, count = paged_batch(queries, contexts)
         q = self._normal(sum(queries), heads, width)
-        layers = [self._normal(count, PAGE, width) for _ in range(self._copies(4 * count * PAGE * width))]
+        # Pairs of bfloat16 are finite entries in every backend's own layout of a page.
+        halves = (count, PAGE, 2 * width)
+        copies = range(self._copies(4 * count * PAGE * width))
+        layers = [self._normal(*halves).bfloat16().view(torch.float32) for _ in copies]
         calls = [
             _bound(lambda kernels, pages: kernels.mla_attention(q, pages, batch, width**-0.5, rank), pages)
             for pages in layers

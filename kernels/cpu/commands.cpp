@@ -118,20 +118,14 @@ int rope(Library& library, Words words) {
   return refused;
 }
 
-int write_kv(Library&, Words words) {
-  float* pages = words.address<float>();
-  const int64_t* slots = words.address<const int64_t>();
-  const float* latent = words.address<const float>();
-  const float* k_rope = words.address<const float>();
-  const int64_t tokens = words.integer(), rank = words.integer(), rope = words.integer(), limit = words.integer();
-  const int refused = check_indices("write_kv", "slots", slots, tokens, limit);
-  if (refused) return refused;
-  for (int64_t token = 0; token < tokens; ++token) {
-    float* entry = pages + slots[token] * (rank + rope);
-    std::memcpy(entry, latent + token * rank, static_cast<size_t>(rank) * sizeof(float));
-    std::memcpy(entry + rank, k_rope + token * rope, static_cast<size_t>(rope) * sizeof(float));
-  }
-  return 0;
+int write_kv(Library& library, Words words) {
+  const WriteKv arguments{words.address<float>(),       words.address<const int64_t>(), words.address<const float>(),
+                          words.address<const float>(), words.integer(),                words.integer(),
+                          words.integer()};
+  const int64_t limit = words.integer();
+  const int refused = check_indices("write_kv", "slots", arguments.slots, arguments.tokens, limit);
+  if (!refused) library.operations->write_kv(library.pool, arguments);
+  return refused;
 }
 
 int attention(Library& library, Words words) {

@@ -54,6 +54,15 @@ struct Rope {
   int64_t tokens, heads, size, x_stride, out_stride;
 };
 
+// What stands in a page is the variant's own: its `attention` reads what its `write_kv` has written.
+struct WriteKv {
+  float* pages;
+  const int64_t* slots;
+  const float* latent;
+  const float* k_rope;
+  int64_t tokens, rank, rope;
+};
+
 struct Attention {
   const float* q;
   const float* pages;
@@ -200,6 +209,7 @@ struct Operations {
   void (*linear)(Pool&, const Linear&);
   void (*integer_linear)(Pool&, const IntegerLinear&);
   void (*rope)(Pool&, const Rope&);
+  void (*write_kv)(Pool&, const WriteKv&);
   void (*attention)(Pool&, const Attention&);
   void (*gate)(Pool&, const Gate&);
   void (*quantize)(Pool&, const Quantize&);

@@ -21,6 +21,7 @@ const Operations kAmxOperations = {
     variant_amx::tile_linear,
     variant_amx::integer_linear,
     variant_amx::rope,
+    variant_amx::write_parts,
     variant_amx::tile_attention,
     variant_amx::gate,
     variant_amx::quantize,

@@ -17,6 +17,7 @@ const Operations kAvx2Operations = {
     variant_avx2::linear,
     variant_avx2::integer_linear,
     variant_avx2::rope,
+    variant_avx2::write_kv,
     variant_avx2::attention,
     variant_avx2::gate,
     variant_avx2::quantize,

@@ -17,6 +17,7 @@ const Operations kAvx512Operations = {
     variant_avx512::linear,
     variant_avx512::integer_linear,
     variant_avx512::rope,
+    variant_avx512::write_kv,
     variant_avx512::attention,
     variant_avx512::gate,
     variant_avx512::quantize,

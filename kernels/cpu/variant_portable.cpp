@@ -12,6 +12,7 @@ const Operations kPortableOperations = {
     variant_portable::linear,
     variant_portable::integer_linear,
     variant_portable::rope,
+    variant_portable::write_kv,
     variant_portable::attention,
     variant_portable::gate,
     variant_portable::quantize,

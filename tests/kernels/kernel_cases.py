@@ -14,6 +14,7 @@ from flyray.kernels.protocol import (
     Int4Weight,
     Int8Matrix,
     Int8Weight,
+    Kernels,
     PagedBatch,
 )
 from flyray.kernels.selfcheck import random_matrix
@@ -66,6 +67,13 @@ def paged(queries: list[int], contexts: list[int], page_size: int, spare: int, s
     slots = table[owner, positions // page_size].to(torch.int64) * page_size + positions % page_size
     starts = torch.tensor([0, *queries]).cumsum(0).to(torch.int32)
     return PagedBatch(starts, torch.tensor(contexts, dtype=torch.int32), table, positions, slots), total
+
+
+def cached(kernels: Kernels, entries: Tensor, rank: int) -> Tensor:
+    """Pages in the backend's own layout with these entries, [pages, page size, width]."""
+    pages, rows = torch.zeros_like(entries), entries.flatten(0, 1)
+    kernels.write_kv(pages, torch.arange(len(rows)), rows[:, :rank].contiguous(), rows[:, rank:].contiguous())
+    return pages
 
 
 def gathered(pages: Tensor, batch: PagedBatch, sequence: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import gathered, normal, paged
+from kernel_cases import cached, gathered, normal, paged
 from split_products import assert_float_attention, assert_split_attention
 from torch import Tensor
 
@@ -45,7 +45,7 @@ def test_matches_a_plain_softmax(
     batch, total = paged(queries, [new + past for new, past in sizes], page_size, 2, seed)
     pages = normal(seed, total, page_size, rank + rope)
     q = normal(seed + 1, sum(queries), heads, rank + rope)
-    result = kernels.mla_attention(q, pages, batch, scale, rank)
+    result = kernels.mla_attention(q, cached(kernels, pages, rank), batch, scale, rank)
     assert result.shape == (sum(queries), heads, rank)
     for sequence, (begin, end) in enumerate(zip(batch.query_start[:-1], batch.query_start[1:], strict=True)):
         keys = gathered(pages, batch, sequence)
@@ -65,8 +65,9 @@ def run_in_chunks(kernels: Kernels, q: Tensor, cache: Tensor, cuts: list[int], p
         pages = torch.full((total, page_size, cache.shape[1]), torch.nan)
         owned = batch.page_table[0, : -(-end // page_size)].long()
         slots = (owned[:, None] * page_size + torch.arange(page_size)).flatten()[:end]
-        pages.view(-1, cache.shape[1])[slots] = cache[:end]
-        results.append(kernels.mla_attention(q[begin:end].contiguous(), pages, batch, 0.2, cache.shape[1] - 8))
+        rank = cache.shape[1] - 8
+        kernels.write_kv(pages, slots, cache[:end, :rank].contiguous(), cache[:end, rank:].contiguous())
+        results.append(kernels.mla_attention(q[begin:end].contiguous(), pages, batch, 0.2, rank))
     return torch.cat(results)
 
 
@@ -87,7 +88,7 @@ def test_token_by_token_equals_prefill_to_the_bit(kernels: Kernels) -> None:
 def test_a_sequence_alone_equals_itself_in_a_batch(kernels: Kernels) -> None:
     queries, contexts = [3, 1, 80, 1], [90, 65, 80, 1]
     batch, total = paged(queries, contexts, 16, 0, 5)
-    pages, q = normal(6, total, 16, 48), normal(7, sum(queries), 4, 48)
+    pages, q = cached(kernels, normal(6, total, 16, 48), 40), normal(7, sum(queries), 4, 48)
     together = kernels.mla_attention(q, pages, batch, 0.3, 40)
     for sequence, (begin, end) in enumerate(zip(batch.query_start[:-1], batch.query_start[1:], strict=True)):
         one = PagedBatch(
@@ -103,5 +104,5 @@ def test_a_sequence_alone_equals_itself_in_a_batch(kernels: Kernels) -> None:
 def test_huge_scores_stay_finite(kernels: Kernels) -> None:
     batch, total = paged([4], [100], 16, 0, 8)
     pages, q = normal(9, total, 16, 32) * 100, normal(10, 4, 2, 32) * 100
-    result = kernels.mla_attention(q, pages, batch, 1.0, 24)
+    result = kernels.mla_attention(q, cached(kernels, pages, 24), batch, 1.0, 24)
     assert torch.allclose(result.double(), softmax_oracle(q, gathered(pages, batch, 0), 1.0, 24), atol=1e-3)

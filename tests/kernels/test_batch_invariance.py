@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from cpu_variants import CPU_VARIANTS, open_cpu
-from kernel_cases import MATRIX_KINDS, expert_weights, int4_weight, int8_weight, normal, paged, pairs
+from kernel_cases import MATRIX_KINDS, cached, expert_weights, int4_weight, int8_weight, normal, paged, pairs
 from torch import Tensor
 
 from flyray.kernels.cpu.backend import CpuKernels
@@ -95,7 +95,7 @@ def test_threads_do_not_change_float_kernels(one_and_three: tuple[CpuKernels, Cp
     one, three = one_and_three
     x, weight = normal(2, 70, 200), normal(3, 300, 200)
     batch, total = paged([60, 1, 9], [90, 200, 9], 16, 0, 4)
-    pages, q = normal(5, total, 16, 72), normal(6, 70, 5, 72)
+    pages, q = cached(one, normal(5, total, 16, 72), 64), normal(6, 70, 5, 72)
     runs: list[Callable[[Kernels], Tensor]] = [
         lambda k: k.linear(x, weight),
         lambda k: k.linear(x, weight.bfloat16()),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import MATRIX_KINDS, expert_weights, int4_weight, int8_weight, normal, paged, pairs
+from kernel_cases import MATRIX_KINDS, cached, expert_weights, int4_weight, int8_weight, normal, paged, pairs
 from split_products import assert_split_attention, assert_split_product
 
 from flyray.kernels.cpu.backend import CpuKernels
@@ -125,7 +125,7 @@ def test_attention(
     batch, total = paged([new, 1], [new + past, past], page_size, 1, seed)
     pages, q = normal(seed, total, page_size, rank + 6), normal(seed + 1, new + 1, heads, rank + 6) * 3
     actual, expected = (
-        cpu.mla_attention(q, pages, batch, 0.4, rank),
+        cpu.mla_attention(q, cached(cpu, pages, rank), batch, 0.4, rank),
         reference.mla_attention(q, pages, batch, 0.4, rank),
     )
     if cpu.splits_floats:

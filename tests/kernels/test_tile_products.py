@@ -9,7 +9,7 @@ import torch
 from cpu_variants import open_cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import gathered, normal, paged
+from kernel_cases import cached, gathered, normal, paged
 from split_products import assert_near_rows
 from test_attention import run_in_chunks, softmax_oracle
 
@@ -52,7 +52,7 @@ def test_heads_are_products_of_their_own(tiles: CpuKernels, inner: int, outputs:
 def test_attention_is_near_at_a_models_sizes(tiles: CpuKernels, queries: list[int], contexts: list[int]) -> None:
     batch, total = paged(queries, contexts, 16, 2, 1)
     pages, q = normal(5, total, 16, 576), normal(6, sum(queries), 8, 576)
-    result = tiles.mla_attention(q, pages, batch, 192**-0.5, 512)
+    result = tiles.mla_attention(q, cached(tiles, pages, 512), batch, 192**-0.5, 512)
     for sequence, (begin, end) in enumerate(zip(batch.query_start[:-1], batch.query_start[1:], strict=True)):
         expected = softmax_oracle(q[begin:end], gathered(pages, batch, sequence), 192**-0.5, 512)
         assert_near_rows(result[begin:end], expected)
