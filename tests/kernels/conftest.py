@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 from cpu_variants import CPU_VARIANTS, open_cpu, open_cpu_quantizer
+from moved_kernels import triton_kernels
 
 from flyray.kernels.cpu.backend import CpuKernels
 from flyray.kernels.cpu.quantizer import CpuQuantizer
@@ -13,11 +14,11 @@ from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.reference_quantizer import ReferenceQuantizer
 
 
-@pytest.fixture(scope="session", params=("reference", *CPU_VARIANTS))
+@pytest.fixture(scope="session", params=("reference", "triton", *CPU_VARIANTS))
 def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
-    """Every backend, the CPU one in each of its variants."""
-    if request.param == "reference":
-        yield ReferenceKernels()
+    """Every backend, the CPU one in each of its variants; Triton's where there is a GPU."""
+    if request.param in ("reference", "triton"):
+        yield ReferenceKernels() if request.param == "reference" else triton_kernels()
         return
     opened = open_cpu(request.param, threads=2)
     yield opened

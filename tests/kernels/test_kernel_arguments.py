@@ -128,10 +128,18 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
     "expert range": ("pair_expert\\[0\\] is \\d, expected 0 to 1", lambda k: run(k, expert=EXPERT + 2)),
 }  # fmt: skip
 
+# What only the contents of tensors tell.
+OF_CONTENTS = (
+    "rope range", "kv slots", "queries", "backwards", "context", "positions", "no page", "page range", "few pages",
+    "rows range", "token range", "expert range",
+)  # fmt: skip
+
 
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_refuses_with_the_argument_named(kernels: Kernels, name: str) -> None:
     message, call = BAD_CALLS[name]
+    if kernels.name == "triton" and name in OF_CONTENTS:
+        pytest.skip("numbers on a GPU are not read back")
     with pytest.raises(ValueError, match=message):
         call(kernels)
 

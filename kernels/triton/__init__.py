@@ -1,0 +1,1 @@
+"""The GPU backend: Triton kernels of one source for CUDA and for gfx942."""

@@ -1,0 +1,144 @@
+"""The GPU backend: Triton kernels of one source for CUDA and ROCm, float32 activations.
+
+INT8 and INT4 products, rounding, SiLU, combining and rotary embedding give the reference's bits. No operation but
+`sample` waits for the device, so numbers in tensors are not checked. An index outside its tensor is not followed: rows
+and angles become NaN, entries are not written, pairs of unknown experts are left out; only pair_token is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..protocol import (
+    ActivationFormat,
+    Activations,
+    ExpertWeights,
+    GateConfig,
+    Graph,
+    Int4Weight,
+    Int8Weight,
+    LinearWeight,
+    PagedBatch,
+    Sampled,
+    SamplingRow,
+    T,
+)
+from . import rows as row_kernels
+from .argument_checks import TritonChecks
+from .attention import AttentionTile, mla_attention
+from .experts import run_experts
+from .gate import choose
+from .graph import TritonGraph
+from .layouts import TiledExperts, tile_experts
+from .linear import head_linear, integer_linear, linear
+from .quantize import quantize
+from .sampling import sample_rows
+from .tiles import TileTable, gpu_name
+
+
+class TritonKernels:
+    """`Kernels` on one GPU. device: which, such as cuda:0. Raises ValueError where torch has no such GPU."""
+
+    name = "triton"
+    activation_dtype = torch.float32
+    splits_floats = True
+
+    def __init__(self, device: torch.device) -> None:
+        if device.type != "cuda" or not torch.cuda.is_available():
+            raise ValueError(f"device is {device}, expected a GPU that torch can use, such as cuda:0")
+        self.device = device
+        self._check = TritonChecks(self.activation_dtype, device)
+        self._tiles = TileTable.of(gpu_name(device))
+        self._attention = AttentionTile(keys=16 if torch.version.hip is not None else 32)  # a block of LDS holds 16
+
+    def prepare(self, weights: ExpertWeights) -> TiledExperts:
+        """The experts of one layer in the layout that `experts` multiplies; made once, on loading."""
+        for name, matrix in (("weights.gate_up", weights.gate_up), ("weights.down", weights.down)):
+            self._check.expert_matrix(name, matrix)
+        return tile_experts(weights)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        self._check.rms_norm(x, weight)
+        return row_kernels.rms_norm(x, weight, float(eps))
+
+    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+        if isinstance(weight, Int8Weight | Int4Weight):
+            self._check.integer_linear(x, weight)
+            return integer_linear(quantize(x, ActivationFormat.INT8), weight)
+        self._check.linear("linear", x, weight)
+        return linear(x, weight)
+
+    def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        self._check.head_linear(x, weight)
+        return head_linear(x, weight)
+
+    def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        self._check.rope(x, positions, cos, sin)
+        return row_kernels.rope(x, positions, cos, sin)
+
+    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
+        self._check.write_kv(pages, slots, latent, k_rope)
+        row_kernels.write_kv(pages, slots, latent, k_rope)
+
+    def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
+        self._check.mla_attention(q, pages, batch, kv_lora_rank)
+        return mla_attention(q, pages, batch, float(scale), kv_lora_rank, self._attention)
+
+    def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
+        self._check.gate(x, weight, bias, config)
+        return choose(linear(x, weight), bias, config)
+
+    def quantize(self, x: Tensor, format: ActivationFormat) -> Activations:
+        """A row with a NaN or an infinity becomes zeros with scale NaN, so that it stays visible."""
+        self._check.quantize(x)
+        return Activations(format, x, None) if format is ActivationFormat.FLOAT else quantize(x, format)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        self._check.silu_mul(gate_up)
+        return row_kernels.silu_mul(gate_up)
+
+    def experts(
+        self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: ExpertWeights | TiledExperts
+    ) -> Tensor:
+        """Weights that `prepare` has not laid out are laid out anew by each call, which takes longer than the product:
+        a model prepares its own."""
+        if isinstance(weights, ExpertWeights):
+            self._check.experts(x, pair_token, pair_expert, weights)
+            weights = self.prepare(weights)
+        shapes = self._check.tiled_experts(x, pair_token, pair_expert, weights)
+        return run_experts(x, pair_token, pair_expert, weights, shapes, self._tiles)
+
+    def combine(self, slots: Tensor, weights: Tensor) -> Tensor:
+        self._check.combine(slots, weights)
+        return row_kernels.combine(slots, weights)
+
+    def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
+        return sample_rows(logits, rows)
+
+    def take_rows(self, table: Tensor, rows: Tensor) -> Tensor:
+        self._check.take_rows(table, rows)
+        return row_kernels.take_rows(table, rows)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        self._check.add(x, y)
+        return x + y
+
+    def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        self._check.split(x, sizes)
+        return tuple(part.contiguous() for part in x.split(list(sizes), dim=-1))
+
+    def concat(self, parts: Sequence[Tensor]) -> Tensor:
+        self._check.concat(parts)
+        return torch.cat(list(parts), dim=-1)
+
+    def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:
+        """`run` is called twice, once to compile its kernels and once recorded."""
+        if beside is not None and not isinstance(beside, TritonGraph):
+            raise ValueError(f"capture: beside is a {type(beside).__name__}, expected a graph of this backend")
+        return TritonGraph(run, beside)
+
+
+__all__ = ["TritonKernels"]

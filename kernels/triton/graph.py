@@ -1,0 +1,33 @@
+"""Captured operations of the GPU: one launch replays them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import torch
+
+R = TypeVar("R")
+
+
+class TritonGraph(Generic[R]):
+    """`Graph` of a device graph (CUDA's or HIP's). `run` is called twice before it is recorded, so that kernels are
+    compiled; what it writes must be the same each time."""
+
+    def __init__(self, run: Callable[[], R], beside: TritonGraph[object] | None) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run()
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=None if beside is None else beside._graph.pool()):
+            self.result = run()
+        self._graph.replay()
+
+    def replay(self) -> None:
+        """Runs the operations again on the current stream; does not wait for them."""
+        self._graph.replay()
+
+
+__all__ = ["TritonGraph"]

@@ -1,0 +1,223 @@
+"""Linears: INT8 and INT4 by exact integer sums, floats split into bfloat16 parts. Weights are the left factor.
+
+A float product is summed in chunks of K of one fixed length, each from zero, and the chunks in their order. Programs
+may then take a chunk each or all of them, and a row's bits are the same for any number of rows.
+"""
+
+# Triton's language is typed for its compiler.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..protocol import Activations, Int4Weight, Int8Weight
+from .arithmetic import bfloat_parts
+from .unpacking import unpacked
+
+_FEW_PROGRAMS = 264
+"""Below so many programs K is cut: two a multiprocessor of the largest GPU here."""
+_CHUNK = 512
+_FLOAT_COLUMNS = 64
+
+
+@triton.jit
+def integer_products(
+    x, values, multipliers, x_scale, scale, out, parts, tokens, outputs, inner, steps,
+    INT4: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """x int8 [tokens, inner] times the transpose of `Int8Weight.values`, or of INT4 nibbles, as int32 words, with their
+    multipliers; program (row tile, tokens, part of K).
+
+    Each part takes `steps` tiles of K. SPLIT: its sums go to parts [program_id(2), tokens, outputs] int32, else,
+    scaled, to out [tokens, outputs] float32. A group of 32 INT4 values has its first 16 in low nibbles: the two halves
+    of a tile multiply every other 16 activations.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    here, valid = row < outputs, token < tokens
+    # Rows beyond the last read that one again: an address costs less than a mask, and what it gives is not stored.
+    # Not so the tokens: a few would all read one place, three times slower where they are 1 of 16.
+    own = tl.minimum(row, outputs - 1).to(tl.int64)[:, None]
+    COLUMNS: tl.constexpr = 256 if INT4 else 128
+    first = tl.program_id(2) * steps * COLUMNS
+    column = tl.arange(0, 128)
+    k = (column // 16) * 32 + column % 16 if INT4 else column
+    source = x + token.to(tl.int64)[:, None] * inner + first + k[None, :]
+    WORDS: tl.constexpr = 32 if INT4 else 128
+    VALUES: tl.constexpr = COLUMNS // WORDS
+    word = tl.arange(0, WORDS)
+    weight = values + own * (inner // VALUES) + first // VALUES + word[None, :]
+    group = tl.arange(0, 8)
+    factor = multipliers + own * (inner // 32) + first // 32 + group[None, :]
+    total = tl.zeros((ROWS, SIZE), tl.int32)
+    for step in tl.range(0, steps, num_stages=STAGES):
+        left = inner - first - step * COLUMNS
+        if EVEN:
+            w, rows = tl.load(weight), tl.load(source, mask=valid[:, None], other=0)
+        else:
+            w = tl.load(weight, mask=(word * VALUES < left)[None, :], other=0)
+            rows = tl.load(source, mask=valid[:, None] & (k < left)[None, :], other=0)
+        if INT4:
+            if EVEN:
+                high = tl.load(source + 16, mask=valid[:, None], other=0)
+                multiplier = tl.load(factor).to(tl.int32)
+            else:
+                high = tl.load(source + 16, mask=valid[:, None] & (k + 16 < left)[None, :], other=0)
+                multiplier = tl.load(factor, mask=(group * 32 < left)[None, :], other=0).to(tl.int32)
+            total = tl.dot(unpacked(w & 0x0F0F0F0F, multiplier, ROWS, 8), rows.T, total, out_dtype=tl.int32)
+            upper = unpacked((w >> 4) & 0x0F0F0F0F, multiplier, ROWS, 8)
+            total = tl.dot(upper, high.T, total, out_dtype=tl.int32)
+            factor += 8
+        else:
+            total = tl.dot(w, rows.T, total, out_dtype=tl.int32)
+        weight += WORDS
+        source += COLUMNS
+    inside = here[:, None] & valid[None, :]
+    at = token.to(tl.int64)[None, :] * outputs + row[:, None]
+    if SPLIT:
+        part = tl.program_id(2).to(tl.int64) * tokens * outputs
+        tl.store(parts + part + at, total, mask=inside)
+    else:
+        size = tl.load(x_scale + token, mask=valid, other=0.0)[None, :] * tl.load(scale + row, mask=here)[:, None]
+        tl.store(out + at, total.to(tl.float32) * size, mask=inside)
+
+
+@triton.jit
+def integer_epilogue(parts, x_scale, scale, out, tokens, outputs, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Adds the parts of K and scales; program (token, columns)."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < outputs
+    total = tl.zeros((BLOCK,), tl.int32)
+    for part in tl.static_range(PARTS):
+        total += tl.load(parts + (part * tokens + token) * outputs + column, mask=inside, other=0)
+    factor = tl.load(x_scale + token) * tl.load(scale + column, mask=inside, other=0.0)
+    tl.store(out + token * outputs + column, total.to(tl.float32) * factor, mask=inside)
+
+
+@triton.jit
+def float_products(
+    x, weight, out, tokens, outputs, heads, inner, chunks,
+    SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """x [tokens, heads, inner] float32 times weight [heads, outputs, inner]; program (row tile, tokens, head or chunk).
+
+    SPLIT: program_id(2) is one of `chunks` of a linear with one head, whose sums go to out [chunks, tokens, outputs];
+    else it is a head, and all chunks are added to out [tokens, heads, outputs].
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    token = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    here, valid = row < outputs, token < tokens
+    head = 0 if SPLIT else tl.program_id(2)
+    column = tl.arange(0, COLUMNS)
+    weight += (head * outputs + tl.minimum(row, outputs - 1)).to(tl.int64)[:, None] * inner
+    x += (tl.minimum(token, tokens - 1) * heads + head).to(tl.int64)[:, None] * inner
+    result = tl.zeros((ROWS, SIZE), tl.float32)
+    for number in range(1 if SPLIT else chunks):
+        chunk = tl.program_id(2) if SPLIT else number
+        total = tl.zeros((ROWS, SIZE), tl.float32)
+        for step in range(tl.cdiv(tl.minimum(CHUNK, inner - chunk * CHUNK), COLUMNS)):
+            k = chunk * CHUNK + step * COLUMNS + column
+            w = tl.load(weight + k[None, :], mask=(k < inner)[None, :], other=0.0)
+            rows = tl.load(x + k[None, :], mask=(k < inner)[None, :], other=0.0)
+            high, middle, low = bfloat_parts(rows)
+            if weight.dtype.element_ty == tl.bfloat16:
+                part = tl.dot(w, low.T)
+                part = tl.dot(w, middle.T, part)
+                part = tl.dot(w, high.T, part)
+            else:
+                w_high, w_middle, w_low = bfloat_parts(w)
+                part = tl.dot(w_low, high.T)
+                part = tl.dot(w_high, low.T, part)
+                part = tl.dot(w_middle, middle.T, part)
+                part = tl.dot(w_middle, high.T, part)
+                part = tl.dot(w_high, middle.T, part)
+                part = tl.dot(w_high, high.T, part)
+            total += part
+        result = total if SPLIT else result + total
+    inside = here[:, None] & valid[None, :]
+    if SPLIT:
+        at = (tl.program_id(2).to(tl.int64) * tokens + token[None, :]) * outputs + row[:, None]
+    else:
+        at = (token.to(tl.int64)[None, :] * heads + head) * outputs + row[:, None]
+    tl.store(out + at, result, mask=inside)
+
+
+@triton.jit
+def add_chunks(parts, out, size, chunks, BLOCK: tl.constexpr):
+    """parts [chunks, size] float32 -> their sums in order, from zero."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for chunk in range(chunks):
+        total += tl.load(parts + chunk.to(tl.int64) * size + at, mask=at < size, other=0.0)
+    tl.store(out + at, total, mask=at < size)
+
+
+def _token_tile(tokens: int) -> int:
+    return 16 if tokens <= 16 else 32 if tokens <= 32 else 64 if tokens <= 256 else 128
+
+
+def integer_linear(x: Activations, weight: Int8Weight | Int4Weight) -> Tensor:
+    """INT8 rows [T, K] times the transpose of the weight -> [T, N] float32, the reference's bits."""
+    (tokens, inner), outputs, device = x.values.shape, weight.scale.shape[0], x.values.device
+    out = torch.empty((tokens, outputs), dtype=torch.float32, device=device)
+    if not out.numel():
+        return out
+    assert x.scale is not None
+    int4 = isinstance(weight, Int4Weight)
+    values, multipliers = (weight.nibbles.view(torch.int32), weight.multipliers) if int4 else (weight.values, out)
+    size, rows, columns = _token_tile(tokens), 64 if tokens <= 32 else 128, 256 if int4 else 128
+    grid, depth = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size)), triton.cdiv(inner, columns)
+    steps = triton.cdiv(depth, max(1, min(_FEW_PROGRAMS // (grid[0] * grid[1]), depth // 4)))
+    parts = triton.cdiv(depth, steps)
+    sums = torch.empty((parts, tokens, outputs), dtype=torch.int32, device=device) if parts > 1 else out
+    even, stages = inner == parts * steps * columns, 3 if int4 else 4
+    integer_products[(*grid, parts)](
+        x.values, values, multipliers, x.scale, weight.scale, out, sums, tokens, outputs, inner, steps,
+        int4, size, rows, even, parts > 1, stages, num_warps=4, num_stages=stages, enable_fp_fusion=False,
+    )  # fmt: skip
+    if parts > 1:
+        integer_epilogue[(tokens, triton.cdiv(outputs, 512))](
+            sums, x.scale, weight.scale, out, tokens, outputs, parts, 512, enable_fp_fusion=False
+        )
+    return out
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [T, K] float32, weight [N, K] bf16 or float32 -> [T, N] float32."""
+    (tokens, inner), outputs = x.shape, weight.shape[0]
+    size, rows = _token_tile(tokens), 64
+    grid = (triton.cdiv(outputs, rows), triton.cdiv(max(tokens, 1), size))
+    chunks = triton.cdiv(inner, _CHUNK)
+    if grid[0] * grid[1] >= _FEW_PROGRAMS or chunks == 1 or tokens == 0:
+        return head_linear(x[:, None], weight[None])[:, 0]
+    parts = torch.empty((chunks, tokens, outputs), dtype=torch.float32, device=x.device)
+    out = torch.empty((tokens, outputs), dtype=torch.float32, device=x.device)
+    float_products[(*grid, chunks)](
+        x, weight, parts, tokens, outputs, 1, inner, chunks, size, rows, _FLOAT_COLUMNS, _CHUNK, True,
+        num_warps=4, num_stages=3,
+    )  # fmt: skip
+    add_chunks[(triton.cdiv(out.numel(), 512),)](parts, out, out.numel(), chunks, 512)
+    return out
+
+
+def head_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [T, H, A] float32, weight [H, B, A] bf16 or float32 -> [T, H, B] float32."""
+    (tokens, heads, inner), outputs = x.shape, weight.shape[1]
+    out = torch.empty((tokens, heads, outputs), dtype=torch.float32, device=x.device)
+    if out.numel():
+        size, rows = _token_tile(tokens), 64
+        grid = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size), heads)
+        float_products[grid](
+            x, weight, out, tokens, outputs, heads, inner, triton.cdiv(inner, _CHUNK),
+            size, rows, _FLOAT_COLUMNS, _CHUNK, False, num_warps=4, num_stages=3,
+        )  # fmt: skip
+    return out
+
+
+__all__ = ["head_linear", "integer_linear", "linear"]

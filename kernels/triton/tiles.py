@@ -1,0 +1,89 @@
+"""Which tile a product runs with, by GPU, kind of matrix and number of rows an expert: data that the tuner writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ..protocol import Bf16Matrix, ExpertMatrix, Fp8Matrix, Int4Matrix, Int8Matrix
+
+KIND_NAMES: dict[type[ExpertMatrix], str] = {
+    Int4Matrix: "int4",
+    Int8Matrix: "int8",
+    Fp8Matrix: "fp8",
+    Bf16Matrix: "bf16",
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """rows: activations a program multiplies with 128 rows of weights. stages: of the software pipeline. warps: of one
+    program. registers: the most that a thread may use, 0 for no bound (CUDA alone)."""
+
+    rows: int
+    stages: int
+    warps: int
+    registers: int = 0
+
+
+@dataclass(frozen=True)
+class Regime:
+    """tile runs while there are at most `pairs` pairs in all."""
+
+    pairs: int
+    tile: Tile
+
+
+class TileTable:
+    """The regimes of one GPU: of a kind's gate-and-up and down products, by pairs."""
+
+    def __init__(self, regimes: dict[str, tuple[Regime, ...]]) -> None:
+        self._regimes = regimes
+
+    @staticmethod
+    def of(gpu: str) -> TileTable:
+        """The table of a GPU by its name or architecture, or "default" where none was tuned."""
+        known = json.loads(Path(__file__).with_name("tiles.json").read_text())
+        return TileTable.parse(known.get(gpu, known["default"]))
+
+    @staticmethod
+    def parse(regimes: dict[str, list[list[int]]]) -> TileTable:
+        """From rows of [pairs, rows, stages, warps, registers], ascending by pairs, by "int4.gate_up" and so on."""
+        return TileTable(
+            {name: tuple(Regime(pairs, Tile(*tile)) for pairs, *tile in sorted(rows)) for name, rows in regimes.items()}
+        )
+
+    def tile(self, kind: type[ExpertMatrix], gated: bool, pairs: int) -> Tile:
+        """The first regime that holds `pairs`, else the last."""
+        regimes = self._regimes[f"{KIND_NAMES[kind]}.{'gate_up' if gated else 'down'}"]
+        return next((regime.tile for regime in regimes if pairs <= regime.pairs), regimes[-1].tile)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._regimes)
+
+
+def tile_row(pairs: int, tile: Tile) -> list[int]:
+    """What `TileTable.parse` reads."""
+    return [pairs, *asdict(tile).values()]
+
+
+def table_text(tables: dict[str, dict[str, list[list[int]]]]) -> str:
+    """The tables of all GPUs as JSON, a line for each product."""
+    blocks = []
+    for gpu, regimes in tables.items():
+        lines = [f"    {json.dumps(name)}: {json.dumps(rows)}" for name, rows in regimes.items()]
+        blocks.append(f"  {json.dumps(gpu)}: {{\n" + ",\n".join(lines) + "\n  }")
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+def gpu_name(device: torch.device) -> str:
+    """The key of a device in the table, such as "NVIDIA H200" or "gfx942"."""
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    return torch.cuda.get_device_name(device)
+
+
+__all__ = ["KIND_NAMES", "Regime", "Tile", "TileTable", "gpu_name", "table_text", "tile_row"]

@@ -1,0 +1,106 @@
+"""What the Triton backend promises beyond the suite that all backends share; on a GPU alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from kernel_cases import MATRIX_KINDS, expert_weights, int4_weight, int8_weight, normal, pairs
+from moved_kernels import moved
+from test_graphs import BATCH, EMBEDDING, PAGES, empty_pages
+from test_selfcheck import KIMI
+from torch import Tensor
+
+from flyray.kernels.protocol import ActivationFormat, ExpertMatrix, Int4Matrix, Int8Matrix, activation_format
+from flyray.kernels.reference import ReferenceKernels
+from flyray.kernels.selfcheck import KernelMismatch, self_check
+
+if TYPE_CHECKING:
+    from flyray.kernels.triton.backend import TritonKernels
+
+
+@pytest.fixture(scope="module")
+def gpu() -> TritonKernels:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    from flyray.kernels.triton.backend import TritonKernels
+
+    return TritonKernels(torch.device("cuda", 0))
+
+
+def test_self_check_at_kimis_size(gpu: TritonKernels) -> None:
+    results = self_check(gpu, KIMI, MATRIX_KINDS)
+    assert all(result.allowed == 0.0 for result in results if "Int" in result.operation)
+
+
+def test_self_check_catches_a_broken_kernel(gpu: TritonKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flyray.kernels.triton import experts
+
+    whole = experts.quantize
+
+    def broken(x: Tensor, format: ActivationFormat) -> object:
+        rows = whole(x, format)
+        rows.values[0, 0] += 1
+        return rows
+
+    monkeypatch.setattr(experts, "quantize", broken)
+    with pytest.raises(KernelMismatch, match=r"triton\.experts\[Int4Matrix\]: largest error"):
+        self_check(gpu, KIMI, (Int4Matrix,))
+
+
+@pytest.mark.parametrize("kind", [Int4Matrix, Int8Matrix])
+@pytest.mark.parametrize("count", [3, 100, 700, 5000])
+def test_experts_in_every_regime_equal_the_reference(gpu: TritonKernels, kind: type[ExpertMatrix], count: int) -> None:
+    weights, (token, expert) = expert_weights(kind, 7, 288, 160), pairs(300, 7, count)
+    x = ReferenceKernels().quantize(normal(1, 300, 288), activation_format(weights.down))
+    expected = ReferenceKernels().experts(x, token, expert, weights)
+    prepared = gpu.prepare(moved(weights, gpu.device))
+    actual = gpu.experts(*moved((x, token, expert), gpu.device), prepared)
+    assert torch.equal(actual.cpu(), expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 33, 200, 513])
+def test_integer_linears_at_every_number_of_rows(gpu: TritonKernels, tokens: int) -> None:
+    x, reference = normal(2, tokens, 4096), ReferenceKernels()
+    for weight in (int8_weight(300, 4096), int4_weight(300, 4096)):
+        assert torch.equal(gpu.linear(x.cuda(), moved(weight, gpu.device)).cpu(), reference.linear(x, weight))
+
+
+def test_float_linears_give_a_row_the_same_bits_at_any_number_of_rows(gpu: TritonKernels) -> None:
+    x = normal(3, 512, 1100).cuda()
+    for weight in (normal(4, 200, 1100).cuda(), normal(4, 9000, 1100).bfloat16().cuda()):
+        whole = gpu.linear(x, weight)
+        for rows in (slice(0, 1), slice(5, 38), slice(100, 300)):
+            assert torch.equal(gpu.linear(x[rows], weight), whole[rows])
+
+
+def test_graphs(gpu: TritonKernels) -> None:
+    weights = gpu.prepare(moved(expert_weights(Int4Matrix, 4, 64, 32), gpu.device))
+    table, batch, tokens = EMBEDDING.cuda(), moved(BATCH, gpu.device), torch.tensor([4, 0, 19]).cuda()
+    pages = empty_pages().cuda()
+    pair_token, pair_expert = (
+        torch.arange(3, dtype=torch.int32).cuda(),
+        torch.tensor([1, 3, 1], dtype=torch.int32).cuda(),
+    )
+
+    def layer(pages: Tensor) -> Tensor:
+        x = gpu.take_rows(table, tokens)
+        latent, key = gpu.split(x[:, :32].contiguous(), (24, 8))
+        gpu.write_kv(pages, batch.slots, latent, key)
+        seen = gpu.mla_attention(gpu.split(x.unflatten(1, (2, 32)), (32,))[0], pages, batch, 0.2, 24)
+        slots = gpu.experts(gpu.quantize(x, ActivationFormat.INT8), pair_token, pair_expert, weights)
+        return gpu.concat([slots, seen.flatten(1)])
+
+    graph = gpu.capture(lambda: layer(pages))
+    first = graph.result.clone()
+    assert torch.equal(first, layer(empty_pages().cuda()))
+    tokens.copy_(torch.tensor([1, 2, 3]))
+    graph.replay()
+    eager = empty_pages().cuda()
+    assert torch.equal(graph.result, layer(eager))
+    assert torch.equal(pages, eager)
+    assert not torch.equal(graph.result, first)
+    second = gpu.capture(lambda: gpu.add(graph.result, graph.result), beside=graph)
+    assert torch.equal(second.result, graph.result * 2)
+    assert pages.shape[0] == PAGES
