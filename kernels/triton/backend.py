@@ -7,19 +7,19 @@ and angles become NaN, entries are not written, pairs of unknown experts are lef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..checks import one_expert
 from ..protocol import (
     ActivationFormat,
     Activations,
     ExpertWeights,
     GateConfig,
     Graph,
-    Int4Weight,
-    Int8Weight,
+    IntegerWeight,
     LinearWeight,
     PagedBatch,
     Sampled,
@@ -62,10 +62,14 @@ class TritonKernels:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         self._check.rms_norm(x, weight)
-        return row_kernels.rms_norm(x, weight, float(eps))
+        return row_kernels.rms_norm(x.contiguous(), weight, float(eps))
+
+    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Activations]:
+        normed = self.rms_norm(x, weight, eps)
+        return normed, quantize(normed, ActivationFormat.INT8)
 
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
-        if isinstance(weight, Int8Weight | Int4Weight):
+        if isinstance(weight, IntegerWeight):
             self._check.integer_linear(x, weight)
             return integer_linear(quantize(x, ActivationFormat.INT8), weight)
         self._check.linear("linear", x, weight)
@@ -73,11 +77,23 @@ class TritonKernels:
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         self._check.head_linear(x, weight)
-        return head_linear(x, weight)
+        return head_linear(x.contiguous(), weight)
+
+    def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
+        both = ExpertWeights(one_expert(gate_up), one_expert(down))
+        nobody = torch.empty(0, dtype=torch.int32, device=self.device)
+        self._check.experts(x, nobody, nobody, both)
+        hidden = row_kernels.silu_mul(integer_linear(x, gate_up, in_turn=True))
+        return integer_linear(quantize(hidden, ActivationFormat.INT8), down, in_turn=True)
+
+    def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        inner = self._check.absorb(q, weight, positions, cos, sin)[2]
+        rotated = self.rope(q[..., inner:], positions, cos, sin)
+        return torch.cat([self.head_linear(q[..., :inner], weight), rotated], dim=-1)
 
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         self._check.rope(x, positions, cos, sin)
-        return row_kernels.rope(x, positions, cos, sin)
+        return row_kernels.rope(x.contiguous(), positions, cos, sin)
 
     def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
         self._check.write_kv(pages, slots, latent, k_rope)
@@ -111,9 +127,9 @@ class TritonKernels:
         shapes = self._check.tiled_experts(x, pair_token, pair_expert, weights)
         return run_experts(x, pair_token, pair_expert, weights, shapes, self._tiles)
 
-    def combine(self, slots: Tensor, weights: Tensor) -> Tensor:
-        self._check.combine(slots, weights)
-        return row_kernels.combine(slots, weights)
+    def combine(self, slots: Tensor, weights: Tensor, shared: Tensor, residual: Tensor) -> Tensor:
+        self._check.combine(slots, weights, shared, residual)
+        return row_kernels.combine(slots, weights, shared, residual)
 
     def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
         return sample_rows(logits, rows)
@@ -125,14 +141,6 @@ class TritonKernels:
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         self._check.add(x, y)
         return x + y
-
-    def split(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-        self._check.split(x, sizes)
-        return tuple(part.contiguous() for part in x.split(list(sizes), dim=-1))
-
-    def concat(self, parts: Sequence[Tensor]) -> Tensor:
-        self._check.concat(parts)
-        return torch.cat(list(parts), dim=-1)
 
     def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:
         """`run` is called twice, once to compile its kernels and once recorded."""

@@ -27,8 +27,8 @@ _FLOAT_COLUMNS = 64
 @triton.jit
 def integer_products(
     x, values, multipliers, x_scale, scale, out, parts, tokens, outputs, inner, steps,
-    INT4: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr,
-    STAGES: tl.constexpr,
+    INT4: tl.constexpr, IN_TURN: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr,
+    EVEN: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """x int8 [tokens, inner] times the transpose of `Int8Weight.values`, or of INT4 nibbles, as int32 words, with their
     multipliers; program (row tile, tokens, part of K).
@@ -83,12 +83,17 @@ def integer_products(
         part = tl.program_id(2).to(tl.int64) * tokens * outputs
         tl.store(parts + part + at, total, mask=inside)
     else:
-        size = tl.load(x_scale + token, mask=valid, other=0.0)[None, :] * tl.load(scale + row, mask=here)[:, None]
-        tl.store(out + at, total.to(tl.float32) * size, mask=inside)
+        x_size = tl.load(x_scale + token, mask=valid, other=0.0)[None, :]
+        w_size = tl.load(scale + row, mask=here, other=0.0)[:, None]
+        sums = total.to(tl.float32)
+        tl.store(out + at, sums * x_size * w_size if IN_TURN else sums * (x_size * w_size), mask=inside)
 
 
 @triton.jit
-def integer_epilogue(parts, x_scale, scale, out, tokens, outputs, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+def integer_epilogue(
+    parts, x_scale, scale, out, tokens, outputs,
+    PARTS: tl.constexpr, IN_TURN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Adds the parts of K and scales; program (token, columns)."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -96,8 +101,10 @@ def integer_epilogue(parts, x_scale, scale, out, tokens, outputs, PARTS: tl.cons
     total = tl.zeros((BLOCK,), tl.int32)
     for part in tl.static_range(PARTS):
         total += tl.load(parts + (part * tokens + token) * outputs + column, mask=inside, other=0)
-    factor = tl.load(x_scale + token) * tl.load(scale + column, mask=inside, other=0.0)
-    tl.store(out + token * outputs + column, total.to(tl.float32) * factor, mask=inside)
+    x_size, w_size = tl.load(x_scale + token), tl.load(scale + column, mask=inside, other=0.0)
+    sums = total.to(tl.float32)
+    value = sums * x_size * w_size if IN_TURN else sums * (x_size * w_size)
+    tl.store(out + token * outputs + column, value, mask=inside)
 
 
 @triton.jit
@@ -162,8 +169,9 @@ def _token_tile(tokens: int) -> int:
     return 16 if tokens <= 16 else 32 if tokens <= 32 else 64 if tokens <= 256 else 128
 
 
-def integer_linear(x: Activations, weight: Int8Weight | Int4Weight) -> Tensor:
-    """INT8 rows [T, K] times the transpose of the weight -> [T, N] float32, the reference's bits."""
+def integer_linear(x: Activations, weight: Int8Weight | Int4Weight, in_turn: bool = False) -> Tensor:
+    """INT8 rows [T, K] times the transpose of the weight -> [T, N] float32, the reference's bits. in_turn: sums are
+    multiplied by the row's scale and then by the weight's, as experts do, not by the product of both."""
     (tokens, inner), outputs, device = x.values.shape, weight.scale.shape[0], x.values.device
     out = torch.empty((tokens, outputs), dtype=torch.float32, device=device)
     if not out.numel():
@@ -179,11 +187,11 @@ def integer_linear(x: Activations, weight: Int8Weight | Int4Weight) -> Tensor:
     even, stages = inner == parts * steps * columns, 3 if int4 else 4
     integer_products[(*grid, parts)](
         x.values, values, multipliers, x.scale, weight.scale, out, sums, tokens, outputs, inner, steps,
-        int4, size, rows, even, parts > 1, stages, num_warps=4, num_stages=stages, enable_fp_fusion=False,
+        int4, in_turn, size, rows, even, parts > 1, stages, num_warps=4, num_stages=stages, enable_fp_fusion=False,
     )  # fmt: skip
     if parts > 1:
         integer_epilogue[(tokens, triton.cdiv(outputs, 512))](
-            sums, x.scale, weight.scale, out, tokens, outputs, parts, 512, enable_fp_fusion=False
+            sums, x.scale, weight.scale, out, tokens, outputs, parts, in_turn, 512, enable_fp_fusion=False
         )
     return out
 

@@ -67,7 +67,7 @@ def silu_mul_rows(gate_up, out, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def combine_slots(slots, weights, out, size, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
+def combine_slots(slots, weights, shared, residual, out, size, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < size
@@ -75,6 +75,8 @@ def combine_slots(slots, weights, out, size, TOP_K: tl.constexpr, BLOCK: tl.cons
     for slot in tl.static_range(TOP_K):
         value = tl.load(slots + (row * TOP_K + slot) * size + column, mask=inside, other=0.0)
         total += value * tl.load(weights + row * TOP_K + slot)
+    total += tl.load(shared + row * size + column, mask=inside, other=0.0)
+    total = tl.load(residual + row * size + column, mask=inside, other=0.0) + total
     tl.store(out + row * size + column, total, mask=inside)
 
 
@@ -127,12 +129,12 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return out
 
 
-def combine(slots: Tensor, weights: Tensor) -> Tensor:
+def combine(slots: Tensor, weights: Tensor, shared: Tensor, residual: Tensor) -> Tensor:
     tokens, top_k, size = slots.shape
     out = torch.empty((tokens, size), dtype=torch.float32, device=slots.device)
     if out.numel():
         grid = (tokens, triton.cdiv(size, _BLOCK))
-        combine_slots[grid](slots, weights, out, size, top_k, _BLOCK, enable_fp_fusion=False)
+        combine_slots[grid](slots, weights, shared, residual, out, size, top_k, _BLOCK, enable_fp_fusion=False)
     return out
 
 

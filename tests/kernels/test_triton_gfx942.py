@@ -67,7 +67,7 @@ def integer_case(int4: bool) -> Case:
         "x": SIGNED, "values": INT if int4 else SIGNED, "multipliers": BYTES, "x_scale": FLOAT, "scale": FLOAT,
         "out": FLOAT, "parts": INT,
     }  # fmt: skip
-    constants = {"INT4": int4, "SIZE": 16, "ROWS": 64, "EVEN": True, "SPLIT": True, "STAGES": 2}
+    constants = {"INT4": int4, "IN_TURN": False, "SIZE": 16, "ROWS": 64, "EVEN": True, "SPLIT": True, "STAGES": 2}
     return Case(linear.integer_products, pointers, constants, "v_mfma_i32")
 
 
@@ -88,7 +88,7 @@ CASES |= {
     "linear chunks": Case(linear.add_chunks, {"parts": FLOAT, "out": FLOAT}, {"BLOCK": 512}),
     "linear epilogue": Case(
         linear.integer_epilogue, {"parts": INT, "x_scale": FLOAT, "scale": FLOAT, "out": FLOAT},
-        {"PARTS": 8, "BLOCK": 512},
+        {"PARTS": 8, "IN_TURN": False, "BLOCK": 512},
     ),
     "attention": Case(
         attention.attend_split,
@@ -140,7 +140,8 @@ CASES |= {
     ),
     "silu_mul": Case(rows.silu_mul_rows, {"gate_up": FLOAT, "out": FLOAT}, {"BLOCK": 1024}),
     "combine": Case(
-        rows.combine_slots, {"slots": FLOAT, "weights": FLOAT, "out": FLOAT}, {"TOP_K": 8, "BLOCK": 1024}
+        rows.combine_slots,
+        dict.fromkeys(("slots", "weights", "shared", "residual", "out"), FLOAT), {"TOP_K": 8, "BLOCK": 1024}
     ),
     "write_kv": Case(
         rows.write_entries, {"pages": FLOAT, "slots": LONG, "latent": FLOAT, "k_rope": FLOAT}, {"SIZE": 1024}

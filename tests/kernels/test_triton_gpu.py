@@ -79,6 +79,7 @@ def test_graphs(gpu: TritonKernels) -> None:
     weights = gpu.prepare(moved(expert_weights(Int4Matrix, 4, 64, 32), gpu.device))
     table, batch, tokens = EMBEDDING.cuda(), moved(BATCH, gpu.device), torch.tensor([4, 0, 19]).cuda()
     pages = empty_pages().cuda()
+    one = torch.ones(3, 1, device=gpu.device)
     pair_token, pair_expert = (
         torch.arange(3, dtype=torch.int32).cuda(),
         torch.tensor([1, 3, 1], dtype=torch.int32).cuda(),
@@ -86,11 +87,11 @@ def test_graphs(gpu: TritonKernels) -> None:
 
     def layer(pages: Tensor) -> Tensor:
         x = gpu.take_rows(table, tokens)
-        latent, key = gpu.split(x[:, :32].contiguous(), (24, 8))
+        latent, key = x[:, :24].contiguous(), x[:, 24:32].contiguous()
         gpu.write_kv(pages, batch.slots, latent, key)
-        seen = gpu.mla_attention(gpu.split(x.unflatten(1, (2, 32)), (32,))[0], pages, batch, 0.2, 24)
+        seen = gpu.mla_attention(x.unflatten(1, (2, 32)), pages, batch, 0.2, 24)
         slots = gpu.experts(gpu.quantize(x, ActivationFormat.INT8), pair_token, pair_expert, weights)
-        return gpu.concat([slots, seen.flatten(1)])
+        return gpu.add(slots, gpu.combine(seen.view(3, 1, 48).repeat(1, 1, 2)[..., :64].contiguous(), one, x, x))
 
     graph = gpu.capture(lambda: layer(pages))
     first = graph.result.clone()

@@ -21,6 +21,7 @@ from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.triton.experts import run_experts
 from flyray.kernels.triton.layouts import tile_experts
 from flyray.kernels.triton.linear import integer_linear
+from flyray.kernels.triton.rows import combine, silu_mul
 from flyray.kernels.triton.tiles import TileTable
 
 reference = ReferenceKernels()
@@ -34,6 +35,12 @@ for weight in (int8_weight(70, 160), int4_weight(70, 160)):
     x = normal(2, 3, 160)
     actual = integer_linear(reference.quantize(x, ActivationFormat.INT8), weight)
     assert torch.equal(actual, reference.linear(x, weight)), type(weight)
+for make in (int8_weight, int4_weight):
+    rows, gate_up, down = reference.quantize(normal(3, 3, 160), ActivationFormat.INT8), make(128, 160), make(160, 64)
+    hidden = reference.quantize(silu_mul(integer_linear(rows, gate_up, True)), ActivationFormat.INT8)
+    assert torch.equal(integer_linear(hidden, down, True), reference.mlp(rows, gate_up, down)), make
+inputs = normal(4, 3, 5, 70), normal(5, 3, 5), normal(6, 3, 70), normal(7, 3, 70)
+assert torch.allclose(combine(*inputs), reference.combine(*inputs), rtol=0, atol=1e-5)
 """
 
 
