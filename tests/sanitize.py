@@ -25,6 +25,7 @@ TESTS = [
     "test_cpu_equals_reference.py",
     "test_cpu_library.py",
     "test_cpu_quantizer.py",
+    "test_few_rows.py",
     "test_quantize_rows.py",
     "test_row_kernels.py",
     "test_attention.py",
