@@ -7,9 +7,9 @@ many shards reads its part of a 555 GB checkpoint and nothing else.
 from __future__ import annotations
 
 import json
-import math
 import os
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .read_ahead import ReadAhead
 from .safetensors_header import CheckpointError, TensorEntry, dtype_name, read_header
 from .storage import StorageError, read_range, reason, stored_path
 from .weight_formats import WeightFormats, weight_formats
@@ -50,6 +51,7 @@ class Checkpoint:
         self.config: dict[str, Any] = _read_json(self.path / "config.json")
         self.files = _find_files(self.path)
         self.bytes_read = 0
+        self._ahead: ReadAhead | None = None
         stored: dict[str, TensorEntry] = {}
         for file in self.files:
             for name, entry in read_header(file).items():
@@ -89,8 +91,36 @@ class Checkpoint:
     ) -> Tensor:
         """The whole tensor. With `dtype` (one or several) or `shape`, anything else is a CheckpointError."""
         entry = self.expect(name, dtype, shape)
+        if self._ahead is not None and name in self._ahead:
+            return torch.cat(list(self.pieces(name))) if entry.shape else self.borrow(name).clone()
         self.bytes_read += entry.bytes
         return read_tensor(name, entry)
+
+    @contextmanager
+    def reading_ahead(self, names: Iterable[str]) -> Iterator[None]:
+        """Meanwhile these tensors, to be read once each and best in this order, are read by another thread before they
+        are asked for."""
+        self._ahead = ReadAhead((name, self.entry(name)) for name in names)
+        try:
+            yield
+        finally:
+            self._ahead.close()
+            self._ahead = None
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The tensor in parts of whole rows, to be looked at and let go: the memory of one that was read ahead is used
+        again when nobody holds it."""
+        if self._ahead is None or name not in self._ahead:
+            yield self.read(name)
+            return
+        for piece in self._ahead.take(name):
+            self.bytes_read += piece.nbytes
+            yield piece
+
+    def borrow(self, name: str) -> Tensor:
+        """The whole tensor, to be looked at and let go as a piece of `pieces`."""
+        first, *others = self.pieces(name)
+        return torch.cat([first, *others]) if others else first
 
     def read_rows(self, name: str, low: int, high: int) -> Tensor:
         """Rows low..high of the first dimension, reading those bytes only: [high - low, ...]."""
@@ -99,13 +129,7 @@ class Checkpoint:
             raise CheckpointError(
                 f"{entry.file}: rows {low}..{high} of tensor {name} asked for, its shape is {list(entry.shape)}"
             )
-        row_bytes = math.prod(entry.shape[1:]) * entry.dtype.itemsize
-        part = replace(
-            entry,
-            shape=(high - low, *entry.shape[1:]),
-            begin=entry.begin + low * row_bytes,
-            end=entry.begin + high * row_bytes,
-        )
+        part = entry.rows(low, high)
         self.bytes_read += part.bytes
         return read_tensor(name, part)
 

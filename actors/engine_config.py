@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..kernels.select import ACCELERATED, BACKENDS
-from .int8_kinds import check_int8_kinds
+from .linear_kinds import check_linear_kinds
 
 TRANSPORTS = ("auto", "ipc", "tcp")
 FLUSH_TIMEOUT_S = 600.0
@@ -35,7 +35,8 @@ class EngineConfig:
     prefix_cache: whether sequences that begin alike share KV pages, so that what they share is computed once; not while
         statistics are gathered, nor for requests that score their prompt.
     int8_weights: kinds of bfloat16 weights that become INT8 while they are loaded, of "attention", "shared" (experts),
-        "dense" (MLPs) and "head"; their activations are then quantized per token.
+        "dense" (MLPs) and "head"; their activations are then quantized per token. int4_weights: kinds that become INT4
+        in groups of 32 with integer multipliers, as `w4a8` experts, instead; never a kind that is INT8 on disk.
     transport: "ipc" (one node), "tcp", or "auto": Unix sockets where everything is on one node, else TCP with keys.
     start_timeout_s: from placement to ready. placement_timeout_s: how long to wait for reserved resources to be free.
     step_timeout_s: a step that takes longer ends the engine. silence_s: a TCP peer silent for so long is gone.
@@ -59,6 +60,7 @@ class EngineConfig:
     context_length: int = 0
     prefix_cache: bool = True
     int8_weights: tuple[str, ...] = ()
+    int4_weights: tuple[str, ...] = ()
     transport: str = "auto"
     start_timeout_s: float = 600.0
     placement_timeout_s: float = 20.0
@@ -76,7 +78,7 @@ class EngineConfig:
         self._at_least(1, "shards", "threads_per_shard", "page_size", "max_batch_tokens", "max_sequences")
         self._at_least(0, "kv_pages", "kv_memory_bytes", "context_length", "moments_block")
         self._positive("start_timeout_s", "placement_timeout_s", "step_timeout_s", "silence_s")
-        check_int8_kinds(self.int8_weights)
+        check_linear_kinds(self.int8_weights, self.int4_weights)
         self._one_of("backend", BACKENDS)
         self._one_of("transport", TRANSPORTS)
         self._check_gpu_memory()

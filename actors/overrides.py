@@ -14,6 +14,7 @@ from .model.expert_matrix import MATRIX_KINDS
 from .model.expert_reader import ExpertReader
 from .model.stages import ModelStages
 from .model.tensors import check_tensors, routed_tensors
+from .model.weight_memory import WeightMemory
 from .shard_check import check_shapes, matrix_kinds
 from .weights import one_torch_thread
 
@@ -48,7 +49,7 @@ class Overrides:
                     f"{ACTIVATIONS[format].value}; this engine's experts of the layer take {blocks.activations.value}"
                 )
             check_tensors(checkpoint, routed_tensors(config, layer, expert, format))
-        reader = ExpertReader(checkpoint, config, self._kernels.device, self._threads)
+        reader = ExpertReader(checkpoint, config, WeightMemory(self._kernels.device), self._threads)
         for kind in dict.fromkeys(MATRIX_KINDS[format] for format in memory.values()):
             self._check(kind)
             members = [expert for expert in mine if MATRIX_KINDS[memory[expert]] is kind]

@@ -6,27 +6,28 @@ Nothing falls back in silence: what does not fit is refused here, by the tensor'
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
 import torch
 
-from ..kernels.formats import FORMATS
+from ..kernels.formats import FORMATS, GROUP_SIZE
 from ..kernels.protocol import ActivationFormat, Kernels
 from ..kernels.select import kernel_name
 from .checkpoint import Checkpoint
 from .expert_format import ACTIVATIONS
-from .int8_kinds import INT8_KINDS, check_int8_kinds
+from .linear_kinds import LINEAR_KINDS, check_linear_kinds
 from .model.config import ModelConfig
 from .model.expert_matrix import memory_formats
 from .model.tensors import TensorSpec, check_tensors, shard_tensors
 from .quantization_config import MIXED
 
 _INT8_ROWS = "INT8 per row"
+_INT4_GROUPS = "INT4 g32, u4 multipliers"
 _DISK = {
     "bf16": "bf16",
     "w4a16": "INT4 g32, bf16 scales",
-    "w4a8": "INT4 g32, u4 multipliers",
+    "w4a8": _INT4_GROUPS,
     "w8a8": _INT8_ROWS,
     "w8a8-fp8": "FP8 e4m3 per row",
     "w4a8-channel": "INT4 per row",
@@ -92,26 +93,53 @@ def memory_format(disk: str, precision: str) -> str:
 
 
 def precision_plan(
-    config: ModelConfig, checkpoint: Checkpoint, precision: str, kernels: Kernels, int8_weights: Collection[str] = ()
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    precision: str,
+    kernels: Kernels,
+    int8_weights: Collection[str] = (),
+    int4_weights: Collection[str] = (),
 ) -> PrecisionPlan:
-    """Checks all tensors of the model by their headers and says how each kind is run. int8_weights: as in `load_shard`.
+    """Checks all tensors of the model by their headers and says how each kind is run. int8_weights, int4_weights: as in
+    `load_shard`.
 
-    Raises PrecisionError for a precision that does not go with the checkpoint, CheckpointError naming the tensor for
-    one that is missing or has another shape or dtype.
+    Raises PrecisionError for a precision, or INT4, that does not go with the checkpoint, CheckpointError naming the
+    tensor for one that is missing or has another shape or dtype.
     """
-    check_int8_kinds(int8_weights)
-    int8 = {INT8_KINDS[word] for word in int8_weights}
+    check_linear_kinds(int8_weights, int4_weights)
+    rounded = {LINEAR_KINDS[word]: _INT8_ROWS for word in int8_weights}
+    rounded |= {LINEAR_KINDS[word]: _INT4_GROUPS for word in int4_weights}
     formats = checkpoint.formats
     memory = memory_format(formats.experts, precision)
     every = range(config.n_routed_experts)
     dtypes = _disk_dtypes(checkpoint, shard_tensors(config, formats, every))
+    check_int4_weights(config, checkpoint, int4_weights)
     total = len(every) * len(config.moe_layers)
     if formats.experts == MIXED:
         counts = Counter(formats.matrix(layer, expert) for layer in config.moe_layers for expert in every)
         kinds = [(disk, disk, f", {counts[disk]} of {total}") for disk in FORMATS if counts[disk]]
     else:
         kinds = [(formats.experts, memory, "")]
-    return PrecisionPlan(formats.experts, memory, tuple(_rows(config, kinds, dtypes, kernels, int8)))
+    return PrecisionPlan(formats.experts, memory, tuple(_rows(config, kinds, dtypes, kernels, rounded)))
+
+
+def check_int4_weights(config: ModelConfig, checkpoint: Checkpoint, int4_weights: Collection[str]) -> None:
+    """Raises PrecisionError naming the first linear that cannot become INT4: its columns are not whole groups, or it is
+    in INT8 on disk."""
+    rows = {LINEAR_KINDS[word]: word for word in int4_weights}
+    for spec in shard_tensors(config, checkpoint.formats, range(0)):
+        if spec.kind not in rows or len(spec.shapes[0]) != 2 or spec.module.endswith("kv_b_proj"):
+            continue
+        if spec.module in checkpoint.formats.int8_linears:
+            raise PrecisionError(
+                f"int4_weights: {spec.module} is in INT8 on disk, and INT4 is made of bfloat16 alone; "
+                f"leave {rows[spec.kind]!r} out, or start from an unquantized checkpoint"
+            )
+        if spec.shapes[0][1] % GROUP_SIZE:
+            raise PrecisionError(
+                f"int4_weights: {spec.module} has {spec.shapes[0][1]} columns, not a multiple of {GROUP_SIZE}; "
+                f"leave {rows[spec.kind]!r} out"
+            )
 
 
 def _disk_dtypes(checkpoint: Checkpoint, specs: Iterator[TensorSpec]) -> dict[str, str]:
@@ -131,9 +159,9 @@ def _rows(
     experts: Sequence[tuple[str, str, str]],
     dtypes: dict[str, str],
     kernels: Kernels,
-    int8: Collection[str],
+    rounded: Mapping[str, str],
 ) -> Iterator[PrecisionRow]:
-    """experts: disk format, memory format and how many, for each that there is. int8: kinds that become INT8."""
+    """experts: disk format, memory format and how many, for each that there is. rounded: what kinds become."""
     activation = _short(kernels.activation_dtype)
 
     def run(*operations: str) -> str:
@@ -142,14 +170,15 @@ def _rows(
 
     def plain(kind: str, *operations: str, memory: str = "") -> PrecisionRow:
         disk, multiplied = dtypes[kind], activation
-        kept = _kept(kind, disk, int8)
-        if _INT8_ROWS in kept:
-            # Attention's split kv_b_proj, and what else is not in INT8, multiplies activations as they are.
-            multiplied = "INT8 per token" if kept == _INT8_ROWS else f"{activation}, INT8 per token"
+        kept = _kept(kind, disk, rounded)
+        if _INT8_ROWS in kept or _INT4_GROUPS in kept:
+            # Attention's split kv_b_proj, and what else is in floats, multiplies activations as they are.
+            integers = kept in (_INT8_ROWS, _INT4_GROUPS)
+            multiplied = "INT8 per token" if integers else f"{activation}, INT8 per token"
         return PrecisionRow(kind, disk, memory or kept, multiplied, run(*operations))
 
     yield PrecisionRow("embedding", dtypes["embedding"], dtypes["embedding"], "-", "row lookup")
-    attention = f"{_kept('attention', dtypes['attention'], int8)}, kv_b split"
+    attention = f"{_kept('attention', dtypes['attention'], rounded)}, kv_b split"
     yield plain("attention", "linear", "head_linear", "rope", "mla_attention", memory=attention)
     yield plain("norms", "rms_norm")
     if config.first_k_dense_replace:
@@ -162,11 +191,11 @@ def _rows(
     yield PrecisionRow("KV cache", "-", activation, activation, run("write_kv", "mla_attention"))
 
 
-def _kept(kind: str, disk: str, int8: Collection[str]) -> str:
-    """The dtypes in memory of a kind that has those on disk."""
-    if kind not in int8:
+def _kept(kind: str, disk: str, rounded: Mapping[str, str]) -> str:
+    """The formats in memory of a kind that has those on disk."""
+    if kind not in rounded:
         return disk
-    return ", ".join(sorted({*disk.split(", "), _INT8_ROWS})) if kind == "attention" else _INT8_ROWS
+    return ", ".join(sorted({*disk.split(", "), rounded[kind]})) if kind == "attention" else rounded[kind]
 
 
 def _expert_rows(

@@ -206,6 +206,7 @@ class Router:
             model_path=config.model_path,
             precision=config.precision,
             int8_weights=config.int8_weights,
+            int4_weights=config.int4_weights,
             backend=config.backend,
             threads=config.threads_per_shard,
             experts=self.shape.experts,

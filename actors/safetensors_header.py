@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +50,12 @@ class TensorEntry:
     @property
     def bytes(self) -> int:
         return self.end - self.begin
+
+    def rows(self, low: int, high: int) -> TensorEntry:
+        """Where rows low..high of the first dimension lie: [high - low, ...]."""
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        shape = (high - low, *self.shape[1:])
+        return replace(self, shape=shape, begin=self.begin + low * row, end=self.begin + high * row)
 
 
 def read_header(file: StoredPath) -> dict[str, TensorEntry]:

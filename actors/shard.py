@@ -58,6 +58,7 @@ class ShardStart:
     model_path: str
     precision: str
     int8_weights: tuple[str, ...]
+    int4_weights: tuple[str, ...]
     backend: str
     threads: int
     experts: tuple[range, ...]
@@ -143,8 +144,9 @@ class Shard:
         check(start.program)
         mine = start.experts[start.shard]
         weights = load_shard(
-            checkpoint, model, start.precision, mine, kernels, self._report_progress, start.threads, start.int8_weights
-        )
+            checkpoint, model, start.precision, mine, kernels, self._report_progress,
+            start.threads, start.int8_weights, start.int4_weights,
+        )  # fmt: skip
         checks = check_kernels(kernels, model, weights, start.page_size)
         kv = KvPages.allocate(model, self._pages(model), start.page_size, kernels)
         self._table = SequenceTable(kv.num_pages, start.page_size)

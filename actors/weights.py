@@ -1,7 +1,7 @@
 """Loads one shard's weights: everything but the routed experts whole, and of those only the shard's own range.
 
-Each tensor's own bytes are read, converted matrix by matrix and copied into the shard's stacked matrices, so that
-beside the result never more than one matrix's temporaries are alive.
+Each tensor's own bytes are read, ahead of their use by another thread, and converted right into the shard's stacked
+matrices, so that beside the result little more than what is read ahead is alive.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..kernels.protocol import Int8Weight, Kernels, LinearWeight
+from ..kernels.protocol import Kernels, LinearWeight
 from .checkpoint import Checkpoint
-from .int8_kinds import check_int8_kinds, linear_kind
+from .linear_kinds import check_linear_kinds, linear_kind
 from .model.config import ModelConfig
 from .model.expert_blocks import ExpertBlocks
-from .model.expert_matrix import read_int8
 from .model.expert_reader import ExpertReader
-from .model.int8_linear import to_int8
 from .model.layer_weights import AttentionWeights, LayerWeights, MlpWeights, MoeWeights, ShardWeights
+from .model.linear_reader import LinearReader
 from .model.tensors import check_tensors, shard_tensors
-from .precision import memory_format
+from .model.weight_memory import WeightMemory
+from .precision import check_int4_weights, memory_format
 from .quantization_config import MIXED
 
 Progress = Callable[[int, int], None]
@@ -37,24 +37,28 @@ def load_shard(
     progress: Progress | None = None,
     threads: int = 1,
     int8_weights: Collection[str] = (),
+    int4_weights: Collection[str] = (),
 ) -> ShardWeights:
     """Reads a shard's weights to the backend's device.
 
     precision: "auto" or a format that `precision.memory_format` allows. expert_range: the routed experts of every
     layer that this shard holds. progress: called with (bytes done, bytes total), first with 0 done. threads: what
-    quantizing native experts may use. int8_weights: kinds of `INT8_KINDS` that become INT8 where they are not already.
+    converting may use. int8_weights: kinds of `LINEAR_KINDS` that become INT8 where they are not already; int4_weights:
+    others that become INT4.
     Raises CheckpointError (before anything is read for what the headers show: missing, misshaped or mistyped
     tensors), PrecisionError, or ValueError for an expert range outside the model's.
     """
     if expert_range.step != 1 or not 0 <= expert_range.start < expert_range.stop <= config.n_routed_experts:
         raise ValueError(f"experts {expert_range} are not a range within 0..{config.n_routed_experts}")
-    check_int8_kinds(int8_weights)
+    check_linear_kinds(int8_weights, int4_weights)
     formats = checkpoint.formats
     memory = memory_format(formats.experts, precision)
-    total = check_tensors(checkpoint, shard_tensors(config, formats, expert_range))
-    with one_torch_thread():
+    specs = tuple(shard_tensors(config, formats, expert_range))
+    total = check_tensors(checkpoint, specs)
+    check_int4_weights(config, checkpoint, int4_weights)
+    with one_torch_thread(), checkpoint.reading_ahead(spec.name for spec in specs if checkpoint.has(spec.name)):
         loading = _Loading(checkpoint, config, memory, expert_range, kernels.device, threads, progress, total)
-        return loading.shard(frozenset(int8_weights))
+        return loading.shard(frozenset(int8_weights), frozenset(int4_weights))
 
 
 @contextmanager
@@ -85,33 +89,34 @@ class _Loading:
     ) -> None:
         self._checkpoint = checkpoint
         self._config = config
-        self._memory = memory
+        self._format = memory
         self._experts = experts
-        self._device = device
-        self._routed_reader = ExpertReader(checkpoint, config, device, threads, self._report)
+        self._memory = WeightMemory(device)
+        self._linears = LinearReader(checkpoint, self._memory, threads, self._report)
+        self._routed_reader = ExpertReader(checkpoint, config, self._memory, threads, self._report)
         self._progress = progress
         self._total = total
         self._before = checkpoint.bytes_read
 
-    def shard(self, int8_weights: frozenset[str]) -> ShardWeights:
-        self._int8 = int8_weights
+    def shard(self, int8_weights: frozenset[str], int4_weights: frozenset[str]) -> ShardWeights:
+        """Everything in the order of `shard_tensors`, which is that of reading ahead."""
+        self._int8, self._int4 = int8_weights, int4_weights
         self._report()
-        # The head first: it is the largest tensor that may be converted, and what that takes is free for the rest.
-        head = self._linear("lm_head")
         embed, norm = self._read("model.embed_tokens.weight"), self._read("model.norm.weight")
+        head = self._linear("lm_head")
         layers = tuple(self._layer(layer) for layer in range(self._config.num_hidden_layers))
         return ShardWeights(embed, head, norm, layers, self._experts)
 
     def _layer(self, layer: int) -> LayerWeights:
         at = f"model.layers.{layer}"
+        attention, post_norm = self._attention(at), self._read(f"{at}.post_attention_layernorm.weight")
         mlp = self._moe(layer) if layer in self._config.moe_layers else self._mlp(f"{at}.mlp")
-        return LayerWeights(self._attention(at), self._read(f"{at}.post_attention_layernorm.weight"), mlp)
+        return LayerWeights(attention, post_norm, mlp)
 
     def _attention(self, layer: str) -> AttentionWeights:
         at, config = f"{layer}.self_attn", self._config
         lora = config.q_lora_rank is not None
-        # The slices below are copied, so the joined projection itself does not stay.
-        up = self._read(f"{at}.kv_b_proj.weight").unflatten(0, (config.num_attention_heads, -1))
+        key, value = self._absorbed(f"{at}.kv_b_proj.weight")
         return AttentionWeights(
             input_norm=self._read(f"{layer}.input_layernorm.weight"),
             q_a=self._linear(f"{at}.q_a_proj") if lora else None,
@@ -119,14 +124,20 @@ class _Loading:
             q_b=self._linear(f"{at}.q_b_proj" if lora else f"{at}.q_proj"),
             kv_a=self._linear(f"{at}.kv_a_proj_with_mqa"),
             kv_norm=self._read(f"{at}.kv_a_layernorm.weight"),
-            w_uk=up[:, : config.qk_nope_head_dim].transpose(1, 2).clone(memory_format=torch.contiguous_format),
-            w_uv=up[:, config.qk_nope_head_dim :].clone(memory_format=torch.contiguous_format),
+            w_uk=key,
+            w_uv=value,
             output=self._linear(f"{at}.o_proj"),
         )
 
+    def _absorbed(self, name: str) -> tuple[Tensor, Tensor]:
+        """kv_b_proj as w_uk and w_uv of `AttentionWeights`."""
+        up = self._checkpoint.borrow(name).unflatten(0, (self._config.num_attention_heads, -1))
+        key, value = up.split([self._config.qk_nope_head_dim, self._config.v_head_dim], dim=1)
+        self._report()
+        return self._kept(key.transpose(1, 2)), self._kept(value)
+
     def _mlp(self, at: str) -> MlpWeights:
-        gate_up = _stacked(self._linear(f"{at}.gate_proj"), self._linear(f"{at}.up_proj"))
-        return MlpWeights(gate_up, self._linear(f"{at}.down_proj"))
+        return MlpWeights(self._linear(f"{at}.gate_proj", f"{at}.up_proj"), self._linear(f"{at}.down_proj"))
 
     def _moe(self, layer: int) -> MoeWeights:
         at = f"model.layers.{layer}.mlp"
@@ -139,31 +150,27 @@ class _Loading:
 
     def _routed(self, layer: int) -> ExpertBlocks:
         formats = self._checkpoint.formats
-        memory = [formats.matrix(layer, expert) if self._memory == MIXED else self._memory for expert in self._experts]
+        memory = [formats.matrix(layer, expert) if self._format == MIXED else self._format for expert in self._experts]
         return self._routed_reader.read(layer, self._experts, memory)
 
-    def _linear(self, name: str) -> LinearWeight:
-        if name not in self._checkpoint.formats.int8_linears:
-            weight = self._read(f"{name}.weight")
-            return to_int8(f"{name}.weight", weight) if linear_kind(name) in self._int8 else weight
-        values, scale = read_int8(self._checkpoint, name)
-        self._report()
-        return Int8Weight(values.to(self._device), scale.to(self._device))
+    def _linear(self, *names: str) -> LinearWeight:
+        """The rows of all of them, one behind another."""
+        kind = linear_kind(names[0])
+        bits = 4 if kind in self._int4 else 8 if kind in self._int8 else 16
+        return self._linears.read(names, bits)
 
     def _read(self, name: str) -> Tensor:
-        tensor = self._checkpoint.read(name).to(self._device)
+        entry = self._checkpoint.entry(name)
+        tensor, row = self._memory.empty(entry.dtype, *entry.shape), 0
+        for piece in self._checkpoint.pieces(name):
+            tensor[row : row + len(piece)].copy_(piece)
+            row += len(piece)
         self._report()
         return tensor
+
+    def _kept(self, view: Tensor) -> Tensor:
+        return self._memory.empty(view.dtype, *view.shape).copy_(view)
 
     def _report(self) -> None:
         if self._progress is not None:
             self._progress(self._checkpoint.bytes_read - self._before, self._total)
-
-
-def _stacked(gate: LinearWeight, up: LinearWeight) -> LinearWeight:
-    """One weight of both, the gate's rows first; the checkpoint's formats say that both are in INT8, or neither."""
-    if isinstance(gate, Int8Weight) and isinstance(up, Int8Weight):
-        return Int8Weight(torch.cat([gate.values, up.values]), torch.cat([gate.scale, up.scale]))
-    assert isinstance(gate, Tensor)
-    assert isinstance(up, Tensor)
-    return torch.cat([gate, up])

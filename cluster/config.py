@@ -80,6 +80,8 @@ class EngineSection(Section):
     """Whether what prompts have in common from their beginning is computed once and kept, as far as KV memory goes."""
     int8_weights: list[str] = list(EngineConfig.int8_weights)
     """Kinds of bfloat16 weights to load as INT8, half the memory to read a token: of attention, shared, dense, head."""
+    int4_weights: list[str] = list(EngineConfig.int4_weights)
+    """Kinds of these weights to load as INT4 instead, in groups of 32, a quarter of the memory to read a token."""
     statistics: str = EngineConfig.statistics
     """Folder to gather activation statistics in while the engine runs, for quantizing with them; complete when it has
     stopped, "" for none. On a file system of all nodes; relative paths count from the configuration file."""
@@ -138,7 +140,8 @@ class FlyrayConfig(Section):
         """The engine's part. Raises ConfigError with the key at fault."""
         values = self.engine.model_dump()
         values["kv_memory_bytes"] = values.pop("kv_memory")
-        values["int8_weights"] = tuple(values["int8_weights"])
+        for field in ("int8_weights", "int4_weights"):
+            values[field] = tuple(values[field])
         try:
             return EngineConfig(model_path=self.model.path, precision=self.model.precision, **values)
         except ValueError as error:

@@ -66,10 +66,11 @@ def check_importance(importance: Tensor | None, columns: int) -> Tensor | None:
     return importance / largest if largest > 0 else importance
 
 
-def refuse_weight(weight: Tensor, row: int) -> NoReturn:
-    """Raises the ValueError for the first value of that row that is not finite."""
+def refuse_weight(weight: Tensor, row: int, first: int = 0) -> NoReturn:
+    """Raises the ValueError for the first value of that row that is not finite. first: what row 0 is called."""
     column = int((~weight[row].isfinite()).nonzero()[0])
-    raise ValueError(f"weight of row {row}, column {column} is {float(weight[row, column])}; expected a finite number")
+    found = float(weight[row, column])
+    raise ValueError(f"weight of row {first + row}, column {column} is {found}; expected a finite number")
 
 
 def _expect(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], dims: int, anywhere: bool = False) -> None:

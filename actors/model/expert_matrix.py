@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ...kernels.formats import (
-    GROUP_SIZE,
-    PACK,
-    dequantize_native,
-    split_packed,
-    unpack_awq,
-    unpack_multipliers,
-)
-from ...kernels.protocol import Bf16Matrix, ExpertMatrix, Fp8Matrix, Int4Matrix, Int8Matrix
-from ...kernels.quantizer import WeightQuantizer
-from ...kernels.select import select_quantizer
+from ...kernels.cpu.converter import CpuConverter
+from ...kernels.formats import GROUP_SIZE, PACK, dequantize_native, unpack_awq
+from ...kernels.protocol import Bf16Matrix, ExpertMatrix, Fp8Matrix, Int4Matrix, Int4Weight, Int8Matrix, Int8Weight
 from ..checkpoint import Checkpoint, CheckpointError
+from .weight_memory import WeightMemory
 
-# A matrix's tensors in the order of the fields of its protocol class, without the expert dimension.
+# Rows of a matrix: its tensors in the order of the fields of its protocol class, without the expert dimension.
 Parts = tuple[Tensor, ...]
 
 _MEMORY: dict[str, tuple[str, ...]] = {
@@ -44,13 +38,13 @@ MATRIX_KINDS: dict[str, type[ExpertMatrix]] = {
 """What each memory format is multiplied as."""
 
 
-def allocate_matrix(memory: str, experts: int, rows: int, columns: int, device: torch.device) -> ExpertMatrix:
+def allocate_matrix(format: str, experts: int, rows: int, columns: int, memory: WeightMemory) -> ExpertMatrix:
     """An uninitialized stack [experts, rows, columns] in a memory format."""
 
     def empty(dtype: torch.dtype, *shape: int) -> Tensor:
-        return torch.empty((experts, rows, *shape), dtype=dtype, device=device)
+        return memory.empty(dtype, experts, rows, *shape)
 
-    kind = MATRIX_KINDS[memory]
+    kind = MATRIX_KINDS[format]
     if kind is Int4Matrix:
         nibbles, multipliers = empty(torch.uint8, columns // 2), empty(torch.uint8, columns // GROUP_SIZE)
         return Int4Matrix(nibbles, multipliers, empty(torch.float32))
@@ -61,10 +55,9 @@ def allocate_matrix(memory: str, experts: int, rows: int, columns: int, device: 
     return Bf16Matrix(empty(torch.bfloat16, columns))
 
 
-def fill_matrix(target: ExpertMatrix, expert: int, first_row: int, parts: Parts) -> None:
-    """Copies one matrix's parts to rows first_row.. of local expert number `expert`."""
-    for field, part in zip(fields(target), parts, strict=True):
-        getattr(target, field.name)[expert, first_row : first_row + part.shape[0]].copy_(part)
+def matrix_rows(target: ExpertMatrix, expert: int, first: int, count: int) -> Parts:
+    """Rows first.. of local expert number `expert`."""
+    return tuple(getattr(target, field.name)[expert, first : first + count] for field in fields(target))
 
 
 def memory_formats(disk: str) -> tuple[str, ...]:
@@ -73,57 +66,74 @@ def memory_formats(disk: str) -> tuple[str, ...]:
 
 
 def read_int8(checkpoint: Checkpoint, name: str) -> tuple[Tensor, Tensor]:
-    """A module in INT8 per row, an expert's or another linear's: values [N, K] int8, scale [N] float32."""
+    """A module in INT8 per row, an expert's or another linear's: values [N, K] int8, scale [N] float32, borrowed."""
     zero_point = f"{name}.weight_zero_point"
     if checkpoint.has(zero_point) and bool(checkpoint.read(zero_point).any()):
         file = checkpoint.entry(zero_point).file
         raise CheckpointError(f"{file}: tensor {zero_point} has other values than the 0 of symmetric INT8")
-    return checkpoint.read(f"{name}.weight"), checkpoint.read(f"{name}.weight_scale")
+    return checkpoint.borrow(f"{name}.weight"), checkpoint.borrow(f"{name}.weight_scale")
+
+
+def on_cpu(target: Parts, fill: Callable[[Parts], None]) -> None:
+    """Fills tensors of any device by what fills those of the CPU."""
+    if target[0].device.type == "cpu":
+        fill(target)
+        return
+    parts = tuple(torch.empty_like(part, device="cpu") for part in target)
+    fill(parts)
+    for part, filled in zip(target, parts, strict=True):
+        part.copy_(filled)
+
+
+def integer_weight(parts: Parts) -> Int4Weight | Int8Weight:
+    """What the parts of an integer matrix's rows are as a linear's weight."""
+    return Int8Weight(*parts) if len(parts) == 2 else Int4Weight(*parts)
 
 
 class MatrixReader:
-    """Reads expert matrices of one checkpoint to a device, where they are converted. threads: what quantizing native
-    matrices on the CPU may use."""
+    """Reads expert matrices of one checkpoint to any device. threads: what converting them, on the CPU, may use."""
 
-    def __init__(self, checkpoint: Checkpoint, threads: int, device: torch.device) -> None:
-        self._checkpoint, self._threads, self._device = checkpoint, threads, device
+    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
+        self._checkpoint, self._threads = checkpoint, threads
 
-    def read(self, name: str, disk: str, memory: str) -> Parts:
-        """Matrix `name` ("…experts.3.up_proj"), converted. Raises CheckpointError naming the matrix."""
+    def read(self, name: str, disk: str, memory: str, target: Parts) -> None:
+        """Matrix `name` ("…experts.3.up_proj"), converted into target. Raises CheckpointError naming the matrix."""
         if memory not in memory_formats(disk):
             raise ValueError(f"{disk} cannot be read as {memory}")
         try:
-            return self._native(name, memory) if disk == "w4a16" else self._as_stored(name, disk)
+            if disk == "w4a16" and memory in ("w4a8", "w8a8"):
+                self._native(name, target)
+            elif disk == "w4a8":
+                self._folded(name, target)
+            else:
+                for part, stored in zip(target, self._as_stored(name, disk), strict=True):
+                    part.copy_(stored)
         except ValueError as error:
             raise CheckpointError(f"{self._checkpoint.path}: {name}: {error}") from error
 
     @cached_property
-    def _quantizer(self) -> WeightQuantizer:
-        # Every backend's gives the same bits; these do it at the speed of memory.
-        return select_quantizer("cpu" if self._device.type == "cpu" else "torch", self._threads)
+    def _converter(self) -> CpuConverter:
+        return CpuConverter(self._threads)
 
-    def _read(self, name: str) -> Tensor:
-        return self._checkpoint.read(name).to(self._device)
-
-    def _native(self, name: str, memory: str) -> Parts:
+    def _native(self, name: str, target: Parts) -> None:
         self._check_shape(name)
-        packed, scale = self._read(f"{name}.weight_packed"), self._read(f"{name}.weight_scale")
-        if memory == "w4a8":
-            folded = self._quantizer.fold(packed, scale)
-            return split_packed(packed), folded.multipliers, folded.scale
-        if memory == "w8a8":
-            weight = dequantize_native(packed, scale, dtype=torch.float32)
-            rows = self._quantizer.row_scales(weight, 8, None, clip=False)
-            return self._quantizer.round_rows(weight, rows, 8), rows
-        return (dequantize_native(packed, scale),)
+        packed, scale = (self._checkpoint.borrow(f"{name}.{part}") for part in ("weight_packed", "weight_scale"))
+        on_cpu(target, lambda parts: self._converter.native(packed, scale, integer_weight(parts)))
+
+    def _folded(self, name: str, target: Parts) -> None:
+        self._check_shape(name)
+        packed, multipliers, scale = (
+            self._checkpoint.borrow(f"{name}.{part}") for part in ("weight_packed", "weight_multiplier", "weight_scale")
+        )
+        on_cpu(target, lambda parts: self._converter.folded(packed, multipliers, Int4Weight(*parts)))
+        target[2].copy_(scale)
 
     def _as_stored(self, name: str, disk: str) -> Parts:
-        read = self._read
+        read = self._checkpoint.borrow
         match disk:
-            case "w4a8":
+            case "w4a16":
                 self._check_shape(name)
-                nibbles = split_packed(read(f"{name}.weight_packed"))
-                return nibbles, unpack_multipliers(read(f"{name}.weight_multiplier")), read(f"{name}.weight_scale")
+                return (dequantize_native(read(f"{name}.weight_packed"), read(f"{name}.weight_scale")),)
             case "w8a8":
                 return read_int8(self._checkpoint, name)
             case "w4a8-channel":

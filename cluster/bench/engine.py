@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...actors.checkpoint import Checkpoint
 from ...actors.engine_config import EngineConfig
-from ...actors.int8_kinds import INT8_KINDS
+from ...actors.linear_kinds import check_linear_kinds
 from ...actors.model.config import ModelConfig
 from ...kernels.formats import FORMATS
 from ..engine import Engine, EngineClient
@@ -20,7 +20,7 @@ from .machine import read_bandwidth, this_machine
 from .peers import open_peer
 from .rounds import BenchUsageError, Round, Sizes, Variant
 from .routing import touched_experts
-from .traffic import step_traffic
+from .traffic import LinearBits, step_traffic
 
 PAGE = 16
 # A router that does not answer for so long is gone: peers and passes over memory starve it between rounds.
@@ -30,7 +30,8 @@ _SILENCE_S = 60.0
 @dataclass(frozen=True)
 class EngineSettings:
     """What is measured. threads: of each shard. runs: rounds, in each of which every variant is measured once.
-    int8_weights: as in `EngineConfig`. peers: names of PEERS, on as many threads as all shards together. gguf: the
+    int8_weights, int4_weights: as in `EngineConfig`, for all formats; where neither is given, those of `LinearBits.of`
+    the format. peers: names of PEERS, on as many threads as all shards together. gguf: the
     model for llama.cpp."""
 
     formats: tuple[str, ...]
@@ -38,19 +39,26 @@ class EngineSettings:
     threads: int = 2
     shards: int = 1
     runs: int = 3
-    int8_weights: tuple[str, ...] = ()
+    int8_weights: tuple[str, ...] | None = None
+    int4_weights: tuple[str, ...] | None = None
     peers: tuple[str, ...] = ()
     gguf: Path | None = None
 
     def __post_init__(self) -> None:
         """Raises BenchUsageError for formats and weights that there are not."""
-        for option, words, known in (
-            ("format", self.formats, FORMATS),
-            ("int8_weights", self.int8_weights, tuple(INT8_KINDS)),
-        ):
-            for word in words:
-                if word not in known:
-                    raise BenchUsageError(f"{option}: {word!r} is unknown; known are {', '.join(known)}")
+        for word in self.formats:
+            if word not in FORMATS:
+                raise BenchUsageError(f"format: {word!r} is unknown; known are {', '.join(FORMATS)}")
+        try:
+            check_linear_kinds(self.int8_weights or (), self.int4_weights or ())
+        except ValueError as error:
+            raise BenchUsageError(str(error)) from None
+
+    def linears(self, format: str) -> LinearBits:
+        """The weights beside the routed experts of that format's engine."""
+        if self.int8_weights is None and self.int4_weights is None:
+            return LinearBits.of(format)
+        return LinearBits(self.int8_weights or (), self.int4_weights or ())
 
     @property
     def cpus(self) -> int:
@@ -63,6 +71,7 @@ class EngineSettings:
 
     def engine(self, path: Path, format: str) -> EngineConfig:
         """An engine with room for the largest batch, whose steps take a whole prompt."""
+        linears = self.linears(format)
         most, longest = max(self.sizes.batches), self.sizes.prefill + self.sizes.decode
         return EngineConfig(
             model_path=str(path),
@@ -74,7 +83,8 @@ class EngineSettings:
             kv_pages=most * (-(-longest // PAGE) + 1),
             max_batch_tokens=max(512, self.sizes.prefill),
             max_sequences=most,
-            int8_weights=self.int8_weights,
+            int8_weights=linears.int8,
+            int4_weights=linears.int4,
         )
 
 
@@ -106,8 +116,9 @@ async def bench_engine(path: Path, model: str, settings: EngineSettings, say: Ca
         for format in settings.formats
         for batch in settings.sizes.batches
     }
+    linears = {format: str(settings.linears(format)) for format in settings.formats}
     return EngineBench(
-        model, this_machine(), settings.shards, settings.threads, settings.sizes, rounds, bandwidth, spreading
+        model, this_machine(), settings.shards, settings.threads, settings.sizes, rounds, bandwidth, spreading, linears
     )
 
 
@@ -115,12 +126,12 @@ def _spreading(
     path: Path, config: ModelConfig, settings: EngineSettings, format: str, batch: int, last: Round, bandwidth: float
 ) -> Spreading:
     """What the batch's decode steps read of the experts and in all."""
-    texts, sizes = last.texts[batch], settings.sizes
+    texts, sizes, linears = last.texts[batch], settings.sizes, settings.linears(format)
     touched = float(config.num_experts_per_tok)
     if batch > 1:
-        touched = touched_experts(path, format, settings.int8_weights, texts, sizes.decode, settings.all_threads)
+        touched = touched_experts(path, format, linears, texts, sizes.decode, settings.all_threads)
     context = sizes.prefill + sizes.decode // 2
-    traffic = step_traffic(config, format, settings.int8_weights, touched, batch, context)
+    traffic = step_traffic(config, format, linears, touched, batch, context)
     return Spreading(touched, config.n_routed_experts, traffic.total, batch * bandwidth / traffic.total)
 
 

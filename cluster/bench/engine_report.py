@@ -38,7 +38,7 @@ class Measure:
 @dataclass(frozen=True)
 class EngineBench:
     """rounds: of every variant, a format or a peer. bandwidth: bytes a second read from memory, measured in the same
-    run. spreading: by format and batch."""
+    run. spreading: by format and batch. linears: of every format, the bits of weights beside the routed experts."""
 
     model: str
     machine: Machine
@@ -48,6 +48,7 @@ class EngineBench:
     rounds: Mapping[str, Sequence[Round]]
     bandwidth: float
     spreading: Mapping[tuple[str, int], Spreading]
+    linears: Mapping[str, str]
 
     def measures(self) -> Iterator[Measure]:
         """Rates, by batch and of prefill."""
@@ -122,6 +123,7 @@ class EngineBench:
         read = f"{self.bandwidth / 1e9:.1f} GB/s"
         return [
             f"{self.machine}; {self.shards} shards of {self.threads} threads",
+            *(f"{format}: weights beside the routed experts: {bits}" for format, bits in self.linears.items()),
             f"floor: the bytes of a step, at the {read} that {threads} threads read from memory in the same run",
             f"decode: {sizes.decode} tokens each after random prompts of {sizes.prefill}, while all of the batch run",
             "experts touched: distinct ones a layer and step",

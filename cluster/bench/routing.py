@@ -14,6 +14,7 @@ from ...actors.model.single import SingleProcessModel
 from ...actors.weights import load_shard
 from ...kernels.cpu.backend import CpuKernels
 from ...kernels.protocol import GateConfig
+from .traffic import LinearBits
 
 
 class _Watched(CpuKernels):
@@ -30,16 +31,21 @@ class _Watched(CpuKernels):
 
 
 def touched_experts(
-    path: Path, format: str, int8_weights: Sequence[str], texts: Sequence[Sequence[int]], decoded: int, threads: int
+    path: Path,
+    format: str,
+    linears: LinearBits,
+    texts: Sequence[Sequence[int]],
+    decoded: int,
+    threads: int,
 ) -> float:
     """Mean over layers and steps of the distinct experts that decoding the last `decoded` tokens of texts together
-    touches. format, int8_weights: as the engine ran them. The texts are run again, whole: the gate chooses as it did,
+    touches. format, linears: as the engine ran them. The texts are run again, whole: the gate chooses as it did,
     whatever runs beside a token."""
     kernels = _Watched(threads)
     checkpoint = Checkpoint(path)
     config = ModelConfig.from_dict(checkpoint.config)
     every = range(config.n_routed_experts)
-    weights = load_shard(checkpoint, config, format, every, kernels, threads=threads, int8_weights=int8_weights)
+    weights = load_shard(checkpoint, config, format, every, kernels, None, threads, linears.int8, linears.int4)
     model = SingleProcessModel(config, weights, kernels, max(map(len, texts)))
     chosen = []
     with torch.inference_mode():

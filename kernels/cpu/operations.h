@@ -142,14 +142,19 @@ struct Experts {
   int64_t tokens, pairs, experts, hidden, intermediate;
 };
 
+// The row scales that kernels/folding.py tries first, and how often it refits the best.
+struct FoldSearch {
+  const float* candidates;
+  int64_t count, refits;
+};
+
 // kernels/folding.py. packed [rows, groups * 16] bytes, group_scale [rows, groups]; `bad` becomes the least
 // row * groups + group whose scale is refused.
 struct Fold {
   const uint8_t* packed;
   const void* group_scale;
   WeightType type;
-  const float* candidates;
-  int64_t candidate_count, refits;
+  FoldSearch search;
   uint8_t* multipliers;
   float* scale;
   double* difference;
@@ -181,6 +186,24 @@ struct Rounding {
   int64_t* bad;
   int64_t rows, columns, group;
   float low, high;
+};
+
+enum StoredKind : int { kNativeGroups = 0, kFoldedGroups = 1, kFloatRows = 2 };
+
+// A stored matrix to what is multiplied, row by row. values: packed native nibbles, or floats of `type`; groups: what
+// belongs to the nibbles, native scales of `type` or two multipliers a byte. multipliers null: INT8 is made, else INT4
+// in groups of 32. `bad` becomes the least row that is refused.
+struct Conversion {
+  StoredKind kind;
+  const void* values;
+  const void* groups;
+  WeightType type;
+  FoldSearch search;
+  void* out;
+  uint8_t* multipliers;
+  float* scale;
+  int64_t* bad;
+  int64_t rows, columns;
 };
 
 // One row's parameters as in SamplingRow; uniform: its random number in [0, 1).
@@ -220,6 +243,7 @@ struct Operations {
   void (*row_scales)(Pool&, const ScaleSearch&);
   void (*group_scales)(Pool&, const ScaleSearch&);
   void (*round_weights)(Pool&, const Rounding&);
+  void (*convert)(Pool&, const Conversion&);
   void (*sample)(Pool&, const Sample&);
 };
 

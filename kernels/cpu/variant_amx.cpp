@@ -32,6 +32,7 @@ const Operations kAmxOperations = {
     variant_amx::row_scales,
     variant_amx::group_scales,
     variant_amx::round_weights,
+    variant_amx::convert,
     variant_amx::sample,
 };
 

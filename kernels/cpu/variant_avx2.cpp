@@ -28,6 +28,7 @@ const Operations kAvx2Operations = {
     variant_avx2::row_scales,
     variant_avx2::group_scales,
     variant_avx2::round_weights,
+    variant_avx2::convert,
     variant_avx2::sample,
 };
 

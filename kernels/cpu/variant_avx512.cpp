@@ -28,6 +28,7 @@ const Operations kAvx512Operations = {
     variant_avx512::row_scales,
     variant_avx512::group_scales,
     variant_avx512::round_weights,
+    variant_avx512::convert,
     variant_avx512::sample,
 };
 

@@ -23,6 +23,7 @@ const Operations kPortableOperations = {
     variant_portable::row_scales,
     variant_portable::group_scales,
     variant_portable::round_weights,
+    variant_portable::convert,
     variant_portable::sample,
 };
 

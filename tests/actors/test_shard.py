@@ -58,6 +58,7 @@ class Bench:
             model_path=str(checkpoint),
             precision="w4a8",
             int8_weights=(),
+            int4_weights=(),
             backend="cpu",
             threads=1,
             experts=(range(8),),

@@ -31,9 +31,10 @@ def test_defaults_and_values(load, tmp_path):
     assert engine.prefix_cache
 
 
-def test_weights_to_load_in_8_bits(load):
-    config = load("model: {path: model}\nengine: {int8_weights: [attention, head]}").engine_config()
-    assert config.int8_weights == ("attention", "head")
+def test_weights_to_load_in_fewer_bits(load):
+    config = load("model: {path: model}\nengine: {int8_weights: [head], int4_weights: [attention, dense]}")
+    assert config.engine_config().int8_weights == ("head",)
+    assert config.engine_config().int4_weights == ("attention", "dense")
 
 
 def test_the_prefix_cache_may_be_off(load):
@@ -53,6 +54,10 @@ def test_the_prefix_cache_may_be_off(load):
         ("model: {path: model}\nengine: {kv_memory: 2 Gigs}", "'engine.kv_memory': must be a size such as '512 MiB'"),
         ("model: {path: model}\nengine: {backend: cuda}", "engine.backend: 'cuda' is none of cpu, reference"),
         ("model: {path: model}\nengine: {int8_weights: [gate]}", "engine.int8_weights: 'gate' is unknown; known are"),
+        (
+            "model: {path: model}\nengine: {int8_weights: [head], int4_weights: [head]}",
+            "engine.int4_weights: 'head' is in int8_weights too",
+        ),
         ("model: {path: model}\nserve: {port: 70000}", "'serve.port': input should be less than or equal to 65535"),
         ("model: {path: nowhere}", "'model.path'"),
         ("engine: {}", "'model' is missing"),

@@ -7,13 +7,14 @@ from typing import TypeVar
 import pytest
 
 from flyray.kernels.cpu.backend import CpuKernels
+from flyray.kernels.cpu.converter import CpuConverter
 from flyray.kernels.cpu.library import LibraryError
 from flyray.kernels.cpu.quantizer import CpuQuantizer
 
 CPU_VARIANTS = ("amx", "avx512", "avx2", "portable")
 
 
-_Backend = TypeVar("_Backend", CpuKernels, CpuQuantizer)
+_Backend = TypeVar("_Backend", CpuKernels, CpuQuantizer, CpuConverter)
 
 
 def open_cpu(variant: str, threads: int) -> CpuKernels:
@@ -24,6 +25,11 @@ def open_cpu(variant: str, threads: int) -> CpuKernels:
 def open_cpu_quantizer(variant: str, threads: int) -> CpuQuantizer:
     """The CPU weight quantizer in one variant, skipping the test on a machine that cannot run it."""
     return _open(CpuQuantizer, variant, threads)
+
+
+def open_cpu_converter(variant: str, threads: int) -> CpuConverter:
+    """The CPU weight converter in one variant, skipping the test on a machine that cannot run it."""
+    return _open(CpuConverter, variant, threads)
 
 
 def _open(backend: type[_Backend], variant: str, threads: int) -> _Backend:

@@ -16,6 +16,7 @@ from flyray.actors.checkpoint import Checkpoint
 from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.expert_blocks import ExpertBlocks
 from flyray.actors.model.expert_reader import ExpertReader
+from flyray.actors.model.weight_memory import WeightMemory
 from flyray.kernels.protocol import ActivationFormat, Activations, Int4Matrix, Int8Matrix, Kernels
 from flyray.kernels.select import CPU_BACKENDS, select_kernels
 
@@ -25,7 +26,7 @@ FORMATS = ("w4a8", "w8a8", "w4a8-channel")
 
 def reader(path: Path) -> ExpertReader:
     checkpoint = Checkpoint(path)
-    return ExpertReader(checkpoint, ModelConfig.from_dict(checkpoint.config), torch.device("cpu"), 1)
+    return ExpertReader(checkpoint, ModelConfig.from_dict(checkpoint.config), WeightMemory(torch.device("cpu")), 1)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flyray.actors.checkpoint import Checkpoint, CheckpointError
-from flyray.actors.model.expert_matrix import MatrixReader, memory_formats
+from flyray.actors.model.expert_matrix import MatrixReader, Parts, allocate_matrix, matrix_rows, memory_formats
+from flyray.actors.model.weight_memory import WeightMemory
 from flyray.kernels.formats import (
     FORMATS,
     dequantize_native,
@@ -24,6 +25,13 @@ from flyray.kernels.formats import (
 )
 
 NAME = "model.layers.1.mlp.experts.0.gate_proj"
+
+
+def read(reader: MatrixReader, disk: str, memory: str, rows: int, columns: int) -> Parts:
+    matrix = allocate_matrix(memory, 1, rows, columns, WeightMemory(torch.device("cpu")))
+    parts = matrix_rows(matrix, 0, 0, rows)
+    reader.read(NAME, disk, memory, parts)
+    return parts
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32 - 1))
@@ -46,15 +54,15 @@ def test_native_matrices_are_converted_as_step_by_step(threads: int, tmp_path: P
     reader = MatrixReader(Checkpoint(save_checkpoint(tmp_path, {}, tensors, NATIVE)), threads, torch.device("cpu"))
     values, scale = quantize_native(weight)
     folded = fold_scales(values, scale)
-    nibbles, multipliers, rows = reader.read(NAME, "w4a16", "w4a8")
+    nibbles, multipliers, rows = read(reader, "w4a16", "w4a8", 40, 96)
     assert torch.equal(nibbles, split_nibbles(values))
     assert torch.equal(multipliers, folded.multipliers)
     assert torch.equal(rows, folded.scale)
     dense = dequantize_native(pack_native(values), scale, torch.float32)
-    for found, expected in zip(reader.read(NAME, "w4a16", "w8a8"), quantize_int8_rows(dense), strict=True):
+    for found, expected in zip(read(reader, "w4a16", "w8a8", 40, 96), quantize_int8_rows(dense), strict=True):
         assert torch.equal(found, expected)
     for memory in ("w4a16", "bf16"):
-        (found,) = reader.read(NAME, "w4a16", memory)
+        (found,) = read(reader, "w4a16", memory, 40, 96)
         assert torch.equal(found, dense.bfloat16())
 
 
@@ -65,7 +73,7 @@ def test_scales_that_are_not_finite_are_named_in_every_memory_format_that_quanti
     reader = MatrixReader(Checkpoint(save_checkpoint(tmp_path, {}, tensors, NATIVE)), 1, torch.device("cpu"))
     for memory, message in (("w4a8", "row 5, group 1 is inf"), ("w8a8", "row 5")):
         with pytest.raises(CheckpointError, match=rf"{NAME}: .*{message}"):
-            reader.read(NAME, "w4a16", memory)
+            read(reader, "w4a16", memory, 8, 64)
 
 
 @pytest.mark.parametrize("disk", FORMATS)
@@ -77,7 +85,7 @@ def test_only_native_matrices_are_converted(disk: str, tmp_path: Path) -> None:
     assert memory_formats(disk)[0] == disk
     for memory in FORMATS:
         if memory in memory_formats(disk):
-            reader.read(NAME, disk, memory)
+            read(reader, disk, memory, 8, 64)
         else:
             with pytest.raises(ValueError, match=f"{disk} cannot be read as {memory}"):
-                reader.read(NAME, disk, memory)
+                read(reader, disk, memory, 8, 64)

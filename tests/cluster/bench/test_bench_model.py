@@ -13,6 +13,7 @@ from flyray.actors.model.single import SingleProcessModel
 from flyray.cluster.bench.model import find_model
 from flyray.cluster.bench.published_folder import published_folder
 from flyray.cluster.bench.routing import distinct, touched_experts
+from flyray.cluster.bench.traffic import LinearBits
 from flyray.cluster.synthesize import Synthesis
 from flyray.kernels.reference import ReferenceKernels
 
@@ -67,5 +68,5 @@ def test_distinct_experts_are_counted_over_the_sequences_of_a_step() -> None:
 def test_a_sequence_alone_touches_as_many_experts_as_a_token_chooses(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "model")
     texts = [[(7 * place + start) % 256 for place in range(30)] for start in (0, 90)]
-    assert touched_experts(source, "w4a8", (), texts[:1], 10, 1) == 3
-    assert 3 < touched_experts(source, "w4a8", ("attention", "head"), texts, 10, 1) <= 6
+    assert touched_experts(source, "w4a8", LinearBits(), texts[:1], 10, 1) == 3
+    assert 3 < touched_experts(source, "w4a8", LinearBits(("head",), ("attention",)), texts, 10, 1) <= 6
