@@ -29,12 +29,13 @@ def bench(*arguments: str) -> Result:
 def test_the_command_measures_formats_and_a_peer_and_writes_figures_and_a_plot(tmp_path: Path) -> None:
     model, figures, plot = write_tiny(tmp_path / "model"), tmp_path / "figures.json", tmp_path / "plot.png"
     sizes = ["--batch", "1,4", "--prefill", "20", "--decode", "32", "--threads", "1", "--runs", "2"]
-    files = ["--json", str(figures), "--plot", str(plot)]
+    bits = ["--int8-weights", "attention,head", "--int4-weights", "shared"]
+    files = ["--json", str(figures), "--plot", str(plot), *bits]
     done = bench("--model", str(model), "--format", "w4a8,w8a8", "--peer", "transformers", *sizes, *files)
     assert done.exit_code == 0, done.output
     assert done.output.count("run 1, ") == done.output.count("run 2, ") == 3
     assert "1 shards of 1 threads" in done.output
-    assert "w4a8: weights beside the routed experts: attention, shared, dense in INT4, head in INT8" in done.output
+    assert "w4a8: weights beside the routed experts: shared in INT4, attention, head in INT8" in done.output
     found = {name: figure.value for name, figure in read_figures(figures).items()}
     for variant in ("w4a8", "w8a8", "transformers"):
         for rate in ("decode_tok_s{}.b1", "decode_tok_s{}.b4", "prefill_tok_s{}.20"):
@@ -99,6 +100,7 @@ def test_a_step_reads_each_weight_once_and_half_in_half_the_bits() -> None:
     narrow = step_traffic(config, "w8a8", LinearBits.of("w8a8"), 2.0, batch=3, context=10)
     assert narrow.experts < 0.55 * wide.experts
     assert wide.others / 2 < narrow.others < 0.75 * wide.others  # kv_b_proj and gates stay
+    assert str(LinearBits.of("w4a8")) == "attention, shared, dense in INT4, head in INT8"
     least = step_traffic(config, "w4a8", LinearBits.of("w4a8"), 2.0, batch=3, context=10)
     assert least.experts < 0.6 * narrow.experts
     every = step_traffic(config, "w4a8", LinearBits(int4=tuple(LINEAR_KINDS)), 2.0, batch=3, context=10)

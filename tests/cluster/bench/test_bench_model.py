@@ -69,4 +69,4 @@ def test_a_sequence_alone_touches_as_many_experts_as_a_token_chooses(tmp_path: P
     source = write_tiny(tmp_path / "model")
     texts = [[(7 * place + start) % 256 for place in range(30)] for start in (0, 90)]
     assert touched_experts(source, "w4a8", LinearBits(), texts[:1], 10, 1) == 3
-    assert 3 < touched_experts(source, "w4a8", LinearBits(("head",), ("attention",)), texts, 10, 1) <= 6
+    assert 3 < touched_experts(source, "w4a8", LinearBits(("attention", "head"), ("shared",)), texts, 10, 1) <= 6
