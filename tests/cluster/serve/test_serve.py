@@ -106,7 +106,7 @@ def test_a_client_that_leaves_costs_few_steps(client, http):
 
 def test_bench_serve_loads_the_server(server, port, tmp_path):
     figures, plot = tmp_path / "figures.json", tmp_path / "plot.png"
-    arguments = ["bench", "serve", f"http://127.0.0.1:{port}", "--runs", "1", "--duration", "0.5"]
+    arguments = ["bench", "serve", f"http://127.0.0.1:{port}", "--runs", "1", "--duration", "2"]
     sizes = ["--concurrency", "1,4", "--prompt-tokens", "8", "--max-tokens", "8", "--shared-prefix", "200"]
     done = CliRunner().invoke(app, [*arguments, *sizes, "--json", str(figures), "--plot", str(plot)])
     assert done.exit_code == 0, done.output
@@ -115,7 +115,6 @@ def test_bench_serve_loads_the_server(server, port, tmp_path):
         assert found[f"serve_errors.{level}"].value == 0
         assert found[f"serve_tok_s.{level}"].value > 0
         assert 0 < found[f"ttft.p50.{level}"].value <= found[f"ttft.p99.{level}"].value
-        assert found[f"prefix_cached_share.{level}"].value > 0
         assert found[f"prefix_computed.{level}"].value >= 1
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert "tokens/s" in done.output
