@@ -18,9 +18,10 @@ from .request import Cancel, EngineStatus, Generate, Progress, StatusQuery, Trac
 from .request_book import RequestBook
 from .scheduler import Scheduler, SchedulerError
 from .shard_group import ShardGroup, ShardLost
+from .step_pace import StepPace
 from .step_plan import StepResult
 
-# While a step runs the next one's plans are on their way already, so that shards never wait for the router.
+# Before a step ends the next one's plans are on their way already, so that shards never wait for the router.
 STEPS_AHEAD = 2
 _WAKE = "inproc://router-wake"
 
@@ -59,6 +60,7 @@ class RouterLoop:
         self._book = RequestBook()
         self._results: dict[int, list[StepResult]] = {}
         self._sent: dict[int, float] = {}
+        self._pace = StepPace()
         self._steps = 0
         self._dropped = 0
         self._recordings = Recordings()
@@ -131,11 +133,16 @@ class RouterLoop:
         socket.close(linger=1000)
 
     def _wait_ms(self) -> int | None:
-        """Until the oldest step's deadline; for ever when none is on its way."""
+        """Until the next plan is to leave, or the oldest step's deadline; for ever when no step is on its way."""
         if not self._sent:
             return None
-        left = min(self._sent.values()) + self._step_timeout_s - time.monotonic()
-        return max(0, int(left * 1000) + 1)
+        elapsed = self._elapsed()
+        left = self._pace.wait(elapsed) if len(self._sent) < STEPS_AHEAD else 0.0
+        return max(0, int((left or self._step_timeout_s - elapsed) * 1000) + 1)
+
+    def _elapsed(self) -> float:
+        """Seconds since the oldest step on its way began."""
+        return time.monotonic() - min(self._sent.values())
 
     def _try_turn(self, ready: dict[zmq.Socket, int]) -> None:
         try:
@@ -157,8 +164,14 @@ class RouterLoop:
         for result in self._shards.receive(ready):
             self._take(result)
         self._check_deadline()
-        while not self._stopping and self._scheduler.steps_in_flight < STEPS_AHEAD and self._send_step():
+        while not self._stopping and self._may_send() and self._send_step():
             pass
+
+    def _may_send(self) -> bool:
+        """Whether it is time for a step's plans: at once where none is on its way, else towards the end of that one."""
+        if not self._sent:
+            return True
+        return len(self._sent) < STEPS_AHEAD and not self._pace.wait(self._elapsed())
 
     def _handle(self, client: bytes, message: ClientMessage) -> None:
         if isinstance(message, StatusQuery):
@@ -211,7 +224,7 @@ class RouterLoop:
             if len(self._results[step]) < len(self._shards.addresses):
                 return
             results = self._results.pop(step)
-            del self._sent[step]
+            self._pace.took(time.monotonic() - self._sent.pop(step))
             self._restart_clock()
             self._answer(self._recordings.completed(step, results))
             self._steps += 1
@@ -226,7 +239,7 @@ class RouterLoop:
         if not self._sent:
             return
         step = min(self._sent)
-        if time.monotonic() - self._sent[step] > self._step_timeout_s:
+        if self._elapsed() > self._step_timeout_s:
             answered = {result.shard for result in self._results[step]}
             silent = [shard for shard in range(len(self._shards.addresses)) if shard not in answered]
             names = ", ".join(f"shard {shard}" for shard in silent)

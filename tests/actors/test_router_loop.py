@@ -16,6 +16,7 @@ from flyray.actors.request import Cancel, EngineStatus, Generate, StatusQuery
 from flyray.actors.router_loop import RouterLoop
 from flyray.actors.scheduler import Scheduler, SchedulerConfig
 from flyray.actors.shard_group import HELLO, ShardGroup
+from flyray.actors.step_pace import StepPace
 from flyray.actors.step_plan import Sampling, StepPlan, StepResult
 from flyray.actors.wire import decode_as, encode
 
@@ -125,3 +126,30 @@ def test_a_loop_that_has_stopped_can_still_be_told_to_fail(played: Played) -> No
     played.loop._links.close()
     played.loop.fail("too late")
     assert played.loop.error == "the engine was stopped"
+
+
+def paced(played: Played, seconds: float) -> None:
+    """Ends what runs; from then on steps are taken to last so long."""
+    played.answer(0)
+    while not (plan := played.plan()).ends:
+        played.answer(plan.step)
+    played.answer(plan.step)
+    with played.loop.hold():
+        played.loop._pace = StepPace()
+        played.loop._pace.took(seconds)
+    played.client.send(encode(Generate("first", (2,) * 12, 1, Sampling(0.0, 1.0, 0, 0), (), 0, False)))
+
+
+def test_a_request_that_comes_while_a_step_runs_is_in_the_next_one(played: Played) -> None:
+    paced(played, 4 * WAIT_S)
+    running = played.plan()  # eight tokens of the prompt
+    played.client.send(encode(Generate("second", (1,), 1, Sampling(0.0, 1.0, 0, 0), (), 0, False)))
+    assert played.status().running == 1  # the second waits for the next plan
+    played.answer(running.step)
+    assert {part.sequence for part in played.plan().slices} == {1, 2}
+
+
+def test_the_next_plan_leaves_before_the_running_step_ends(played: Played) -> None:
+    paced(played, 0.2)
+    running = played.plan()
+    assert played.plan().step == running.step + 1  # though the first has no answer
