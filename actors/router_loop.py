@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import zmq
 
@@ -26,6 +27,14 @@ STEPS_AHEAD = 2
 _WAKE = "inproc://router-wake"
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _SentStep:
+    """tokens: of the shard that has the most. begun: when it was sent, or when the one before it ended."""
+
+    tokens: int
+    begun: float
 
 
 class RouterLoop:
@@ -59,7 +68,7 @@ class RouterLoop:
         self._drain = drain
         self._book = RequestBook()
         self._results: dict[int, list[StepResult]] = {}
-        self._sent: dict[int, float] = {}
+        self._sent: dict[int, _SentStep] = {}
         self._pace = StepPace()
         self._steps = 0
         self._dropped = 0
@@ -136,13 +145,18 @@ class RouterLoop:
         """Until the next plan is to leave, or the oldest step's deadline; for ever when no step is on its way."""
         if not self._sent:
             return None
-        elapsed = self._elapsed()
-        left = self._pace.wait(elapsed) if len(self._sent) < STEPS_AHEAD else 0.0
-        return max(0, int((left or self._step_timeout_s - elapsed) * 1000) + 1)
+        left = self._held() or self._step_timeout_s - self._elapsed()
+        return max(0, int(left * 1000) + 1)
 
     def _elapsed(self) -> float:
         """Seconds since the oldest step on its way began."""
-        return time.monotonic() - min(self._sent.values())
+        return time.monotonic() - self._sent[min(self._sent)].begun
+
+    def _held(self) -> float:
+        """Seconds for which the next plan is still held; 0 as well when as many steps as may be are on their way."""
+        if not self._sent or len(self._sent) >= STEPS_AHEAD:
+            return 0.0
+        return self._pace.wait(self._sent[min(self._sent)].tokens, self._elapsed())
 
     def _try_turn(self, ready: dict[zmq.Socket, int]) -> None:
         try:
@@ -164,14 +178,8 @@ class RouterLoop:
         for result in self._shards.receive(ready):
             self._take(result)
         self._check_deadline()
-        while not self._stopping and self._may_send() and self._send_step():
+        while not self._stopping and len(self._sent) < STEPS_AHEAD and not self._held() and self._send_step():
             pass
-
-    def _may_send(self) -> bool:
-        """Whether it is time for a step's plans: at once where none is on its way, else towards the end of that one."""
-        if not self._sent:
-            return True
-        return len(self._sent) < STEPS_AHEAD and not self._pace.wait(self._elapsed())
 
     def _handle(self, client: bytes, message: ClientMessage) -> None:
         if isinstance(message, StatusQuery):
@@ -205,7 +213,8 @@ class RouterLoop:
             return False
         step = next(iter(plans.values())).step
         self._results[step] = []
-        self._sent[step] = time.monotonic()
+        tokens = max(sum(len(part.tokens) or 1 for part in plan.slices) for plan in plans.values())
+        self._sent[step] = _SentStep(tokens, time.monotonic())
         self._shards.send(plans)
         if any(plan.slices for plan in plans.values()):  # a step that only ends sequences shows nothing
             self._recordings.sent(step)
@@ -224,7 +233,8 @@ class RouterLoop:
             if len(self._results[step]) < len(self._shards.addresses):
                 return
             results = self._results.pop(step)
-            self._pace.took(time.monotonic() - self._sent.pop(step))
+            ended = self._sent.pop(step)
+            self._pace.took(ended.tokens, time.monotonic() - ended.begun)
             self._restart_clock()
             self._answer(self._recordings.completed(step, results))
             self._steps += 1
@@ -232,8 +242,8 @@ class RouterLoop:
 
     def _restart_clock(self) -> None:
         """A step sent ahead begins when the one before it is done."""
-        for step in self._sent:
-            self._sent[step] = time.monotonic()
+        for sent in self._sent.values():
+            sent.begun = time.monotonic()
 
     def _check_deadline(self) -> None:
         if not self._sent:

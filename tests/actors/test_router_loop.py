@@ -129,14 +129,14 @@ def test_a_loop_that_has_stopped_can_still_be_told_to_fail(played: Played) -> No
 
 
 def paced(played: Played, seconds: float) -> None:
-    """Ends what runs; from then on steps are taken to last so long."""
+    """Ends what runs; from then on steps of eight tokens are taken to last so long."""
     played.answer(0)
     while not (plan := played.plan()).ends:
         played.answer(plan.step)
     played.answer(plan.step)
     with played.loop.hold():
         played.loop._pace = StepPace()
-        played.loop._pace.took(seconds)
+        played.loop._pace.took(8, seconds)
     played.client.send(encode(Generate("first", (2,) * 12, 1, Sampling(0.0, 1.0, 0, 0), (), 0, False)))
 
 

@@ -60,6 +60,7 @@ DECIDES_NOTHING = {
     "actors.model.config": "checks a model's sizes, of which the source's config.json and headers have all",
     "actors.model.fields": "of actors.model.config",
     "actors.model.rope_config": "of actors.model.config",
+    "actors.read_ahead": "reads the bytes that are there, only earlier",
     "cluster.byte_sizes": "a budget and a memory, of which a budget counts as it is written",
     "cluster.code_version": "names the code",
     "cluster.evaluate.intervals": "the type of numbers in a sensitivity file",
