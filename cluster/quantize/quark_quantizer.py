@@ -38,7 +38,7 @@ ROW_WISE = ("w8a8", "w8a8-fp8")
 results put together. In w4a8-channel the first scale is one of the whole matrix."""
 
 # Bytes a weight of what each writes, and of the copies that Quark makes of one matrix at a time (measured).
-_MEMORY = {"w8a8": (1.0, 12), "w8a8-fp8": (1.0, 9), "w4a8-channel": (0.5, 14)}
+_MEMORY = {"w8a8": (1.0, 12), "w8a8-fp8": (1.0, 9), "w4a8-channel": (0.5, 24)}
 _FIXED_BYTES = 80 << 20
 
 # What Quark is told about the staged tensors: packed ones are native, the others are as they are.
