@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import zmq
 
@@ -18,23 +17,13 @@ from .recordings import Recording, Recordings
 from .request import Cancel, EngineStatus, Generate, Progress, StatusQuery, TracedStep
 from .request_book import RequestBook
 from .scheduler import Scheduler, SchedulerError
+from .sent_steps import SentSteps
 from .shard_group import ShardGroup, ShardLost
-from .step_pace import StepPace
 from .step_plan import StepResult
 
-# Before a step ends the next one's plans are on their way already, so that shards never wait for the router.
-STEPS_AHEAD = 2
 _WAKE = "inproc://router-wake"
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _SentStep:
-    """tokens: of the shard that has the most. begun: when it was sent, or when the one before it ended."""
-
-    tokens: int
-    begun: float
 
 
 class RouterLoop:
@@ -68,8 +57,7 @@ class RouterLoop:
         self._drain = drain
         self._book = RequestBook()
         self._results: dict[int, list[StepResult]] = {}
-        self._sent: dict[int, _SentStep] = {}
-        self._pace = StepPace()
+        self._sent = SentSteps()
         self._steps = 0
         self._dropped = 0
         self._recordings = Recordings()
@@ -145,18 +133,8 @@ class RouterLoop:
         """Until the next plan is to leave, or the oldest step's deadline; for ever when no step is on its way."""
         if not self._sent:
             return None
-        left = self._held() or self._step_timeout_s - self._elapsed()
-        return max(0, int(left * 1000) + 1)
-
-    def _elapsed(self) -> float:
-        """Seconds since the oldest step on its way began."""
-        return time.monotonic() - self._sent[min(self._sent)].begun
-
-    def _held(self) -> float:
-        """Seconds for which the next plan is still held; 0 as well when as many steps as may be are on their way."""
-        if not self._sent or len(self._sent) >= STEPS_AHEAD:
-            return 0.0
-        return self._pace.wait(self._sent[min(self._sent)].tokens, self._elapsed())
+        left = 0.0 if self._sent.full else self._sent.held
+        return max(0, int((left or self._step_timeout_s - self._sent.elapsed) * 1000) + 1)
 
     def _try_turn(self, ready: dict[zmq.Socket, int]) -> None:
         try:
@@ -178,7 +156,7 @@ class RouterLoop:
         for result in self._shards.receive(ready):
             self._take(result)
         self._check_deadline()
-        while not self._stopping and len(self._sent) < STEPS_AHEAD and not self._held() and self._send_step():
+        while not (self._stopping or self._sent.full or self._sent.held) and self._send_step():
             pass
 
     def _handle(self, client: bytes, message: ClientMessage) -> None:
@@ -213,8 +191,7 @@ class RouterLoop:
             return False
         step = next(iter(plans.values())).step
         self._results[step] = []
-        tokens = max(sum(len(part.tokens) or 1 for part in plan.slices) for plan in plans.values())
-        self._sent[step] = _SentStep(tokens, time.monotonic())
+        self._sent.send(step, plans.values())
         self._shards.send(plans)
         if any(plan.slices for plan in plans.values()):  # a step that only ends sequences shows nothing
             self._recordings.sent(step)
@@ -229,27 +206,18 @@ class RouterLoop:
             return
         self._results[result.step].append(result)
         while self._sent:
-            step = min(self._sent)
+            step = self._sent.oldest
             if len(self._results[step]) < len(self._shards.addresses):
                 return
             results = self._results.pop(step)
-            ended = self._sent.pop(step)
-            self._pace.took(ended.tokens, time.monotonic() - ended.begun)
-            self._restart_clock()
+            self._sent.end()
             self._answer(self._recordings.completed(step, results))
             self._steps += 1
             self._deliver(self._scheduler.complete(results))
 
-    def _restart_clock(self) -> None:
-        """A step sent ahead begins when the one before it is done."""
-        for sent in self._sent.values():
-            sent.begun = time.monotonic()
-
     def _check_deadline(self) -> None:
-        if not self._sent:
-            return
-        step = min(self._sent)
-        if self._elapsed() > self._step_timeout_s:
+        if self._sent and self._sent.elapsed > self._step_timeout_s:
+            step = self._sent.oldest
             answered = {result.shard for result in self._results[step]}
             silent = [shard for shard in range(len(self._shards.addresses)) if shard not in answered]
             names = ", ".join(f"shard {shard}" for shard in silent)

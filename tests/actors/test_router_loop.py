@@ -135,8 +135,8 @@ def paced(played: Played, seconds: float) -> None:
         played.answer(plan.step)
     played.answer(plan.step)
     with played.loop.hold():
-        played.loop._pace = StepPace()
-        played.loop._pace.took(8, seconds)
+        played.loop._sent._pace = StepPace()
+        played.loop._sent._pace.took(8, seconds)
     played.client.send(encode(Generate("first", (2,) * 12, 1, Sampling(0.0, 1.0, 0, 0), (), 0, False)))
 
 
