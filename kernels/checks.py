@@ -335,13 +335,6 @@ def row_stride(tensor: Tensor) -> int:
     return apart if tensor.shape[0] == 1 or tensor.stride(0) == rows * apart else 0
 
 
-def one_expert(weight: IntegerWeight) -> Int4Matrix | Int8Matrix:
-    """The matrix of experts of which the weight is the only one."""
-    if isinstance(weight, Int4Weight):
-        return Int4Matrix(weight.nibbles[None], weight.multipliers[None], weight.scale[None])
-    return Int8Matrix(weight.values[None], weight.scale[None])
-
-
 def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
@@ -352,6 +345,5 @@ __all__ = [
     "check_gate_config",
     "check_indices",
     "check_paged_batch",
-    "one_expert",
     "row_stride",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import ArgumentChecks, check_indices, check_paged_batch, one_expert
+from .checks import ArgumentChecks, check_indices, check_paged_batch
 from .ordered import ordered_exp, ordered_linear, ordered_sigmoid, ordered_silu, ordered_sum
 from .protocol import (
     ActivationFormat,
@@ -34,6 +34,7 @@ from .protocol import (
 )
 from .repeated_graph import RepeatedGraph
 from .sampling import sample
+from .single_expert import run_single_expert
 
 ATTENTION_BLOCK = 64
 """Keys a step of the online softmax; blocks begin at multiples of it from position 0, whatever the pages and chunks."""
@@ -81,10 +82,7 @@ class ReferenceKernels:
         return torch.stack([ordered_linear(x[:, h], weight[h]) for h in range(x.shape[1])], dim=1)
 
     def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
-        tokens = len(x.values)
-        everyone = torch.arange(tokens, dtype=torch.int32, device=self.device)
-        first = torch.zeros_like(everyone)
-        return self.experts(x, everyone, first, ExpertWeights(one_expert(gate_up), one_expert(down)))
+        return run_single_expert(self, x, gate_up, down)
 
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         length = self._check.rope(x, positions, cos, sin)[3]

@@ -15,7 +15,7 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from ..checks import ArgumentChecks, one_expert, row_stride
+from ..checks import ArgumentChecks, row_stride
 from ..logit_changes import changed_logits
 from ..protocol import (
     ActivationFormat,
@@ -37,6 +37,7 @@ from ..protocol import (
     T,
 )
 from ..sampling import MAX_VOCABULARY, check_sampling, uniform
+from ..single_expert import run_single_expert
 from . import commands
 from .arena import Arena
 from .graph import CpuGraph
@@ -104,9 +105,7 @@ class CpuKernels:
         return out
 
     def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
-        tokens = len(x.values)
-        everyone, first = torch.arange(tokens, dtype=torch.int32), torch.zeros(tokens, dtype=torch.int32)
-        return self.experts(x, everyone, first, ExpertWeights(one_expert(gate_up), one_expert(down)))
+        return run_single_expert(self, x, gate_up, down)
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         at = self._at

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..checks import one_expert
 from ..protocol import (
     ActivationFormat,
     Activations,
@@ -26,6 +25,7 @@ from ..protocol import (
     SamplingRow,
     T,
 )
+from ..single_expert import single_expert
 from . import rows as row_kernels
 from .argument_checks import TritonChecks
 from .attention import AttentionTile, mla_attention
@@ -80,9 +80,8 @@ class TritonKernels:
         return head_linear(x.contiguous(), weight)
 
     def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
-        both = ExpertWeights(one_expert(gate_up), one_expert(down))
         nobody = torch.empty(0, dtype=torch.int32, device=self.device)
-        self._check.experts(x, nobody, nobody, both)
+        self._check.experts(x, nobody, nobody, single_expert(gate_up, down))
         hidden = row_kernels.silu_mul(integer_linear(x, gate_up, in_turn=True))
         return integer_linear(quantize(hidden, ActivationFormat.INT8), down, in_turn=True)
 
