@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from ..kernels.cpu.converter import CpuConverter
 from ..kernels.protocol import ExpertMatrix, Kernels
 from ..kernels.selfcheck import self_check
 from .checkpoint import Checkpoint, CheckpointError
@@ -23,7 +24,8 @@ class Overrides:
     """One shard's. `prepare` reads, `apply` puts in place between two steps, so that all shards can change together."""
 
     def __init__(self, stages: ModelStages, kernels: Kernels, page_size: int, threads: int) -> None:
-        self._stages, self._kernels, self._page_size, self._threads = stages, kernels, page_size, threads
+        self._stages, self._kernels, self._page_size = stages, kernels, page_size
+        self._converter = CpuConverter(threads)
         self._checked = set(matrix_kinds(stages.weights))
         self._own: dict[int, ExpertBlocks] = {}
         self._prepared: dict[int, ExpertBlocks] = {}
@@ -49,7 +51,7 @@ class Overrides:
                     f"{ACTIVATIONS[format].value}; this engine's experts of the layer take {blocks.activations.value}"
                 )
             check_tensors(checkpoint, routed_tensors(config, layer, expert, format))
-        reader = ExpertReader(checkpoint, config, WeightMemory(self._kernels.device), self._threads)
+        reader = ExpertReader(checkpoint, config, WeightMemory(self._kernels.device), self._converter)
         for kind in dict.fromkeys(MATRIX_KINDS[format] for format in memory.values()):
             self._check(kind)
             members = [expert for expert in mine if MATRIX_KINDS[memory[expert]] is kind]

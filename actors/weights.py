@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..kernels.cpu.converter import CpuConverter
 from ..kernels.protocol import Kernels, LinearWeight
 from .checkpoint import Checkpoint
 from .linear_kinds import check_linear_kinds, linear_kind
@@ -92,8 +93,9 @@ class _Loading:
         self._format = memory
         self._experts = experts
         self._memory = WeightMemory(device)
-        self._linears = LinearReader(checkpoint, self._memory, threads, self._report)
-        self._routed_reader = ExpertReader(checkpoint, config, self._memory, threads, self._report)
+        converter = CpuConverter(threads)
+        self._linears = LinearReader(checkpoint, self._memory, converter, self._report)
+        self._routed_reader = ExpertReader(checkpoint, config, self._memory, converter, self._report)
         self._progress = progress
         self._total = total
         self._before = checkpoint.bytes_read

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -91,10 +90,10 @@ def integer_weight(parts: Parts) -> Int4Weight | Int8Weight:
 
 
 class MatrixReader:
-    """Reads expert matrices of one checkpoint to any device. threads: what converting them, on the CPU, may use."""
+    """Reads expert matrices of one checkpoint to any device."""
 
-    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
-        self._checkpoint, self._threads = checkpoint, threads
+    def __init__(self, checkpoint: Checkpoint, converter: CpuConverter) -> None:
+        self._checkpoint, self._converter = checkpoint, converter
 
     def read(self, name: str, disk: str, memory: str, target: Parts) -> None:
         """Matrix `name` ("…experts.3.up_proj"), converted into target. Raises CheckpointError naming the matrix."""
@@ -110,10 +109,6 @@ class MatrixReader:
                     part.copy_(stored)
         except ValueError as error:
             raise CheckpointError(f"{self._checkpoint.path}: {name}: {error}") from error
-
-    @cached_property
-    def _converter(self) -> CpuConverter:
-        return CpuConverter(self._threads)
 
     def _native(self, name: str, target: Parts) -> None:
         self._check_shape(name)

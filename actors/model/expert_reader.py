@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ...kernels.cpu.converter import CpuConverter
 from ...kernels.protocol import ExpertMatrix, ExpertWeights
 from ..checkpoint import Checkpoint
 from .config import ModelConfig
@@ -16,7 +17,7 @@ from .weight_memory import WeightMemory
 class ExpertReader:
     """Reads experts matrix by matrix, in the order of their numbers, into their place.
 
-    memory: where they will lie. threads: what quantizing may use. report: called after every matrix.
+    memory: where they will lie. converter: of what must be converted. report: called after every matrix.
     """
 
     def __init__(
@@ -24,11 +25,11 @@ class ExpertReader:
         checkpoint: Checkpoint,
         config: ModelConfig,
         memory: WeightMemory,
-        threads: int,
+        converter: CpuConverter,
         report: Callable[[], None] = lambda: None,
     ) -> None:
         self._checkpoint, self._config, self._memory, self._report = checkpoint, config, memory, report
-        self._matrices = MatrixReader(checkpoint, threads)
+        self._matrices = MatrixReader(checkpoint, converter)
 
     def read(self, layer: int, experts: range, memory: Sequence[str]) -> ExpertBlocks:
         """The layer's experts; memory: the format in memory of each."""

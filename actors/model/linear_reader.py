@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, reduce
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 from ...kernels.cpu.converter import CpuConverter
-from ...kernels.formats import GROUP_SIZE
 from ...kernels.protocol import LinearWeight
 from ..checkpoint import Checkpoint, CheckpointError
-from .expert_matrix import Parts, integer_weight, on_cpu, read_int8
+from .expert_matrix import Parts, allocate_matrix, integer_weight, matrix_rows, on_cpu, read_int8
 from .weight_memory import WeightMemory
+
+# The memory formats that experts of as many bits have: their matrices are laid out alike.
+_FORMATS = {8: "w8a8", 4: "w4a8"}
 
 
 class LinearReader:
-    """memory: where they will lie. threads: what rounding may use. report: called after every tensor."""
+    """memory: where they will lie. converter: of what is rounded. report: called after every tensor."""
 
     def __init__(
-        self, checkpoint: Checkpoint, memory: WeightMemory, threads: int, report: Callable[[], None] = lambda: None
+        self,
+        checkpoint: Checkpoint,
+        memory: WeightMemory,
+        converter: CpuConverter,
+        report: Callable[[], None] = lambda: None,
     ) -> None:
-        self._checkpoint, self._memory, self._threads, self._report = checkpoint, memory, threads, report
+        self._checkpoint, self._memory, self._converter, self._report = checkpoint, memory, converter, report
 
     def read(self, names: Sequence[str], bits: int) -> LinearWeight:
         """The rows of all these linears as one weight. bits: 16 as they are, in the wider dtype where they differ; 8 or
@@ -39,20 +45,10 @@ class LinearReader:
             weight = self._memory.empty(dtype, rows, columns)
             self._fill(names, (weight,))
             return weight
-        parts = self._parts(rows, columns, bits)
+        matrix = allocate_matrix(_FORMATS[bits], 1, rows, columns, self._memory)
+        parts = matrix_rows(matrix, 0, 0, rows)
         self._fill(names, parts)
         return integer_weight(parts)
-
-    @cached_property
-    def _converter(self) -> CpuConverter:
-        return CpuConverter(self._threads)
-
-    def _parts(self, rows: int, columns: int, bits: int) -> Parts:
-        empty = self._memory.empty
-        if bits == 8:
-            return empty(torch.int8, rows, columns), empty(torch.float32, rows)
-        nibbles, multipliers = empty(torch.uint8, rows, columns // 2), empty(torch.uint8, rows, columns // GROUP_SIZE)
-        return nibbles, multipliers, empty(torch.float32, rows)
 
     def _fill(self, names: Sequence[str], target: Parts) -> None:
         row = 0

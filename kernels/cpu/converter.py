@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -17,10 +19,15 @@ _NATIVE, _FOLDED, _FLOATS = range(3)
 
 class CpuConverter:
     """Every method fills `target`, whose tensors are contiguous and on the CPU, and raises ValueError, naming the row,
-    for what is not finite or does not fit. threads and variant as `CpuHandle`. N rows, K columns."""
+    for what is not finite or does not fit. threads and variant as `CpuHandle`, which is opened when there is something
+    to convert. N rows, K columns."""
 
     def __init__(self, threads: int, variant: str = "") -> None:
-        self._handle = CpuHandle(threads, variant)
+        self._threads, self._variant = threads, variant
+
+    @cached_property
+    def _handle(self) -> CpuHandle:
+        return CpuHandle(self._threads, self._variant)
 
     def native(self, packed: Tensor, scale: Tensor, target: Int4Weight | Int8Weight) -> None:
         """packed [N, K/8] int32 native nibbles, scale [N, K/32] bfloat16 or float32. INT4: the nibbles as they are with

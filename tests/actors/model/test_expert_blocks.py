@@ -17,6 +17,7 @@ from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.expert_blocks import ExpertBlocks
 from flyray.actors.model.expert_reader import ExpertReader
 from flyray.actors.model.weight_memory import WeightMemory
+from flyray.kernels.cpu.converter import CpuConverter
 from flyray.kernels.protocol import ActivationFormat, Activations, Int4Matrix, Int8Matrix, Kernels
 from flyray.kernels.select import CPU_BACKENDS, select_kernels
 
@@ -26,7 +27,9 @@ FORMATS = ("w4a8", "w8a8", "w4a8-channel")
 
 def reader(path: Path) -> ExpertReader:
     checkpoint = Checkpoint(path)
-    return ExpertReader(checkpoint, ModelConfig.from_dict(checkpoint.config), WeightMemory(torch.device("cpu")), 1)
+    return ExpertReader(
+        checkpoint, ModelConfig.from_dict(checkpoint.config), WeightMemory(torch.device("cpu")), CpuConverter(1)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from flyray.actors.checkpoint import Checkpoint, CheckpointError
 from flyray.actors.model.expert_matrix import MatrixReader, Parts, allocate_matrix, matrix_rows, memory_formats
 from flyray.actors.model.weight_memory import WeightMemory
+from flyray.kernels.cpu.converter import CpuConverter
 from flyray.kernels.formats import (
     FORMATS,
     dequantize_native,
@@ -51,7 +52,7 @@ def test_native_matrices_are_converted_as_step_by_step(threads: int, tmp_path: P
     weight = torch.randn(40, 96, generator=torch.Generator().manual_seed(1)) * torch.rand(40, 1)
     weight[7] = 0
     tensors = {f"{NAME}.{part}": tensor for part, tensor in write_native(weight).items()}
-    reader = MatrixReader(Checkpoint(save_checkpoint(tmp_path, {}, tensors, NATIVE)), threads)
+    reader = MatrixReader(Checkpoint(save_checkpoint(tmp_path, {}, tensors, NATIVE)), CpuConverter(threads))
     values, scale = quantize_native(weight)
     folded = fold_scales(values, scale)
     nibbles, multipliers, rows = read(reader, "w4a16", "w4a8", 40, 96)
@@ -70,7 +71,7 @@ def test_scales_that_are_not_finite_are_named_in_every_memory_format_that_quanti
     parts = write_native(torch.randn(8, 64, generator=torch.Generator().manual_seed(2)))
     parts["weight_scale"][5, 1] = float("inf")
     tensors = {f"{NAME}.{part}": tensor for part, tensor in parts.items()}
-    reader = MatrixReader(Checkpoint(save_checkpoint(tmp_path, {}, tensors, NATIVE)), 1)
+    reader = MatrixReader(Checkpoint(save_checkpoint(tmp_path, {}, tensors, NATIVE)), CpuConverter(1))
     for memory, message in (("w4a8", "row 5, group 1 is inf"), ("w8a8", "row 5")):
         with pytest.raises(CheckpointError, match=rf"{NAME}: .*{message}"):
             read(reader, "w4a16", memory, 8, 64)
@@ -79,7 +80,7 @@ def test_scales_that_are_not_finite_are_named_in_every_memory_format_that_quanti
 @pytest.mark.parametrize("disk", FORMATS)
 def test_only_native_matrices_are_converted(disk: str, tmp_path: Path) -> None:
     tensors = {f"{NAME}.{part}": tensor for part, tensor in WRITERS[disk](torch.randn(8, 64)).items()}
-    reader = MatrixReader(Checkpoint(save_checkpoint(tmp_path, {}, tensors, QUANTIZATION[disk])), 1)
+    reader = MatrixReader(Checkpoint(save_checkpoint(tmp_path, {}, tensors, QUANTIZATION[disk])), CpuConverter(1))
     assert memory_formats(disk)[0] == disk
     for memory in FORMATS:
         if memory in memory_formats(disk):
