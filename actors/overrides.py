@@ -51,7 +51,7 @@ class Overrides:
                     f"{ACTIVATIONS[format].value}; this engine's experts of the layer take {blocks.activations.value}"
                 )
             check_tensors(checkpoint, routed_tensors(config, layer, expert, format))
-        reader = ExpertReader(checkpoint, config, WeightMemory(self._kernels.device), self._converter)
+        reader = ExpertReader(checkpoint, config, self._kernels, WeightMemory(self._kernels.device), self._converter)
         for kind in dict.fromkeys(MATRIX_KINDS[format] for format in memory.values()):
             self._check(kind)
             members = [expert for expert in mine if MATRIX_KINDS[memory[expert]] is kind]

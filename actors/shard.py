@@ -150,7 +150,7 @@ class Shard:
         checks = check_kernels(kernels, model, weights, start.page_size)
         kv = KvPages.allocate(model, self._pages(model), start.page_size, kernels)
         self._table = SequenceTable(kv.num_pages, start.page_size)
-        stages = ModelStages(model, weights, kernels, kv)
+        stages = self._stages = ModelStages(model, weights, kernels, kv)
         self._overrides = Overrides(stages, kernels, start.page_size, start.threads)
         self._interpreter = Interpreter(stages, kernels, self._exchange, start.program)
         self._plans = self._links.connect(zmq.DEALER, start.plan_address, events=zmq.EVENT_DISCONNECTED)
@@ -185,6 +185,11 @@ class Shard:
 
     def gather(self, path: str, plan: StatisticsPlan) -> None:
         """From the next step on gathers activation statistics in the folder `path`. Raises StatisticsError."""
+        if any(self._stages.experts_of(layer).prepared for layer in self._stages.config.moe_layers):
+            raise StatisticsError(
+                f"backend {self._start.backend!r} keeps routed experts in a layout of its own, from which no "
+                "statistics are gathered; run an engine with the backend 'cpu' or 'torch' for them"
+            )
         self._interpreter.collector = Collector(ShardStatistics(path, plan, self._start.shard), self._kernels)
 
     def finish_gathering(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..kernels.protocol import ExpertMatrix, Kernels
+from ..kernels.protocol import ExpertMatrix, Kernels, matrix_kind
 from ..kernels.selfcheck import CheckShapes, self_check
 from .model.config import ModelConfig
 from .model.layer_weights import MoeWeights, ShardWeights
@@ -37,5 +37,5 @@ def matrix_kinds(weights: ShardWeights) -> tuple[type[ExpertMatrix], ...]:
     blocks = [
         block for layer in weights.layers if isinstance(layer.mlp, MoeWeights) for block in layer.mlp.experts.blocks
     ]
-    kinds = {type(matrix) for block in blocks for matrix in (block.gate_up, block.down)}
+    kinds = {matrix_kind(matrix) for block in blocks for matrix in (block.gate_up, block.down)}
     return tuple(sorted(kinds, key=lambda kind: kind.__name__))

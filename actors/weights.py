@@ -58,7 +58,7 @@ def load_shard(
     total = check_tensors(checkpoint, specs)
     check_int4_weights(config, checkpoint, int4_weights)
     with one_torch_thread(), checkpoint.reading_ahead(spec.name for spec in specs if checkpoint.has(spec.name)):
-        loading = _Loading(checkpoint, config, memory, expert_range, kernels.device, threads, progress, total)
+        loading = _Loading(checkpoint, config, memory, expert_range, kernels, threads, progress, total)
         return loading.shard(frozenset(int8_weights), frozenset(int4_weights))
 
 
@@ -83,7 +83,7 @@ class _Loading:
         config: ModelConfig,
         memory: str,
         experts: range,
-        device: torch.device,
+        kernels: Kernels,
         threads: int,
         progress: Progress | None,
         total: int,
@@ -92,10 +92,10 @@ class _Loading:
         self._config = config
         self._format = memory
         self._experts = experts
-        self._memory = WeightMemory(device)
+        self._memory = WeightMemory(kernels.device)
         converter = CpuConverter(threads)
         self._linears = LinearReader(checkpoint, self._memory, converter, self._report)
-        self._routed_reader = ExpertReader(checkpoint, config, self._memory, converter, self._report)
+        self._routed_reader = ExpertReader(checkpoint, config, kernels, self._memory, converter, self._report)
         self._progress = progress
         self._total = total
         self._before = checkpoint.bytes_read

@@ -18,6 +18,7 @@ from .protocol import (
     Int4Weight,
     Int8Matrix,
     IntegerWeight,
+    LayerExperts,
     PagedBatch,
     activation_format,
 )
@@ -277,6 +278,13 @@ class ArgumentChecks:
             raise ValueError(f"{op}: {name} is on {tensor.device}, expected {self._device}")
 
 
+def plain_experts(weights: LayerExperts) -> ExpertWeights:
+    """Refuses with a ValueError what another backend prepared."""
+    if not isinstance(weights, ExpertWeights):
+        raise ValueError(f"experts: weights is {type(weights).__name__}, another backend's layout of ExpertWeights")
+    return weights
+
+
 def check_gate_config(config: GateConfig, experts: int) -> None:
     """Refuses a gate whose groups or top-k do not fit `experts`."""
     if config.n_group < 1 or experts % config.n_group:
@@ -345,5 +353,6 @@ __all__ = [
     "check_gate_config",
     "check_indices",
     "check_paged_batch",
+    "plain_experts",
     "row_stride",
 ]

@@ -110,11 +110,26 @@ IntegerWeight = Int8Weight | Int4Weight
 LinearWeight = Tensor | IntegerWeight
 
 
-def activation_format(matrix: ExpertMatrix) -> ActivationFormat:
+class PreparedMatrix(Protocol):
+    """An expert matrix in a backend's own layout."""
+
+    @property
+    def kind(self) -> type[ExpertMatrix]:
+        """What it was made of."""
+        ...
+
+
+def matrix_kind(matrix: ExpertMatrix | PreparedMatrix) -> type[ExpertMatrix]:
+    """Of which kind a matrix is, in whatever layout."""
+    return type(matrix) if isinstance(matrix, ExpertMatrix) else matrix.kind
+
+
+def activation_format(matrix: ExpertMatrix | PreparedMatrix) -> ActivationFormat:
     """The activation format that a matrix multiplies."""
-    if isinstance(matrix, Int4Matrix | Int8Matrix):
+    kind = matrix_kind(matrix)
+    if kind in (Int4Matrix, Int8Matrix):
         return ActivationFormat.INT8
-    return ActivationFormat.FP8 if isinstance(matrix, Fp8Matrix) else ActivationFormat.FLOAT
+    return ActivationFormat.FP8 if kind is Fp8Matrix else ActivationFormat.FLOAT
 
 
 @dataclass(frozen=True)
@@ -126,6 +141,19 @@ class ExpertWeights:
 
     gate_up: ExpertMatrix
     down: ExpertMatrix
+
+
+class PreparedExperts(Protocol):
+    """`ExpertWeights` in the layout that a backend's `prepare` made; no other backend runs them."""
+
+    @property
+    def gate_up(self) -> PreparedMatrix: ...
+
+    @property
+    def down(self) -> PreparedMatrix: ...
+
+
+LayerExperts = ExpertWeights | PreparedExperts
 
 
 @dataclass(frozen=True)
@@ -299,10 +327,16 @@ class Kernels(Protocol):
         """gate_up [T, 2 * I] float -> silu(gate) * up, [T, I] float, with `exp` from IEEE operations only."""
         ...
 
-    def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: ExpertWeights) -> Tensor:
+    def prepare(self, weights: ExpertWeights) -> LayerExperts:
+        """The weights in the layout that `experts` multiplies, made once, when they are loaded; they themselves where
+        the backend has no other. They are on the backend's device."""
+        ...
+
+    def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: LayerExperts) -> Tensor:
         """Runs (token, expert) pairs: gate and up, SiLU, quantize again per pair, down; not yet weighted.
 
-        pair_token [P] int32 rows of x, pair_expert [P] int32 local expert numbers -> [P, D] float32.
+        pair_token [P] int32 rows of x, pair_expert [P] int32 local expert numbers -> [P, D] float32. weights: what
+        `prepare` gave, or plain ones, which a backend with a layout of its own lays out anew each time.
         """
         ...
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import ArgumentChecks, check_indices, check_paged_batch
+from .checks import ArgumentChecks, check_indices, check_paged_batch, plain_experts
 from .ordered import ordered_exp, ordered_linear, ordered_sigmoid, ordered_silu, ordered_sum
 from .protocol import (
     ActivationFormat,
@@ -26,6 +26,7 @@ from .protocol import (
     Int8Matrix,
     Int8Weight,
     IntegerWeight,
+    LayerExperts,
     LinearWeight,
     PagedBatch,
     Sampled,
@@ -153,8 +154,12 @@ class ReferenceKernels:
         size = self._check.silu_mul(gate_up)[1]
         return ordered_silu(gate_up[:, :size]) * gate_up[:, size:]
 
-    def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: ExpertWeights) -> Tensor:
+    def prepare(self, weights: ExpertWeights) -> ExpertWeights:
+        return weights
+
+    def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: LayerExperts) -> Tensor:
         """INT8 epilogue, in this order: float32(integer sum) * activation scale * weight scale."""
+        weights = plain_experts(weights)
         shapes = self._check.experts(x, pair_token, pair_expert, weights)
         check_indices("experts", "pair_token", pair_token, shapes.tokens)
         check_indices("experts", "pair_expert", pair_expert, shapes.experts)

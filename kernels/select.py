@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 # Torch is imported with a backend, not with this module: configuration only needs the names.
 CPU_BACKENDS = ("cpu", "reference")
-ACCELERATED = ("torch",)
+ACCELERATED = ("torch", "triton")
 """Backends that need a GPU of their own in each process."""
 BACKENDS = CPU_BACKENDS + ACCELERATED
 
@@ -79,6 +80,14 @@ def _check(backend: str, threads: int) -> None:
 
 
 def _torch_kernels(backend: str, device: torch.device) -> Kernels:
+    if backend == "triton":
+        if find_spec("triton") is None:
+            raise ValueError(
+                "backend: 'triton' needs the package triton, which torch for CUDA and for ROCm brings; it is not here"
+            )
+        from .triton.backend import TritonKernels
+
+        return TritonKernels(device)
     from .reference import ReferenceKernels
     from .torch_kernels import TorchKernels
 

@@ -274,7 +274,7 @@ class _Check:
             x = self._reference.quantize(self._floats(_TOKENS, hidden), activation_format(down))
             self._both(
                 f"experts[{kind.__name__}]",
-                lambda k, t, x=x, w=weights: k.experts(t.activations(x), t(tokens), t(local), t.weights(w)),
+                lambda k, t, x=x, w=weights: k.experts(t.activations(x), t(tokens), t(local), k.prepare(t.weights(w))),
                 exact,
                 relative,
             )

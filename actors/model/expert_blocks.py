@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.protocol import ActivationFormat, Activations, ExpertWeights, Kernels, activation_format
+from ...kernels.protocol import (
+    ActivationFormat,
+    Activations,
+    ExpertWeights,
+    Kernels,
+    LayerExperts,
+    activation_format,
+)
 
 
 @dataclass(frozen=True)
@@ -23,12 +30,12 @@ class ExpertBlocks:
     place: [E] int32, its number there; ascending with the expert, so that in a single block it is the expert's own.
     """
 
-    blocks: tuple[ExpertWeights, ...]
+    blocks: tuple[LayerExperts, ...]
     block: Tensor
     place: Tensor
 
     @staticmethod
-    def of(blocks: Sequence[tuple[Sequence[int], ExpertWeights]], device: torch.device) -> ExpertBlocks:
+    def of(blocks: Sequence[tuple[Sequence[int], LayerExperts]], device: torch.device) -> ExpertBlocks:
         """blocks: local experts, ascending, and their weights in that order; together 0..E-1, each once."""
         members = [list(experts) for experts, _ in blocks]
         count = sum(map(len, members))
@@ -51,9 +58,17 @@ class ExpertBlocks:
         """What the experts multiply."""
         return activation_format(self.blocks[0].gate_up)
 
+    @property
+    def prepared(self) -> bool:
+        """Whether a backend has laid any block out anew, so that nobody else can read its matrices."""
+        return not all(isinstance(block, ExpertWeights) for block in self.blocks)
+
     def find(self, expert: int) -> tuple[ExpertWeights, int]:
-        """Local expert -> the block that holds it, and its number there."""
-        return self.blocks[int(self.block[expert])], int(self.place[expert])
+        """Local expert -> the block that holds it, and its number there. Raises ValueError where it is `prepared`."""
+        block = self.blocks[int(self.block[expert])]
+        if not isinstance(block, ExpertWeights):
+            raise ValueError(f"expert {expert} is in a backend's layout, {type(block).__name__}: it can only be run")
+        return block, int(self.place[expert])
 
     def run(self, kernels: Kernels, activations: Activations, pair_token: Tensor, pair_expert: Tensor) -> Tensor:
         """`Kernels.experts` over all blocks: pair_token [P] int32, pair_expert [P] int32 local -> [P, D] float32."""
@@ -68,7 +83,7 @@ class ExpertBlocks:
                 outputs[pairs] = kernels.experts(activations, pair_token[pairs], place[pairs], weights)
         return outputs
 
-    def replaced(self, experts: Sequence[int], weights: ExpertWeights) -> ExpertBlocks:
+    def replaced(self, experts: Sequence[int], weights: LayerExperts) -> ExpertBlocks:
         """With these local experts, ascending, taken from `weights`; blocks that hold nothing any more are left out."""
         if list(experts) != sorted(set(experts)):
             raise ValueError(f"experts must be in ascending order, each once, are {list(experts)}")

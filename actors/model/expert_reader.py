@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ...kernels.cpu.converter import CpuConverter
-from ...kernels.protocol import ExpertMatrix, ExpertWeights
+from ...kernels.protocol import ExpertMatrix, ExpertWeights, Kernels, LayerExperts
 from ..checkpoint import Checkpoint
 from .config import ModelConfig
 from .expert_blocks import ExpertBlocks
@@ -15,21 +15,23 @@ from .weight_memory import WeightMemory
 
 
 class ExpertReader:
-    """Reads experts matrix by matrix, in the order of their numbers, into their place.
+    """Reads experts matrix by matrix, in the order of their numbers, into their place, and lays each block out.
 
-    memory: where they will lie. converter: of what must be converted. report: called after every matrix.
+    kernels: that will run them. memory: where they are read to. converter: of what must be converted. report: called
+    after every matrix.
     """
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         config: ModelConfig,
+        kernels: Kernels,
         memory: WeightMemory,
         converter: CpuConverter,
         report: Callable[[], None] = lambda: None,
     ) -> None:
         self._checkpoint, self._config, self._memory, self._report = checkpoint, config, memory, report
-        self._matrices = MatrixReader(checkpoint, converter)
+        self._kernels, self._matrices = kernels, MatrixReader(checkpoint, converter)
 
     def read(self, layer: int, experts: range, memory: Sequence[str]) -> ExpertBlocks:
         """The layer's experts; memory: the format in memory of each."""
@@ -40,14 +42,16 @@ class ExpertReader:
         place = {local: (weights, at) for members, weights in blocks for at, local in enumerate(members)}
         for local, format in enumerate(memory):
             self._fill(*place[local], layer, experts[local], format)
-        return ExpertBlocks.of(blocks, self._memory.device)
+        place.clear()  # what is laid out anew is not to be held beside its copy
+        prepared = [(members, self._kernels.prepare(blocks.pop(0)[1])) for members in groups.values()]
+        return ExpertBlocks.of(prepared, self._memory.device)
 
-    def block(self, layer: int, experts: Sequence[int], memory: Sequence[str]) -> ExpertWeights:
+    def block(self, layer: int, experts: Sequence[int], memory: Sequence[str]) -> LayerExperts:
         """Experts of the layer, by their numbers there, whose formats in memory are of one kind of matrix."""
         weights = self._allocate(memory[0], len(experts))
         for place, (expert, format) in enumerate(zip(experts, memory, strict=True)):
             self._fill(weights, place, layer, expert, format)
-        return weights
+        return self._kernels.prepare(weights)
 
     def _allocate(self, format: str, count: int) -> ExpertWeights:
         shapes = expert_shapes(self._config)

@@ -15,7 +15,7 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from ..checks import ArgumentChecks, row_stride
+from ..checks import ArgumentChecks, plain_experts, row_stride
 from ..logit_changes import changed_logits
 from ..protocol import (
     ActivationFormat,
@@ -30,6 +30,7 @@ from ..protocol import (
     Int4Weight,
     Int8Matrix,
     IntegerWeight,
+    LayerExperts,
     LinearWeight,
     PagedBatch,
     Sampled,
@@ -188,8 +189,11 @@ class CpuKernels:
         self._run(commands.silu_mul(at(gate_up), at(out), tokens, size))
         return out
 
-    def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: ExpertWeights) -> Tensor:
-        at = self._at
+    def prepare(self, weights: ExpertWeights) -> ExpertWeights:
+        return weights
+
+    def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: LayerExperts) -> Tensor:
+        at, weights = self._at, plain_experts(weights)
         shapes = self._check.experts(x, pair_token, pair_expert, weights)
         out = self._empty(shapes.pairs, shapes.hidden)
         self._run(commands.experts(

@@ -19,6 +19,7 @@ from ..protocol import (
     GateConfig,
     Graph,
     IntegerWeight,
+    LayerExperts,
     LinearWeight,
     PagedBatch,
     Sampled,
@@ -40,18 +41,20 @@ from .tiles import TileTable, gpu_name
 
 
 class TritonKernels:
-    """`Kernels` on one GPU. device: which, such as cuda:0. Raises ValueError where torch has no such GPU."""
+    """`Kernels` on one GPU. device: which, such as cuda:0, or "meta" to ask for names and sizes alone. Raises
+    ValueError where torch has no such GPU."""
 
     name = "triton"
     activation_dtype = torch.float32
     splits_floats = True
 
     def __init__(self, device: torch.device) -> None:
-        if device.type != "cuda" or not torch.cuda.is_available():
+        described = device.type == "meta"
+        if not described and (device.type != "cuda" or not torch.cuda.is_available()):
             raise ValueError(f"device is {device}, expected a GPU that torch can use, such as cuda:0")
         self.device = device
         self._check = TritonChecks(self.activation_dtype, device)
-        self._tiles = TileTable.of(gpu_name(device))
+        self._tiles = TileTable.of("default" if described else gpu_name(device))
         self._attention = AttentionTile(keys=16 if torch.version.hip is not None else 32)  # a block of LDS holds 16
 
     def prepare(self, weights: ExpertWeights) -> TiledExperts:
@@ -115,14 +118,14 @@ class TritonKernels:
         self._check.silu_mul(gate_up)
         return row_kernels.silu_mul(gate_up)
 
-    def experts(
-        self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: ExpertWeights | TiledExperts
-    ) -> Tensor:
+    def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: LayerExperts) -> Tensor:
         """Weights that `prepare` has not laid out are laid out anew by each call, which takes longer than the product:
         a model prepares its own."""
         if isinstance(weights, ExpertWeights):
             self._check.experts(x, pair_token, pair_expert, weights)
             weights = self.prepare(weights)
+        if not isinstance(weights, TiledExperts):
+            raise ValueError(f"experts: weights is {type(weights).__name__}, another backend's layout of ExpertWeights")
         shapes = self._check.tiled_experts(x, pair_token, pair_expert, weights)
         return run_experts(x, pair_token, pair_expert, weights, shapes, self._tiles)
 

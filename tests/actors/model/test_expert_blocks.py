@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,18 +19,29 @@ from flyray.actors.model.expert_blocks import ExpertBlocks
 from flyray.actors.model.expert_reader import ExpertReader
 from flyray.actors.model.weight_memory import WeightMemory
 from flyray.kernels.cpu.converter import CpuConverter
-from flyray.kernels.protocol import ActivationFormat, Activations, Int4Matrix, Int8Matrix, Kernels
+from flyray.kernels.protocol import (
+    ActivationFormat,
+    Activations,
+    ExpertMatrix,
+    ExpertWeights,
+    Int4Matrix,
+    Int8Matrix,
+    Kernels,
+    LayerExperts,
+    matrix_kind,
+)
+from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.select import CPU_BACKENDS, select_kernels
 
 EXPERTS, LAYER = 8, 1
+REFERENCE = ReferenceKernels()
 FORMATS = ("w4a8", "w8a8", "w4a8-channel")
 
 
-def reader(path: Path) -> ExpertReader:
+def reader(path: Path, kernels: Kernels = REFERENCE) -> ExpertReader:
     checkpoint = Checkpoint(path)
-    return ExpertReader(
-        checkpoint, ModelConfig.from_dict(checkpoint.config), WeightMemory(torch.device("cpu")), CpuConverter(1)
-    )
+    config, memory = ModelConfig.from_dict(checkpoint.config), WeightMemory(torch.device("cpu"))
+    return ExpertReader(checkpoint, config, kernels, memory, CpuConverter(1))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +109,55 @@ def test_replaced_experts_come_from_the_new_weights_and_empty_blocks_go(folders:
     every = part.replaced(range(EXPERTS), source.block(LAYER, range(EXPERTS), ["w8a8"] * EXPERTS))
     assert len(every.blocks) == 1
     assert torch.equal(every.run(kernels, x, token, expert), high.run(kernels, x, token, expert))
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A matrix with its experts in the reverse order."""
+
+    kind: type[ExpertMatrix]
+    parts: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class TurnedExperts:
+    gate_up: Turned
+    down: Turned
+
+
+class TurningKernels(ReferenceKernels):
+    """A backend with a layout of its own."""
+
+    def prepare(self, weights: ExpertWeights) -> TurnedExperts:
+        turned = (Turned(type(each), tuple(p.flip(0) for p in vars(each).values())) for each in vars(weights).values())
+        return TurnedExperts(*turned)
+
+    def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: LayerExperts) -> Tensor:
+        assert isinstance(weights, TurnedExperts)
+        plain = ExpertWeights(*(each.kind(*each.parts) for each in (weights.gate_up, weights.down)))
+        last = len(weights.down.parts[0]) - 1
+        return super().experts(x, pair_token, last - pair_expert, plain)
+
+
+def test_blocks_are_laid_out_once_when_they_are_read(folders: SimpleNamespace) -> None:
+    kernels = TurningKernels()
+    x, token, expert = pairs(kernels)
+    chosen = [cycle(*FORMATS)(LAYER, each) for each in range(EXPERTS)]
+    plain = reader(folders.mixed).read(LAYER, range(EXPERTS), chosen)
+    turned = reader(folders.mixed, kernels).read(LAYER, range(EXPERTS), chosen)
+    assert (plain.prepared, turned.prepared) == (False, True)
+    assert turned.activations is plain.activations
+    assert torch.equal(turned.run(kernels, x, token, expert), plain.run(REFERENCE, x, token, expert))
+    assert {matrix_kind(block.down) for block in turned.blocks} == {Int4Matrix, Int8Matrix}
+    w8a8 = folders.uniform["w8a8"]
+    expected = plain.replaced([1, 6], reader(w8a8).block(LAYER, [1, 6], ["w8a8"] * 2))
+    replaced = turned.replaced([1, 6], reader(w8a8, kernels).block(LAYER, [1, 6], ["w8a8"] * 2))
+    assert torch.equal(replaced.run(kernels, x, token, expert), expected.run(REFERENCE, x, token, expert))
+    with pytest.raises(ValueError, match="expert 3 is in a backend's layout, TurnedExperts: it can only be run"):
+        turned.find(3)
+    for other in CPU_BACKENDS:
+        with pytest.raises(ValueError, match="weights is TurnedExperts, another backend's layout"):
+            turned.run(select_kernels(other, 1), x, token, expert)
 
 
 def test_no_pairs(folders: SimpleNamespace) -> None:
