@@ -21,6 +21,7 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 
 from ..kernels.protocol import ActivationFormat, Activations
 from .exchange import ExchangePoint, Received, Sent
+from .fixed_exchange import FixedExchange
 from .link import LinkError, LinkPlace
 
 _FORMATS = tuple(ActivationFormat)
@@ -53,16 +54,20 @@ class _Dispatch:
 class CollectiveExchange:
     """`Exchange` over the default process group, of which a process has one: `connect` makes it, `close` ends it.
 
+    For steps of any number of rows; `fixed` is for those that have the same on every shard.
+
     A peer that is missing is noticed after the timeout, or when its process ends the connection.
     """
 
     dropped = 0
+    captures = False
 
     def __init__(
         self, engine: str, epoch: int, shard: int, experts: Sequence[range], hidden_size: int, timeout_s: float
     ) -> None:
         """experts: the contiguous experts of every shard, in shard order. hidden_size: D of every row."""
         self._name, self._shard, self._shards = f"{engine}/{epoch}", shard, len(experts)
+        self._experts = tuple(experts)
         self._starts = [held.start for held in experts]
         self._columns = hidden_size
         self._timeout = timedelta(seconds=timeout_s)
@@ -99,6 +104,10 @@ class CollectiveExchange:
             self._starts_there = torch.tensor(self._starts, dtype=torch.int32, device=device)
             # The first collective connects all pairs of shards, which takes long.
             self._all_to_all(torch.zeros(self._shards, dtype=torch.int64, device=device))
+
+    def fixed(self) -> FixedExchange:
+        """For steps in which all shards have the same number of rows, when the group is formed."""
+        return FixedExchange(self._shard, self._experts, self._device)
 
     def close(self) -> None:
         """Ends the group; no collective may run."""

@@ -52,9 +52,13 @@ class Received:
 
 
 class Exchange(Protocol):
-    """Dispatch and combine of one shard. Raises `LinkError` naming the peer that is missing."""
+    """Dispatch and combine of one shard. Raises `LinkError` naming the peer that is missing.
+
+    captures: whether a graph can record all of it between the kernels that it lies between (`Kernels.capture`).
+    """
 
     dropped: int
+    captures: bool
 
     def begin_step(self, step: int) -> None:
         """Forgets what is left of earlier steps."""
@@ -79,6 +83,8 @@ class Exchange(Protocol):
 
 class LocalExchange:
     """The exchange of an engine of one shard: everything stays where it is."""
+
+    captures = True
 
     def __init__(self) -> None:
         self.dropped = 0

@@ -17,7 +17,7 @@ from ..kernels.protocol import ActivationFormat, Activations, Kernels, Sampled
 from .calibration import Collector
 from .captured_step import CapturedStep, CapturedSteps, DecodeInputs, can_capture, static_copy
 from .distributions import SliceDistributions
-from .exchange import Exchange, ExchangePoint, LocalExchange, Received, Sent
+from .exchange import Exchange, ExchangePoint, Received, Sent
 from .link import LinkError
 from .model.stages import ModelStages, Routing
 from .sequence import COLOCATED, Stage, StageKind, StageProgram
@@ -135,7 +135,7 @@ class Interpreter:
         step = CapturedStep(self._kernels, inputs)
         for stage in self._order[:-1]:
             run = partial(self._run_stage, stage, step.buffers, False)
-            if stage.kind not in ("dispatch", "experts", "combine") or self._stays(stage.layer):
+            if stage.kind not in ("dispatch", "experts", "combine") or self._records_exchange(stage.layer):
                 step.compute(run)
             elif stage.kind == "combine":
                 step.between(partial(self._receive, stage, step.buffers))
@@ -145,9 +145,9 @@ class Interpreter:
         step.end()
         return step
 
-    def _stays(self, layer: int) -> bool:
-        """Whether the layer's experts are all here, and run by one operation whatever tokens choose them."""
-        return isinstance(self._exchange, LocalExchange) and len(self._stages.experts_of(layer).blocks) == 1
+    def _records_exchange(self, layer: int) -> bool:
+        """Whether the layer's exchange can be recorded, and one operation runs its experts whatever tokens choose."""
+        return self._exchange.captures and len(self._stages.experts_of(layer).blocks) == 1
 
     def _run_stage(self, stage: Stage, buffers: dict[str, Any], idle: bool) -> None:
         with _named(stage):

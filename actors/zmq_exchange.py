@@ -87,6 +87,8 @@ class ZmqExchange:
     the sockets `interrupts` becomes readable, the shard is to stop: waiting then ends with `LinkError`.
     """
 
+    captures = False
+
     def __init__(
         self,
         engine: str,

@@ -73,9 +73,12 @@ class Experts:
 
     def run(self, received: Received) -> Tensor:
         weights = self._weights[received.activations.format]
-        if not len(received.pair_token):
-            return torch.empty((0, HIDDEN))
-        return self._kernels.experts(received.activations, received.pair_token, received.pair_expert, weights)
+        outputs = torch.full((len(received.pair_token), HIDDEN), torch.nan)
+        here = received.pair_expert >= 0
+        if bool(here.any()):
+            pairs = received.pair_token[here], received.pair_expert[here]
+            outputs[here] = self._kernels.experts(received.activations, *pairs, weights)
+        return outputs
 
     @staticmethod
     def _of(kind: type[ExpertMatrix], held: range) -> ExpertWeights:
@@ -116,9 +119,15 @@ def serve_shard(
         pipe.send(exchange.open(links, place))
         exchange.connect(links, pipe.recv())
     step = 0
-    while (cases := pipe.recv()) is not None:
-        exchange.begin_step(step)
-        slots = [run_layer(exchange, ExchangePoint(step, layer, 0), case, experts) for layer, case in enumerate(cases)]
+    while (asked := pipe.recv()) is not None:
+        cases, fixed = asked
+        if fixed:
+            assert isinstance(exchange, CollectiveExchange)
+            used: Exchange = exchange.fixed()
+        else:
+            used = exchange
+        used.begin_step(step)
+        slots = [run_layer(used, ExchangePoint(step, layer, 0), case, experts) for layer, case in enumerate(cases)]
         pipe.send(([each.numpy() for each in slots], exchange.dropped))
         step += 1
     if isinstance(exchange, CollectiveExchange):
@@ -148,10 +157,11 @@ class Group:
         for pipe in self.pipes:
             pipe.send(self.addresses)
 
-    def run(self, cases: Sequence[Sequence[Case]]) -> tuple[list[list[np.ndarray]], list[int]]:
-        """cases[shard][layer] -> slots[shard][layer] and the dropped messages of each shard."""
+    def run(self, cases: Sequence[Sequence[Case]], fixed: bool = False) -> tuple[list[list[np.ndarray]], list[int]]:
+        """cases[shard][layer] -> slots[shard][layer] and the dropped messages of each shard. fixed: all have as many
+        rows."""
         for pipe, mine in zip(self.pipes, cases, strict=True):
-            pipe.send(mine)
+            pipe.send((mine, fixed))
         answers = [pipe.recv() for pipe in self.pipes]
         return [slots for slots, _ in answers], [dropped for _, dropped in answers]
 
@@ -206,6 +216,20 @@ def test_any_number_of_shards_gives_the_bits_of_one(group: Group, format: Activa
         for layer, whole in enumerate(expected):
             joined = np.concatenate([slots[shard][layer] for shard in range(shards)])
             assert np.array_equal(joined.view(np.int32), whole.numpy().view(np.int32))
+
+
+@pytest.mark.parametrize("group", [(3, "gloo")], ids=["3-gloo"], indirect=True)
+@pytest.mark.parametrize("format", list(ActivationFormat))
+def test_shards_with_as_many_rows_each_give_the_bits_of_one(group: Group, format: ActivationFormat) -> None:
+    shards = len(group.pipes)
+    layers = [case(layer, shards * tokens, format) for layer, tokens in enumerate((1, 9, 4))]
+    experts = Experts(range(EXPERTS))
+    shares = [split(each, [len(each.ids) // shards] * shards) for each in layers]
+    slots, _ = group.run([[share[shard] for share in shares] for shard in range(shards)], fixed=True)
+    for layer, each in enumerate(layers):
+        whole = run_layer(LocalExchange(), ExchangePoint(0, 0, 0), each, experts).numpy()
+        joined = np.concatenate([slots[shard][layer] for shard in range(shards)])
+        assert np.array_equal(joined.view(np.int32), whole.view(np.int32))
 
 
 def test_messages_of_another_epoch_or_engine_or_none_are_dropped_and_counted(socket_folder: str) -> None:
