@@ -13,24 +13,29 @@ from .stage_program import LayerPlan, Layers, ProgramError, Stage, StageKind, St
 
 __all__ = ["LayerPlan", "Placement", "ProgramError", "Stage", "StageKind", "StageProgram", "check", "sequence"]
 
-Placement = Literal["colocated"]
+Placement = Literal["colocated", "disaggregated"]
 
 COLOCATED: Placement = "colocated"
+DISAGGREGATED: Placement = "disaggregated"
+ATTENTION, EXPERTS = "attention", "experts"
+"""The roles of a disaggregated program."""
 
 
 def sequence(model: Layers, placement: Placement, micro_batches: int) -> StageProgram:
-    """The checked program of a model. Placement "colocated": every actor has attention and experts, one role.
+    """The checked program of a model. Placement "colocated": every actor has attention and experts, one role;
+    "disaggregated": some have attention and all beside the routed experts, others those. An engine runs the first.
 
     With several micro-batches one's tokens travel while another's attention or experts are computed. Raises
     `ProgramError` for sizes or a placement that there is not.
     """
-    if placement != COLOCATED:
-        raise ProgramError(f"placement: {placement!r} is not known, there is {COLOCATED!r}")
+    if placement not in (COLOCATED, DISAGGREGATED):
+        raise ProgramError(f"placement: {placement!r} is not known, there are {COLOCATED!r} and {DISAGGREGATED!r}")
     if micro_batches < 1:
         raise ProgramError(f"micro_batches: {micro_batches} is below 1")
     layers = LayerPlan(model.num_hidden_layers, model.first_k_dense_replace)
     stages = _colocated(layers, micro_batches)
-    program = StageProgram(f"{placement}-{micro_batches}", layers, micro_batches, {COLOCATED: stages})
+    roles = {COLOCATED: stages} if placement == COLOCATED else _roles(stages)
+    program = StageProgram(f"{placement}-{micro_batches}", layers, micro_batches, roles)
     check(program)
     return program
 
@@ -59,3 +64,11 @@ def _colocated(layers: LayerPlan, micro_batches: int) -> tuple[Stage, ...]:
         order.append(make_stage("head", -1, number))
     order.extend(make_stage("sample", -1, number) for number in numbers)
     return tuple(order)
+
+
+def _roles(stages: tuple[Stage, ...]) -> dict[str, tuple[Stage, ...]]:
+    """The stages of all actors as those of two roles."""
+    return {
+        ATTENTION: tuple(stage for stage in stages if stage.kind != "experts"),
+        EXPERTS: tuple(stage for stage in stages if stage.kind == "experts"),
+    }

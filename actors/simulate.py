@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +32,6 @@ class Timeline:
     """All intervals of one simulated step, by begin; `duration` in microseconds."""
 
     program: str
-    shards: int
     intervals: tuple[Interval, ...]
     duration: float
 
@@ -55,21 +54,24 @@ class Timeline:
         return 1 - busy / (self.duration * len(actors))
 
 
-def simulate(program: StageProgram, costs: Costs, shards: int = 1) -> Timeline:
-    """Plays one step with `shards` actors of each role and gives its timeline.
+def simulate(program: StageProgram, costs: Costs, shards: int | Mapping[str, int] = 1) -> Timeline:
+    """Plays one step with `shards` actors of each role, or as many as it says of each, and gives its timeline.
 
     An actor computes one stage after another. What it sends travels when the stage is done and its link is free, in
     the order of sending, while it computes on. A stage that receives begins when the messages of all senders are there.
     Raises `ProgramError` for a wrong program and ValueError for a cost that is missing or negative.
     """
     check(program)
-    if shards < 1:
+    actors = dict.fromkeys(program.stages, shards) if isinstance(shards, int) else dict(shards)
+    if actors.keys() != program.stages.keys():
+        raise ValueError(f"shards: of {', '.join(actors)}, but the roles are {', '.join(program.stages)}")
+    if min(actors.values()) < 1:
         raise ValueError(f"shards: {shards} is below 1")
-    play = _Play(program, costs, shards)
+    play = _Play(program, costs, actors)
     while play.advance():
         pass
     intervals = sorted(play.intervals, key=lambda item: (item.begin, item.role, item.shard, item.resource, item.end))
-    return Timeline(program.name, shards, tuple(intervals), max((item.end for item in intervals), default=0.0))
+    return Timeline(program.name, tuple(intervals), max((item.end for item in intervals), default=0.0))
 
 
 @dataclass
@@ -86,11 +88,18 @@ class _Actor:
 class _Play:
     """The actors in the middle of a step."""
 
-    def __init__(self, program: StageProgram, costs: Costs, shards: int) -> None:
-        self._costs, self._shards = costs, shards
+    def __init__(self, program: StageProgram, costs: Costs, shards: Mapping[str, int]) -> None:
+        self._costs = costs
         self._actors = [
-            _Actor(role, shard, deque(stages)) for role, stages in program.stages.items() for shard in range(shards)
+            _Actor(role, shard, deque(stages))
+            for role, stages in program.stages.items()
+            for shard in range(shards[role])
         ]
+        # A channel's senders are all actors whose role has a stage that sends to it.
+        self._senders = {
+            channel: sum(shards[role] for role, stages in program.stages.items() if _sends(stages, channel))
+            for channel in ("dispatch", "combine")
+        }
         # Arrival times of what stage and micro-batch send through a channel, one for every sender.
         self._arrivals: dict[tuple[str, int, int], list[float]] = {}
         self.intervals: list[Interval] = []
@@ -111,7 +120,7 @@ class _Play:
         if not stage.receives:
             return 0.0
         arrivals = self._arrivals.get((stage.receives, stage.layer, stage.micro_batch), [])
-        return max(arrivals) if len(arrivals) == self._shards else None
+        return max(arrivals) if len(arrivals) == self._senders[stage.receives] else None
 
     def _run(self, actor: _Actor, stage: Stage, ready: float) -> None:
         begin = max(actor.compute, ready)
@@ -136,3 +145,7 @@ class _Play:
         if not cost >= 0:
             raise ValueError(f"costs: {kind!r} of {stage.name} is {cost}, not 0 or more microseconds")
         return cost
+
+
+def _sends(stages: Sequence[Stage], channel: str) -> bool:
+    return any(stage.sends == channel for stage in stages)

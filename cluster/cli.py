@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from .commands import benching, judging, loading, quantizing, serving, soaking
+from .commands import benching, judging, loading, planning, quantizing, serving, soaking
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +26,7 @@ app.command("synthesize")(quantizing.synthesize)
 app.command("trace")(serving.trace)
 app.command("sensitivity")(quantizing.sensitivity)
 app.command("report")(judging.report)
+app.command("plan")(planning.plan)
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure how fast parts of flyray are on this machine.")
 bench_app.command("quantize")(benching.bench_quantize)

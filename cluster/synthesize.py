@@ -105,6 +105,11 @@ def models() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in MODELS.glob("*.json")))
 
 
+def model_file(model: str) -> str:
+    """A shape's name, or the config.json of a folder."""
+    return str(Path(model) / "config.json") if Path(model).is_dir() else model
+
+
 def parse_changes(texts: Sequence[str]) -> dict[str, int]:
     """["num_hidden_layers=3"] as a dict. Raises SynthesizeError."""
     changes: dict[str, int] = {}

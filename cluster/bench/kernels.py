@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.table import Table
@@ -168,11 +167,6 @@ def bench_kernels(settings: KernelSettings, say: Callable[[str], None]) -> Kerne
     ceilings = Ceilings(max(before.read, after.read), max(before.int8, after.int8), max(before.bf16, after.bf16))
     times = tuple(_time(case, name, samples[case.name, name]) for case in cases for name in names)
     return KernelBench(settings, this_machine(), ceilings, times)
-
-
-def model_file(model: str) -> str:
-    """A shape's name, or the config.json of a folder."""
-    return str(Path(model) / "config.json") if Path(model).is_dir() else model
 
 
 @contextmanager

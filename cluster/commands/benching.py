@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Debug, JsonFile, WorkDir, clear_errors, say
+from .options import Debug, JsonFile, PlotFile, WorkDir, clear_errors, counts, say, words
 
 if TYPE_CHECKING:
     from ..bench.engine_report import EngineBench
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # Tables are wider than what a pipe is taken for.
 TABLE_WIDTH = 118
-PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw the rates into this PNG.", show_default=False)]
 
 
 def bench_quantize(
@@ -88,14 +87,14 @@ def bench_engine(
         from ..job import job_ray, run_stoppable
 
         settings = measure.EngineSettings(
-            _words(format),
-            Sizes(_counts(batch, "--batch"), prefill, decode),
+            words(format),
+            Sizes(counts(batch, "--batch"), prefill, decode),
             threads=threads,
             shards=shards,
             runs=runs,
-            int8_weights=None if int8_weights is None else _words(int8_weights),
-            int4_weights=None if int4_weights is None else _words(int4_weights),
-            peers=_words(peer),
+            int8_weights=None if int8_weights is None else words(int8_weights),
+            int4_weights=None if int4_weights is None else words(int4_weights),
+            peers=words(peer),
             gguf=gguf,
         )
         check_peers(settings.peers, gguf)
@@ -130,16 +129,17 @@ def bench_kernels(
     with clear_errors(debug):
         from ..bench import kernels as measure
         from ..bench.plot import check_plots
+        from ..synthesize import model_file
 
         if plot is not None:
             check_plots()
         settings = measure.KernelSettings(
-            measure.model_file(model),
-            _counts(tokens, "--tokens"),
+            model_file(model),
+            counts(tokens, "--tokens"),
             threads,
             context,
-            _words(variant) or ("",),
-            _words(only) or ("*",),
+            words(variant) or ("",),
+            words(only) or ("*",),
             runs,
         )
         found = measure.bench_kernels(settings, say)
@@ -160,14 +160,3 @@ def _show(found: EngineBench | KernelBench, title: str, json: Path | None, plot:
         write_figures(json, found.figures())
     if plot is not None:
         write_plot(plot, title, found.panels())
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-def _counts(text: str, option: str) -> tuple[int, ...]:
-    words = _words(text)
-    if not words or not all(word.isdecimal() and int(word) for word in words):
-        raise typer.BadParameter(f"{option}: {text!r} must be numbers above 0, separated by commas")
-    return tuple(map(int, words))

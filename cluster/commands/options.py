@@ -24,6 +24,7 @@ _USAGE_ERRORS = (
     "CheckpointError",
     "ConfigError",
     "EvalError",
+    "PlanError",
     "PrecisionError",
     "QuantizeError",
     "RayAddressError",
@@ -41,6 +42,7 @@ _USAGE_ERRORS = (
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and keep Ray's logs.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Take the packaged demo model, on this machine's CPU.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.", show_default=False)]
+PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw the numbers into this PNG.", show_default=False)]
 WorkDir = Annotated[Path | None, typer.Option(help="Keeps quantized checkpoints; by default ~/.cache/flyray.")]
 Config = Annotated[Path | None, typer.Argument(help="A configuration file (YAML).", show_default=False)]
 
@@ -69,6 +71,19 @@ def clear_errors(debug: bool) -> Iterator[None]:
             raise
         typer.echo(f"flyray: {error or type(error).__name__}", err=True)
         raise typer.Exit(USAGE_ERROR if type(error).__name__ in _USAGE_ERRORS else RUN_ERROR) from None
+
+
+def words(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def counts(text: str, option: str) -> tuple[int, ...]:
+    """Numbers above 0 between commas. Raises BadParameter naming the option."""
+    numbers = words(text)
+    if not numbers or not all(word.isdecimal() and int(word) for word in numbers):
+        raise typer.BadParameter(f"{option}: {text!r} must be numbers above 0, separated by commas")
+    return tuple(map(int, numbers))
 
 
 def say(line: str) -> None:

@@ -264,7 +264,10 @@ def test_a_layer_cannot_begin_before_the_last_one_ends() -> None:
     ("arguments", "text"),
     [
         ((LayerPlan(2, 1), "colocated", 0), "micro_batches: 0 is below 1"),
-        ((LayerPlan(2, 1), "elsewhere", 1), "placement: 'elsewhere' is not known, there is 'colocated'"),
+        (
+            (LayerPlan(2, 1), "elsewhere", 1),
+            "placement: 'elsewhere' is not known, there are 'colocated' and 'disaggregated'",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments: tuple, text: str) -> None:

@@ -76,6 +76,31 @@ def test_all_wait_for_the_slowest_shard() -> None:
     assert timeline.bubble_share("colocated") == pytest.approx(80 / 210)
 
 
+def test_roles_apart_wait_for_all_that_send_to_them() -> None:
+    def costs(kind: str, stage: Stage, shard: int) -> float:
+        return {"attention": 10.0 * (1 + shard), "experts": 5.0, "link.combine": 1.0}.get(kind, 0.0)
+
+    timeline = simulate(sequence(LayerPlan(1, 0), "disaggregated", 1), costs, {"attention": 2, "experts": 3})
+    begun = {(item.role, item.shard): item.begin for item in timeline.intervals if item.name == "experts.0.0"}
+    assert begun == dict.fromkeys((("experts", 0), ("experts", 1), ("experts", 2)), 20.0)
+    combined = [item.begin for item in timeline.intervals if item.name == "combine.0.0"]
+    assert combined == [26.0, 26.0]
+    assert timeline.bubble_share("experts") == pytest.approx(1 - 5 / 26)
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), COSTS)
+def test_roles_apart_do_all_work(
+    layers: int, micro_batches: int, holders: int, others: int, costs: dict[str, float]
+) -> None:
+    program = sequence(LayerPlan(layers, 1), "disaggregated", micro_batches)
+    timeline = simulate(program, costs, {"attention": holders, "experts": others})
+    work = sum(costs[stage.kind] for stage in program.stages["attention"])
+    assert timeline.duration >= work
+    colocated = sequence(LayerPlan(layers, 1), "colocated", micro_batches).stages["colocated"]
+    apart = [stage for role in ("attention", "experts") for stage in program.stages[role]]
+    assert sorted(apart, key=lambda stage: stage.name) == sorted(colocated, key=lambda stage: stage.name)
+
+
 def test_bad_arguments_are_refused() -> None:
     program = sequence(LayerPlan(1, 0), "colocated", 1)
     costs = dict.fromkeys(KINDS, 1.0)
@@ -87,5 +112,7 @@ def test_bad_arguments_are_refused() -> None:
         simulate(program, costs | {"gate": float("nan")})
     with pytest.raises(ValueError, match="shards: 0 is below 1"):
         simulate(program, costs, 0)
+    with pytest.raises(ValueError, match="shards: of attention, but the roles are colocated"):
+        simulate(program, costs, {"attention": 1})
     with pytest.raises(ValueError, match="no actor 5 of role None"):
         simulate(program, costs).bubble_share(shard=5)

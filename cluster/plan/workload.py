@@ -1,0 +1,47 @@
+"""What is to be planned for: a model in a format on some GPUs, and the load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ...actors.expert_format import ACTIVATIONS
+from ...actors.model.config import ModelConfig
+from ...kernels.protocol import ActivationFormat
+from .weight_bytes import WeightBytes, weight_bytes
+
+KV_BYTES = 2
+"""Of a cached value on a GPU: bfloat16."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """format: of the routed experts in memory. int8_weights, int4_weights: as in `EngineConfig`. context: tokens that a
+    decoding sequence has in the cache. prefill: tokens of a prompt."""
+
+    model: ModelConfig
+    format: str
+    int8_weights: tuple[str, ...]
+    int4_weights: tuple[str, ...]
+    context: int
+    prefill: int
+
+    @cached_property
+    def weights(self) -> WeightBytes:
+        """Of every kind, as they lie in a GPU's memory."""
+        return weight_bytes(self.model, self.format, self.int8_weights, self.int4_weights, tiled=True)
+
+    @property
+    def expert_activations(self) -> ActivationFormat:
+        """What the routed experts multiply."""
+        return ACTIVATIONS[self.format]
+
+    def activations(self, word: str) -> ActivationFormat:
+        """What a kind of `LINEAR_KINDS` multiplies."""
+        rounded = word in self.int8_weights or word in self.int4_weights
+        return ActivationFormat.INT8 if rounded else ActivationFormat.FLOAT
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """One token in the cache, over all layers."""
+        return self.model.num_hidden_layers * self.model.kv_width * KV_BYTES

@@ -1,0 +1,98 @@
+"""Plans: what must hold for any GPU and load, what is known of Kimi-K2.5, and the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from flyray.actors.model.config import ModelConfig
+from flyray.cluster.cli import app
+from flyray.cluster.figures import read_figures
+from flyray.cluster.plan.command import plan_model
+from flyray.cluster.plan.gpu import find_gpu, gpus
+from flyray.cluster.plan.placement import layer_us, memory, spreads, step_us
+from flyray.cluster.plan.plan import Plan
+from flyray.cluster.plan.stage_costs import Batch
+from flyray.cluster.plan.workload import Workload
+from flyray.cluster.synthesize import Synthesis
+
+KIMI = ModelConfig.from_dict(Synthesis("kimi-k2.5").config())
+SMALL = ModelConfig.from_dict(Synthesis("bench-1b").config())
+
+
+def kimi(gpu: str, counts: tuple[int, ...], format: str, batches: tuple[int, ...] = (1,)) -> Plan:
+    return plan_model("kimi-k2.5", gpu, counts, format, (), (), 8192, 2048, batches)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "format", "least"), [("MI325X", "w4a8", 3), ("MI325X", "w8a8", 5), ("H200", "w4a8", 5)]
+)
+def test_kimi_fits_as_few_gpus_as_it_must(gpu: str, format: str, least: int) -> None:
+    plan = kimi(gpu, (least - 1, least), format)
+    assert plan.least == least
+    assert [count.fits for count in plan.counts] == [False, True]
+    # 1.01469T parameters in routed experts, everything else once on every GPU.
+    bits = {"w4a8": 4.125, "w8a8": 8}[format]
+    routed = 60 * 3 * 2048 * 7168 * -(-384 // least) * bits / 8
+    assert plan.counts[1].memory.weights == pytest.approx(routed + 23.45e9, rel=0.002)
+    assert plan.work.kv_token_bytes == 70272
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.sampled_from(sorted(gpus())), st.integers(1, 6), st.integers(1, 64), st.sampled_from(["w4a8", "w8a8", "bf16"])
+)
+def test_no_way_is_faster_than_the_floor(name: str, count: int, batch: int, format: str) -> None:
+    gpu, work = find_gpu(name), Workload(SMALL, format, (), (), 512, 256)
+    for spread in spreads(count):
+        step = Batch.decode(batch, 1 if spread.attention == "tensor" else spread.holders, work.context)
+        more = Batch.decode(2 * batch, 1 if spread.attention == "tensor" else spread.holders, work.context)
+        took = step_us(work, gpu, count, spread, step)
+        assert step_us(work, gpu.ideal, count, spread, step) < took
+        assert took <= step_us(work, gpu, count, spread, more) * (1 + 1e-9)
+    first, step = next(spreads(count)), Batch.decode(batch, count, work.context)
+    assert first.runs
+    assert layer_us(work, gpu, count, step) < step_us(work, gpu, count, first, step)
+
+
+@given(st.sampled_from(sorted(gpus())), st.integers(1, 15))
+def test_more_gpus_hold_less_each(name: str, count: int) -> None:
+    work = Workload(KIMI, "w4a8", (), (), 1024, 1024)
+    few, more = (memory(work, find_gpu(name), each, next(spreads(each))) for each in (count, count + 1))
+    assert few.weights >= more.weights
+    assert few.kv_tokens <= more.kv_tokens
+
+
+def test_command_writes_every_number(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    call = ["plan", "--gpus", "2,3", "--batch", "1,1000", "--json", str(out), "--plot", str(tmp_path / "plan.png")]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    assert "does not fit" in done.output
+    found = read_figures(out)
+    assert found["least_gpus"].value == 3
+    assert found["bytes_per_gpu.g2"].value > 256 << 30 > found["bytes_per_gpu.g3"].value
+    assert found["decode_us.b1.g3"].value > found["decode_floor_us.b1.g3"].value > 0
+    assert "decode_us.b1000.g3" not in found  # more sequences than the cache holds
+    assert (tmp_path / "plan.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (["--gpu", "MI250"], "gpu: 'MI250' is unknown; known are MI300X"),
+        (["--gpus", "500"], "gpus: 500: shards: 500 shards cannot share 384 experts"),
+        (["--format", "int3"], "format: 'int3' is none of"),
+        (["--context", "300000"], "max_position_embeddings are 262144"),
+        (["--int8-weights", "gate"], "int8_weights: 'gate' is unknown"),
+        (["--model", "no-such"], "no-such"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(call: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["plan", *call])
+    assert done.exit_code in (1, 2)
+    assert message in done.output

@@ -1,0 +1,41 @@
+"""Planned bytes are those of a loaded model."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+
+import pytest
+from torch import Tensor
+
+from flyray.actors.checkpoint import Checkpoint
+from flyray.actors.model.config import ModelConfig
+from flyray.actors.weights import load_shard
+from flyray.cluster.config import DEMO_MODEL
+from flyray.cluster.plan.weight_bytes import shard_weight_bytes, weight_bytes
+from flyray.kernels.select import select_kernels
+
+
+def held(value: object) -> int:
+    """Bytes of all floats and codes in dataclasses; not of the numbers by which experts are found."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, tuple):
+        return sum(map(held, value))
+    if not is_dataclass(value) or isinstance(value, type):
+        return 0
+    return sum(held(getattr(value, field.name)) for field in fields(value) if field.name not in ("block", "place"))
+
+
+@pytest.mark.parametrize(
+    ("format", "int8_weights", "int4_weights"),
+    [("w4a8", (), ()), ("w8a8", ("attention", "shared"), ()), ("bf16", ("head",), ("attention", "shared", "dense"))],
+)
+def test_planned_bytes_are_those_of_the_loaded_demo_model(
+    format: str, int8_weights: tuple[str, ...], int4_weights: tuple[str, ...]
+) -> None:
+    checkpoint = Checkpoint(DEMO_MODEL)
+    config, kernels = ModelConfig.from_dict(checkpoint.config), select_kernels("cpu", 1)
+    kinds = {"int8_weights": int8_weights, "int4_weights": int4_weights}
+    loaded = load_shard(checkpoint, config, format, range(3, 10), kernels, **kinds)
+    planned = weight_bytes(config, format, int8_weights, int4_weights, tiled=False)
+    assert shard_weight_bytes(config, planned, 7) == held(loaded)
