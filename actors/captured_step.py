@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..kernels.protocol import Graph, Kernels, PagedBatch
 from .step_batch import StepBatch
+
+Inputs = TypeVar("Inputs")
 
 # Above this many rows a step computes for so long that calling the kernels one by one costs nothing.
 CAPTURED_ROWS = 64
@@ -25,25 +27,18 @@ def can_capture(batch: StepBatch) -> bool:
 
 
 class DecodeInputs:
-    """What a captured step reads: tensors that stay, into which each step's numbers are copied.
+    """What a captured step reads on the CPU: tensors that stay, into which each step's numbers are copied.
 
-    tokens, paged: as in `StepBatch`, with a page table for max_pages, of which each step writes what it needs; on
-    `device`. Numbers go to an accelerator through pinned memory, without waiting: the step's sampled tokens, which the
-    host waits for, come after them.
+    tokens, paged: as in `StepBatch`, with a page table for max_pages, of which each step writes what it needs.
     """
 
-    def __init__(self, rows: int, max_pages: int, device: torch.device) -> None:
-        pinned = device.type != "cpu"
-        host = [torch.zeros(rows, dtype=torch.int64, pin_memory=pinned) for _ in range(3)]
-        host.append(torch.zeros(rows, dtype=torch.int32, pin_memory=pinned))
-        host.append(torch.full((rows, max_pages), -1, dtype=torch.int32, pin_memory=pinned))
-        self._tokens, self._positions, self._slots, self._context_len, self._page_table = (
-            each.numpy() for each in host
-        )
-        there = [torch.empty_like(each, device=device) for each in host] if pinned else host
-        self._copies = list(zip(there, host, strict=True)) if pinned else []
-        self.tokens, positions, slots, context_len, page_table = there
-        query_start = torch.arange(rows + 1, dtype=torch.int32, device=device)
+    def __init__(self, rows: int, max_pages: int) -> None:
+        self.tokens, positions, slots = (torch.zeros(rows, dtype=torch.int64) for _ in range(3))
+        context_len = torch.zeros(rows, dtype=torch.int32)
+        page_table = torch.full((rows, max_pages), -1, dtype=torch.int32)
+        self._tokens, self._positions, self._slots = self.tokens.numpy(), positions.numpy(), slots.numpy()
+        self._context_len, self._page_table = context_len.numpy(), page_table.numpy()
+        query_start = torch.arange(rows + 1, dtype=torch.int32)
         self.paged = PagedBatch(query_start, context_len, page_table, positions, slots)
 
     def take(self, batch: StepBatch) -> None:
@@ -55,23 +50,22 @@ class DecodeInputs:
         self._context_len[:] = paged.context_len.numpy()
         table = paged.page_table.numpy()
         self._page_table[:, : table.shape[1]] = table
-        for there, here in self._copies:
-            there.copy_(here, non_blocking=True)
 
 
-class CapturedStep:
+class CapturedStep(Generic[Inputs]):
     """Built while the step runs for the first time: parts in their order, each computed by kernels alone or not.
 
-    inputs: what it reads. buffers: the stages' results by name; their tensors stay.
+    inputs: what it reads. buffers: the stages' results by name; their tensors stay. beside: a step that never runs at
+    the same time, whose memory this one may share.
     """
 
-    def __init__(self, kernels: Kernels, inputs: DecodeInputs) -> None:
+    def __init__(self, kernels: Kernels, inputs: Inputs, beside: CapturedStep[Inputs] | None = None) -> None:
         self.inputs = inputs
         self.buffers: dict[str, Any] = {}
         self._kernels = kernels
         self._pending: list[Callable[[], None]] = []
         self._parts: list[Callable[[], None]] = []
-        self._last: Graph[dict[str, Any]] | None = None
+        self._last: Graph[dict[str, Any]] | None = None if beside is None else beside._last
 
     def compute(self, part: Callable[[], None]) -> None:
         """Adds a part that kernels alone compute. It runs with those after it, at the latest at `end`."""
@@ -114,20 +108,25 @@ class CapturedStep:
         self._parts.append(replay)
 
 
-class CapturedSteps:
+class CapturedSteps(Generic[Inputs]):
     """The captured steps of one shard by their number of rows, the last used ones."""
 
     def __init__(self) -> None:
-        self._steps: OrderedDict[int, CapturedStep] = OrderedDict()
+        self._steps: OrderedDict[int, CapturedStep[Inputs]] = OrderedDict()
 
-    def find(self, rows: int) -> CapturedStep | None:
+    @property
+    def last(self) -> CapturedStep[Inputs] | None:
+        """The step used last."""
+        return next(reversed(self._steps.values()), None)
+
+    def find(self, rows: int) -> CapturedStep[Inputs] | None:
         """The step of so many rows if it is here."""
         step = self._steps.get(rows)
         if step is not None:
             self._steps.move_to_end(rows)
         return step
 
-    def keep(self, rows: int, step: CapturedStep) -> None:
+    def keep(self, rows: int, step: CapturedStep[Inputs]) -> None:
         """Keeps a complete step, and drops the one not used for the longest time if there are too many."""
         self._steps[rows] = step
         if len(self._steps) > KEPT_STEPS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.protocol import ActivationFormat, Activations, Kernels, Sampled
+from ..kernels.protocol import ActivationFormat, Activations, AheadKernels, Kernels
 from .calibration import Collector
 from .captured_step import CapturedStep, CapturedSteps, DecodeInputs, can_capture, static_copy
+from .device_steps import DeviceRows, DeviceSteps, padded_rows
 from .distributions import SliceDistributions
 from .exchange import Exchange, ExchangePoint, Received, Sent
 from .link import LinkError
 from .model.stages import ModelStages, Routing
 from .sequence import COLOCATED, Stage, StageKind, StageProgram
+from .step_answer import Answer, Answered, StageError, StepAnswer, new_tokens
 from .step_batch import Scored, StepBatch, rows_on
-from .step_plan import NewToken, PromptScores, StageTime
+from .step_plan import PromptScores, StageTime
 
 # Rows of logits that are made at once to score a prompt: 128 rows of 163,840 float32 are 84 MB.
 SCORED_ROWS = 128
@@ -33,18 +35,6 @@ DISTRIBUTION_ROWS = 32
 _SLOTS = "slots"
 
 logger = logging.getLogger(__name__)
-
-
-class StageError(Exception):
-    """A stage that failed; the message names it and the layer."""
-
-
-@dataclass(frozen=True)
-class StepAnswer:
-    """What one step of a shard gives."""
-
-    tokens: tuple[NewToken, ...]
-    scores: tuple[PromptScores, ...]
 
 
 @dataclass(frozen=True)
@@ -60,13 +50,25 @@ class Interpreter:
 
     A shard without tokens in a step runs the stages of the exchange alone: its experts work for the others.
     collector: takes in what runs through the experts, once it is set; to be set between steps. Decode steps are
-    captured and replayed unless they are timed or collected.
+    captured and replayed unless they are timed or collected. On a device they are begun while the one before runs.
     """
 
-    def __init__(self, stages: ModelStages, kernels: Kernels, exchange: Exchange, program: StageProgram) -> None:
+    def __init__(
+        self,
+        stages: ModelStages,
+        kernels: Kernels,
+        exchange: Exchange,
+        program: StageProgram,
+        fixed: Exchange | None = None,
+    ) -> None:
+        """fixed: an exchange for steps that have the same number of rows on all shards, for kernels that leave out
+        what pads them (`AheadKernels.leaves_out`)."""
         self._stages, self._kernels, self._exchange = stages, kernels, exchange
+        self._varying, self._fixed = exchange, fixed
         self.collector: Collector | None = None
-        self._captured, self._changes = CapturedSteps(), stages.changes
+        self._captured: CapturedSteps[DecodeInputs] = CapturedSteps()
+        self._device = DeviceSteps(kernels, stages.max_pages) if isinstance(kernels, AheadKernels) else None
+        self._changes = stages.changes
         self._actions: dict[StageKind, Callable[..., Any]] = {
             "embed": self._embed,
             "attention": self._attention,
@@ -83,13 +85,56 @@ class Interpreter:
             raise ValueError(f"program {program.name}: this shard runs colocated programs of one micro-batch")
         self._order = program.stages[COLOCATED]
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether decode steps may be begun before the one before them is done."""
+        return self._device is not None and self.collector is None
+
     def run(self, step: int, batch: StepBatch, times: list[StageTime] | None) -> StepAnswer:
-        """Runs one step; with `times` every stage's interval is added to it. Raises StageError."""
+        """`begin` and `wait` for a shard that is alone."""
+        return self.begin(step, batch, len(batch.tokens) if can_capture(batch) else 0, times).wait()
+
+    def begin(self, step: int, batch: StepBatch, decode_rows: int, times: list[StageTime] | None) -> Answer:
+        """Runs one step, or has a device run it; with `times` every stage's interval is added to it. Raises StageError.
+
+        decode_rows: as in `StepPlan`. At most two steps may be on their way, and only one of them before a batch that
+        waits for no token of it.
+        """
+        captures = times is None and self.collector is None
+        device = self._device if captures and padded_rows(decode_rows) else None
+        self._exchange = self._fixed if device is not None and self._fixed is not None else self._varying
         self._step, self._batch = step, batch
         self._exchange.begin_step(step)
-        if times is None and self.collector is None and can_capture(batch):
-            return self._decode(batch)
-        return self._run_all(batch, times)
+        if device is not None and (len(batch.tokens) or self._fixed is not None):
+            return self._begin(device, batch, decode_rows)
+        if captures and self._device is None and can_capture(batch):
+            return Answered(self._decode(batch))
+        return Answered(self._run_all(batch, times))
+
+    def _begin(self, device: DeviceSteps, batch: StepBatch, decode_rows: int) -> Answer:
+        """A decode step on the device."""
+        self._forget_changed()
+        rows = padded_rows(decode_rows if self._fixed is not None else len(batch.tokens))
+        device.take(batch, rows)
+        step = device.captured.find(rows)
+        with _failing(f"decode step of {rows} rows"):
+            if step is None:
+                step = CapturedStep(self._kernels, device.inputs(rows), device.captured.last)
+                self._capture_on(device, step)
+                device.captured.keep(rows, step)
+            else:
+                self._inputs = step.inputs  # for kernels that run a captured function again
+                step.run()
+            return device.answer(step, batch)
+
+    def _capture_on(self, device: DeviceSteps, step: CapturedStep[DeviceRows]) -> None:
+        """Runs a decode step, from its tokens to the next ones, and records it."""
+        self._inputs = step.inputs
+        *stages, head, _ = self._order
+        step.compute(partial(device.load, step.inputs))
+        self._record(step, stages)
+        step.compute(lambda: device.sample(step, self._stages.head(step.buffers[head.reads[0]])))
+        step.end()
 
     def _run_all(self, batch: StepBatch, times: list[StageTime] | None) -> StepAnswer:
         """Stage by stage."""
@@ -109,9 +154,7 @@ class Interpreter:
 
     def _decode(self, batch: StepBatch) -> StepAnswer:
         """A step of one token a sequence: captured when it is the first of its number of rows, else replayed."""
-        if self._changes != self._stages.changes:
-            self._captured.clear()
-            self._changes = self._stages.changes
+        self._forget_changed()
         rows, sample = len(batch.tokens), self._order[-1]
         step = self._captured.find(rows)
         if step is None:
@@ -120,20 +163,31 @@ class Interpreter:
         else:
             self._inputs = step.inputs  # for kernels that run a captured function again
             step.inputs.take(batch)
-            try:
+            with _failing(f"decode step of {rows} rows"):
                 step.run()
-            except ValueError as error:
-                logger.exception("decode step of %d rows", rows)
-                raise StageError(f"decode step of {rows} rows: {error}") from error
         self._run_stage(sample, step.buffers, idle=False)
         return step.buffers[sample.writes[0]]
 
-    def _capture(self, batch: StepBatch) -> CapturedStep:
+    def _forget_changed(self) -> None:
+        """Drops what was captured with experts that are no longer the model's."""
+        if self._changes != self._stages.changes:
+            self._captured.clear()
+            if self._device is not None:
+                self._device.captured.clear()
+            self._changes = self._stages.changes
+
+    def _capture(self, batch: StepBatch) -> CapturedStep[DecodeInputs]:
         """Runs all stages but the last, and records them."""
-        self._inputs = inputs = DecodeInputs(len(batch.tokens), self._stages.max_pages, self._kernels.device)
+        self._inputs = inputs = DecodeInputs(len(batch.tokens), self._stages.max_pages)
         inputs.take(batch)
         step = CapturedStep(self._kernels, inputs)
-        for stage in self._order[:-1]:
+        self._record(step, self._order[:-1])
+        step.end()
+        return step
+
+    def _record(self, step: CapturedStep[Any], stages: Sequence[Stage]) -> None:
+        """Adds stages to a captured step."""
+        for stage in stages:
             run = partial(self._run_stage, stage, step.buffers, False)
             if stage.kind not in ("dispatch", "experts", "combine") or self._records_exchange(stage.layer):
                 step.compute(run)
@@ -142,8 +196,6 @@ class Interpreter:
                 step.compute(partial(self._combine_received, stage, step.buffers))
             else:
                 step.between(run)
-        step.end()
-        return step
 
     def _records_exchange(self, layer: int) -> bool:
         """Whether the layer's exchange can be recorded, and one operation runs its experts whatever tokens choose."""
@@ -245,7 +297,7 @@ class Interpreter:
         if not batch.sampled:
             return StepAnswer((), logits.scores)
         sampled = self._kernels.sample(logits.values, rows_on(batch.sampling, self._kernels.device))
-        return StepAnswer(_new_tokens(batch, sampled), logits.scores)
+        return StepAnswer(new_tokens(batch, sampled), logits.scores)
 
 
 @contextmanager
@@ -260,13 +312,14 @@ def _named(stage: Stage) -> Iterator[None]:
         raise StageError(f"{where}: {type(error).__name__}: {error}") from error
 
 
-def _new_tokens(batch: StepBatch, sampled: Sampled) -> tuple[NewToken, ...]:
-    tops: list[tuple[tuple[int, float], ...]] = [()] * len(batch.sampled)
-    if sampled.top_tokens.shape[1]:
-        best = zip(sampled.top_tokens.tolist(), sampled.top_logprobs.tolist(), batch.sampling, strict=True)
-        tops = [tuple(zip(ids, values, strict=True))[: row.top_logprobs] for ids, values, row in best]
-    each = zip(batch.sampled, sampled.tokens.tolist(), sampled.logprobs.tolist(), tops, strict=True)
-    return tuple(NewToken(*token) for token in each)
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """What a captured step refuses becomes a StageError."""
+    try:
+        yield
+    except ValueError as error:
+        logger.exception(what)
+        raise StageError(f"{what}: {error}") from error
 
 
 def _logprobs(logits: Tensor, tokens: Tensor) -> list[float]:

@@ -134,7 +134,9 @@ class Scheduler:
         work = tuple(self._work(shard) for shard in self._shards)
         if not any(work) and not any(shard.ends for shard in self._shards):
             return None
-        plans = {index: self._plan(index, slices, trace) for index, slices in enumerate(work)}
+        decodes = all(part.sample and not part.tokens for slices in work for _, part in slices)
+        rows = max(map(len, work)) if decodes else 0
+        plans = {index: self._plan(index, slices, trace, rows) for index, slices in enumerate(work)}
         self._in_flight.append(ScheduledStep(self._next_step, work))
         self._next_step += 1
         return plans
@@ -209,7 +211,7 @@ class Scheduler:
                 return False
         return True
 
-    def _plan(self, index: int, work: Work, trace: bool) -> StepPlan:
+    def _plan(self, index: int, work: Work, trace: bool, decode_rows: int) -> StepPlan:
         shard, starts = self._shards[index], []
         for live, _ in work:
             if not live.started:
@@ -225,6 +227,7 @@ class Scheduler:
             starts=tuple(starts),
             slices=tuple(part for _, part in work),
             trace=trace,
+            decode_rows=decode_rows,
         )
 
     def _advance(

@@ -44,7 +44,10 @@ class TokenCounts:
 
 
 class SequenceSampler:
-    """Makes the `SamplingRow` of a sequence's next token. A sequence without changes of its logits keeps no counts."""
+    """Makes the `SamplingRow` of a sequence's next token. A sequence without changes of its logits keeps no counts.
+
+    greedy: whether every token is the largest logit's, whatever the tokens before, and nothing more is told of it.
+    """
 
     def __init__(self, start: SequenceStart) -> None:
         how = self._how = start.sampling
@@ -58,6 +61,8 @@ class SequenceSampler:
             self._bias_tokens = torch.tensor([token for token, _ in how.logit_bias], dtype=torch.int64)
             self._bias = torch.tensor([bias for _, bias in how.logit_bias], dtype=torch.float64)
         self._ban = torch.tensor(how.stop_ban, dtype=torch.int64)
+        changes = self._counts is not None or how.logit_bias or how.stop_ban
+        self.greedy = how.temperature == 0.0 and not changes and not how.top_logprobs
 
     def took(self, token: int) -> None:
         """The sequence goes on with this token."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import zmq
 
+from ..kernels.protocol import AheadKernels
 from ..kernels.select import ACCELERATED, select_kernels
 from .calibration import Collector
 from .checkpoint import Checkpoint
@@ -33,6 +36,7 @@ from .shard_check import check_kernels
 from .shard_group import HELLO
 from .statistics_plan import StatisticsError, StatisticsPlan
 from .statistics_writer import ShardStatistics
+from .step_answer import Answer
 from .step_batch import PlanError, SequenceTable
 from .step_plan import StageTime, StepPlan, StepResult
 from .weights import load_shard
@@ -96,6 +100,15 @@ class ShardStats:
     error: str
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A step on its way. times: of its stages, if they are told."""
+
+    step: int
+    answer: Answer
+    times: list[StageTime]
+
+
 class Shard:
     """One shard. `open`, then `start`, then steps until `stop` or the router is gone."""
 
@@ -104,6 +117,7 @@ class Shard:
         self._steps = 0
         self._dropped = 0
         self._error = ""
+        self._on_their_way: deque[_Running] = deque()
         self._thread: threading.Thread | None = None
         self._links: Links | None = None
         self._stopping = threading.Event()
@@ -152,7 +166,10 @@ class Shard:
         self._table = SequenceTable(kv.num_pages, start.page_size)
         stages = self._stages = ModelStages(model, weights, kernels, kv)
         self._overrides = Overrides(stages, kernels, start.page_size, start.threads)
-        self._interpreter = Interpreter(stages, kernels, self._exchange, start.program)
+        fixed = None
+        if isinstance(self._exchange, CollectiveExchange) and isinstance(kernels, AheadKernels) and kernels.leaves_out:
+            fixed = self._exchange.fixed()
+        self._interpreter = Interpreter(stages, kernels, self._exchange, start.program, fixed)
         self._plans = self._links.connect(zmq.DEALER, start.plan_address, events=zmq.EVENT_DISCONNECTED)
         self._router_gone = self._plans.get_monitor_socket()
         if isinstance(self._exchange, ZmqExchange):
@@ -235,14 +252,18 @@ class Shard:
             poller.register(socket, zmq.POLLIN)
         with torch.inference_mode():
             while not self._error:
-                ready = dict(poller.poll())
+                # A device that computes is asked again and again: to sleep would take longer than the step may.
+                ready = dict(poller.poll(0 if self._on_their_way else None))
                 if self._interrupt in ready or self._stopping.is_set():
                     break
                 if self._router_gone in ready:
                     # Nobody will call `stop` any more; Ray ends this process.
                     self._error = "the router is gone"
                     break
-                self._receive_plan()
+                if self._plans in ready:
+                    self._receive_plan()
+                elif self._on_their_way[0].answer.ready:
+                    self._finish()
         self._plans.disable_monitor()
 
     def _receive_plan(self) -> None:
@@ -255,25 +276,46 @@ class Shard:
         if (plan.engine, plan.epoch) != (start.engine, start.epoch):
             self._dropped += 1
             return
-        self._plans.send(encode(self._step(plan)))
+        follows = self._interpreter.runs_ahead and not plan.trace and self._table.can_follow(plan)
+        # Beside a step on its way a second one may be begun, if it can do without the first one's tokens on the host.
+        while len(self._on_their_way) > follows and not self._error:
+            self._finish()
+        if not self._error:
+            with self._failing(plan.step):
+                self._begin(plan)
+        if not self._error and self._on_their_way[-1].answer.ready:
+            while self._on_their_way and not self._error:
+                self._finish()
 
-    def _step(self, plan: StepPlan) -> StepResult:
-        """Runs one plan. Whatever goes wrong becomes the result's error, and the loop ends."""
-        start = self._start
+    def _begin(self, plan: StepPlan) -> None:
+        """Begins to run a plan."""
+        if plan.program != self._start.program.name:
+            raise PlanError(f"the plan names program {plan.program!r}, this shard has {self._start.program.name!r}")
+        batch = self._table.apply(plan)
         times: list[StageTime] = []
-        try:
-            if plan.program != start.program.name:
-                raise PlanError(f"the plan names program {plan.program!r}, this shard has {start.program.name!r}")
-            batch = self._table.apply(plan)
-            answer = self._interpreter.run(plan.step, batch, times if plan.trace else None)
+        answer = self._interpreter.begin(plan.step, batch, plan.decode_rows, times if plan.trace else None)
+        self._table.promise(plan.step, batch)
+        self._on_their_way.append(_Running(plan.step, answer, times))
+
+    def _finish(self) -> None:
+        """Waits for the oldest step on its way and answers the router."""
+        running, start = self._on_their_way.popleft(), self._start
+        with self._failing(running.step):
+            answer = running.answer.wait()
             for item in answer.tokens:
-                self._table.sampled(item.sequence, item.token)
+                self._table.sampled(running.step, item.sequence, item.token)
             self._steps += 1
-            return StepResult(
-                start.engine, start.epoch, plan.step, start.shard, answer.tokens, answer.scores, tuple(times), ""
-            )
+            told = answer.tokens, answer.scores, tuple(running.times), ""
+            self._plans.send(encode(StepResult(start.engine, start.epoch, running.step, start.shard, *told)))
+
+    @contextmanager
+    def _failing(self, step: int) -> Iterator[None]:
+        """Whatever goes wrong becomes the result of the step, and the loop ends."""
+        start = self._start
+        try:
+            yield
         except Exception as error:
             if not isinstance(error, StageError | PlanError):
-                logger.exception("shard %d, step %d", start.shard, plan.step)
-            self._error = f"step {plan.step}: {error}" if isinstance(error, StageError | PlanError) else repr(error)
-            return StepResult(start.engine, start.epoch, plan.step, start.shard, (), (), (), self._error)
+                logger.exception("shard %d, step %d", start.shard, step)
+            self._error = f"step {step}: {error}" if isinstance(error, StageError | PlanError) else repr(error)
+            self._plans.send(encode(StepResult(start.engine, start.epoch, step, start.shard, (), (), (), self._error)))

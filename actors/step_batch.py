@@ -38,8 +38,9 @@ class Scored:
 class StepBatch:
     """One step of one shard. T rows, one a token.
 
-    tokens: [T] int64. paged: where they stand in the KV cache. sampled: the sequences that get a token; sampled_rows:
-    the row of each that is sampled; sampling: how.
+    tokens: [T] int64; -1 - r where the token is still on the device: that of row r of the step before. paged: where
+    they stand in the KV cache. sampled: the sequences that get a token; sampled_rows: the row of each that is sampled;
+    sampling: how. greedy: `SequenceSampler.greedy` of all of them.
     """
 
     tokens: Tensor
@@ -48,6 +49,7 @@ class StepBatch:
     sampled_rows: tuple[int, ...]
     sampling: tuple[SamplingRow, ...]
     scored: tuple[Scored, ...]
+    greedy: bool
 
     def on(self, device: torch.device) -> StepBatch:
         """With what the stages read on a device; all are copied without waiting. sampling stays as it is."""
@@ -81,6 +83,8 @@ class _Sequence:
     pages: list[int] = field(default_factory=list)
     length: int = 0
     last_token: int | None = None
+    promised: int = -1
+    """The step that will give the token after the last one; -1 for none."""
 
 
 class SequenceTable:
@@ -104,10 +108,26 @@ class SequenceTable:
             self._sequences[start.sequence] = _Sequence(start, SequenceSampler(start))
         return self._batch(plan.slices)
 
-    def sampled(self, sequence: int, token: int) -> None:
-        """Remembers the token that a sequence goes on with."""
-        self._sequences[sequence].last_token = token
-        self._sequences[sequence].sampler.took(token)
+    def can_follow(self, plan: StepPlan) -> bool:
+        """Whether the plan can be applied while the tokens of the step before it are only promised: all that it needs
+        of them are the tokens themselves."""
+        here = (self._sequences.get(part.sequence) for part in plan.slices)
+        return plan.decode_rows > 0 and all(sequence is None or sequence.sampler.greedy for sequence in here)
+
+    def promise(self, step: int, batch: StepBatch) -> None:
+        """A step's tokens are on their way: its sequences go on with what its rows will have sampled."""
+        for row, number in zip(batch.sampled_rows, batch.sampled, strict=True):
+            sequence = self._sequences[number]
+            sequence.last_token, sequence.promised = -1 - row, step
+
+    def sampled(self, step: int, number: int, token: int) -> None:
+        """Remembers the token that a step gave a sequence, which may have gone on or ended since it was promised."""
+        sequence = self._sequences.get(number)
+        if sequence is None:
+            return
+        sequence.sampler.took(token)
+        if sequence.promised in (-1, step):
+            sequence.last_token, sequence.promised = token, -1
 
     def _batch(self, slices: tuple[Slice, ...]) -> StepBatch:
         tokens: list[int] = []
@@ -137,6 +157,7 @@ class SequenceTable:
             tuple(sampled_rows),
             tuple(sampling),
             tuple(scored),
+            all(self._sequences[number].sampler.greedy for number in sampled),
         )
 
     def _take(self, sequence: _Sequence, part: Slice) -> tuple[int, ...]:

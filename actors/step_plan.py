@@ -85,13 +85,14 @@ class Slice:
     next_token: int = -1
 
 
-@message(version=1)
+@message(version=2)
 @dataclass(frozen=True)
 class StepPlan:
     """One step of one shard. All shards get a plan each step, also with no slices: they hold experts for the others.
 
     A shard first drops the sequences in `ends` (their pages may be another's in this very plan), then takes up
-    `starts`, then runs `slices`, at most one a sequence. Sequence numbers are never used again.
+    `starts`, then runs `slices`, at most one a sequence. Sequence numbers are never used again. decode_rows: the slices
+    of the shard that has the most, where all slices of all shards go on with a sampled token and are sampled; else 0.
     """
 
     engine: str
@@ -102,6 +103,7 @@ class StepPlan:
     starts: tuple[SequenceStart, ...]
     slices: tuple[Slice, ...]
     trace: bool
+    decode_rows: int = 0
 
 
 @message(version=2)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -235,6 +235,19 @@ class Sampled:
     top_logprobs: Tensor
 
 
+@dataclass(frozen=True)
+class Greedy:
+    """The most probable token of S rows of logits, ties to the lower id, and its log probability as `Sampled` has it.
+
+    tokens: [S] int64. logprobs: [S] float32. largest: [S] float32, each row's largest logit: what stands beside one
+    that is no finite number means nothing.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+    largest: Tensor
+
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -366,4 +379,19 @@ class Kernels(Protocol):
         whose memory this one shares: both may not run at the same time, and what one leaves in tensors that nobody
         holds any more the other overwrites.
         """
+        ...
+
+
+@runtime_checkable
+class AheadKernels(Kernels, Protocol):
+    """A backend whose operations return before they are done, so that a step can be begun while the last one runs.
+
+    Its graphs record what torch computes on its device too. leaves_out: whether `write_kv` leaves out slots below 0
+    and `experts` experts below 0, whose rows of the result are then undefined.
+    """
+
+    leaves_out: bool
+
+    def greedy(self, logits: Tensor) -> Greedy:
+        """logits [S, V] float; waits for nothing and refuses no value."""
         ...

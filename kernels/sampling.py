@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .logit_changes import changed_logits
 from .ordered import ordered_exp
-from .protocol import Sampled, SamplingRow
+from .protocol import Greedy, Sampled, SamplingRow
 from .sampling_limits import MAX_TOP_LOGPROBS
 
 _MASK = (1 << 64) - 1
@@ -106,6 +106,15 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     return Sampled(tokens, logprobs, top_tokens, top_logprobs)
 
 
+def greedy(logits: Tensor) -> Greedy:
+    """`AheadKernels.greedy`, by operations of the logits' device alone."""
+    logits = logits.to(torch.float32)
+    largest = logits.amax(1)
+    sums = _integers(logits - largest[:, None]).sum(1).to(torch.float64)
+    logprobs = -(sums * 2.0**-WEIGHT_BITS).log()
+    return Greedy(logits.argmax(1), logprobs.to(torch.float32), largest)
+
+
 def _largest(logits: Tensor, index: int) -> float:
     best = float(logits.max())
     if not -math.inf < best < math.inf:
@@ -123,7 +132,11 @@ def _weights(logits: Tensor, best: float, temperature: float) -> Tensor:
     """Weights of logits [n] float32 whose row's largest is `best` -> [n] int64."""
     # A tensor on the device: by a number on the host an accelerator multiplies with its reciprocal.
     divisor = torch.tensor(max(temperature, LEAST_TEMPERATURE), dtype=torch.float32, device=logits.device)
-    scaled = (logits - best) / divisor
+    return _integers((logits - best) / divisor)
+
+
+def _integers(scaled: Tensor) -> Tensor:
+    """Weights, int64, of float32 (z - b) / T."""
     return (ordered_exp(scaled).to(torch.float64) * 2.0**WEIGHT_BITS).round().to(torch.int64)
 
 

@@ -16,17 +16,20 @@ from .checks import INT4_GROUP
 from .protocol import (
     ActivationFormat,
     Activations,
+    AheadKernels,
     Bf16Matrix,
     ExpertMatrix,
     ExpertWeights,
     Fp8Matrix,
     GateConfig,
+    Greedy,
     Int4Matrix,
     Int4Weight,
     Int8Matrix,
     Int8Weight,
     Kernels,
     PagedBatch,
+    Sampled,
     SamplingRow,
     activation_format,
 )
@@ -257,6 +260,14 @@ class _Check:
             SamplingRow(0.8, 0.9, 0, 7, 3, 0.01, 5),
             SamplingRow(1.2, 1.0, 40, 8, 4),
         ]
+        if isinstance(self._kernels, AheadKernels):
+            plain = [SamplingRow(0.0, 1.0, 0, 0, 0)] * len(logits)
+
+            def greedy(k: Kernels, t: _Mover) -> Greedy | Sampled:
+                return k.greedy(t(logits)) if isinstance(k, AheadKernels) else k.sample(t(logits), plain)
+
+            self._both("sample", lambda k, t: greedy(k, t).tokens, exact=True)
+            self._both("sample", lambda k, t: greedy(k, t).logprobs)
         self._both("sample", lambda k, t: k.sample(t(logits), rows).tokens, exact=True)
         self._both("sample", lambda k, t: k.sample(t(logits), rows).logprobs)
         self._both("sample", lambda k, t: k.sample(t(logits), rows).top_tokens, exact=True)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from .protocol import Greedy
 from .reference import ReferenceKernels
+from .sampling import greedy
 
 
 class TorchKernels(ReferenceKernels):
     """`ReferenceKernels` on a torch device: the same bits as on the CPU, by many small operations."""
 
     name = "torch"
+    leaves_out = False
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
+
+    def greedy(self, logits: Tensor) -> Greedy:
+        return greedy(logits)

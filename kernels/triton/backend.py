@@ -18,6 +18,7 @@ from ..protocol import (
     ExpertWeights,
     GateConfig,
     Graph,
+    Greedy,
     IntegerWeight,
     LayerExperts,
     LinearWeight,
@@ -36,7 +37,7 @@ from .graph import TritonGraph
 from .layouts import TiledExperts, tile_experts
 from .linear import head_linear, integer_linear, linear
 from .quantize import quantize
-from .sampling import sample_rows
+from .sampling import greedy, sample_rows
 from .tiles import TileTable, gpu_name
 
 
@@ -47,6 +48,7 @@ class TritonKernels:
     name = "triton"
     activation_dtype = torch.float32
     splits_floats = True
+    leaves_out = True
 
     def __init__(self, device: torch.device) -> None:
         described = device.type == "meta"
@@ -135,6 +137,9 @@ class TritonKernels:
 
     def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
         return sample_rows(logits, rows)
+
+    def greedy(self, logits: Tensor) -> Greedy:
+        return greedy(logits)
 
     def take_rows(self, table: Tensor, rows: Tensor) -> Tensor:
         self._check.take_rows(table, rows)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..protocol import Sampled, SamplingRow
+from ..protocol import Greedy, Sampled, SamplingRow
 from ..sampling import WEIGHT_BITS, check_sampling, sample
 from .arithmetic import ordered_exp
 
@@ -59,22 +59,28 @@ def sample_rows(logits: Tensor, rows: list[SamplingRow]) -> Sampled:
     plain = all(row.temperature == 0.0 and row.changes is None and row.top_logprobs == 0 for row in rows)
     if not plain or not rows:
         return sample(logits, rows)
-    count, device = len(rows), logits.device
+    found = greedy(logits)
+    finite = found.largest.isfinite()
+    if not bool(finite.all()):
+        index = int((~finite).nonzero()[0, 0])
+        raise ValueError(
+            f"sample: the largest of logits row {index} is {float(found.largest[index])}, expected a finite number"
+        )
+    nothing = torch.empty((len(rows), 0), dtype=torch.int64, device=logits.device)
+    return Sampled(found.tokens, found.logprobs, nothing, nothing.to(torch.float32))
+
+
+def greedy(logits: Tensor) -> Greedy:
+    """`AheadKernels.greedy`."""
+    count, device = logits.shape[0], logits.device
     tokens = torch.empty(count, dtype=torch.int64, device=device)
     largest = torch.empty(count, dtype=torch.float32, device=device)
     weights = torch.empty(count, dtype=torch.int64, device=device)
     greedy_rows[(count,)](
         logits, tokens, largest, weights, logits.shape[1], _POWER, _MAGIC, _BLOCK, num_warps=8, enable_fp_fusion=False
     )
-    finite = largest.isfinite()
-    if not bool(finite.all()):
-        index = int((~finite).nonzero()[0, 0])
-        raise ValueError(
-            f"sample: the largest of logits row {index} is {float(largest[index])}, expected a finite number"
-        )
     logprobs = (-torch.log(weights.to(torch.float64) * 2.0**-WEIGHT_BITS)).to(torch.float32)
-    nothing = torch.empty((count, 0), dtype=torch.int64, device=device)
-    return Sampled(tokens, logprobs, nothing, nothing.to(torch.float32))
+    return Greedy(tokens, logprobs, largest)
 
 
-__all__ = ["sample_rows"]
+__all__ = ["greedy", "sample_rows"]

@@ -85,7 +85,7 @@ class Engine:
         times: list[StageTime] | None = [] if timed else None
         answer = self.interpreter.run(self.step, batch, times)
         for item in answer.tokens:
-            self.table.sampled(item.sequence, item.token)
+            self.table.sampled(plan.step, item.sequence, item.token)
         self.step += 1
         return list(answer.tokens)
 
@@ -199,7 +199,7 @@ def test_the_steps_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = select_kernels("reference", 1)
     steps = captured_step.CapturedSteps()
     made = {
-        rows: captured_step.CapturedStep(kernels, captured_step.DecodeInputs(rows, 3, kernels.device))
+        rows: captured_step.CapturedStep(kernels, captured_step.DecodeInputs(rows, 3))
         for rows in (1, 2, 3)
     }
     steps.keep(1, made[1])

@@ -34,7 +34,7 @@ def test_a_prompt_then_the_sampled_token() -> None:
     assert (batch.sampled, batch.sampled_rows) == ((1,), (4,))
     assert batch.sampling[0].position == 5
     assert batch.scored[0].targets == (6, 7, 8, 9)
-    table.sampled(1, 44)
+    table.sampled(0, 1, 44)
     batch = table.apply(replace(PLAN, step=1, slices=(Slice(1, 5, (), (), True),)))
     assert batch.tokens.tolist() == [44]
     assert batch.paged.positions.tolist() == [5]
@@ -145,7 +145,7 @@ def test_with_the_scheduler_every_sequence_sees_its_own_tokens(
         rows = [part.sequence for part in plan.slices]
         tokens = [next_token(account.read(batch, rows.index(sequence))) for sequence in batch.sampled]
         for sequence, token in zip(batch.sampled, tokens, strict=True):
-            table.sampled(sequence, token)
+            table.sampled(0, sequence, token)
         ends = batch.paged.query_start.tolist()[1:]
         assert list(batch.sampled_rows) == [ends[rows.index(sequence)] - 1 for sequence in batch.sampled]
         # A target as its own score, so that the scores spell the prompt.
