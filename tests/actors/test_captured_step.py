@@ -198,10 +198,7 @@ def test_the_steps_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captured_step, "KEPT_STEPS", 2)
     kernels = select_kernels("reference", 1)
     steps = captured_step.CapturedSteps()
-    made = {
-        rows: captured_step.CapturedStep(kernels, captured_step.DecodeInputs(rows, 3))
-        for rows in (1, 2, 3)
-    }
+    made = {rows: captured_step.CapturedStep(kernels, captured_step.DecodeInputs(rows, 3)) for rows in (1, 2, 3)}
     steps.keep(1, made[1])
     steps.keep(2, made[2])
     assert steps.find(1) is made[1]
