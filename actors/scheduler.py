@@ -84,11 +84,6 @@ class Scheduler:
             cached_tokens=self._cached_tokens,
         )
 
-    @property
-    def steps_in_flight(self) -> int:
-        """Steps scheduled and not yet completed."""
-        return len(self._in_flight)
-
     def add(self, request: Generate) -> Progress | None:
         """Queues a request. One that can never run is not queued: its `Progress` with finish "error" is returned.
 

@@ -26,7 +26,6 @@ PACK = 8
 # Column of nibble i (least significant first) within its eight: AutoAWQ's order, which Quark calls "reorder".
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
-_LOW_NIBBLES = 0x0F0F0F0F0F0F0F0F
 _GROUPS_A_CHUNK = 1 << 16  # about 1 MB of temporaries: stays in cache, and bounds memory
 
 
@@ -131,20 +130,6 @@ def split_nibbles(values: Tensor) -> Tensor:
     _expect_int4(values, GROUP_SIZE)
     halves = (values + 8).view(torch.uint8).unflatten(1, (-1, 2, GROUP_SIZE // 2))
     return (halves[:, :, 0] | (halves[:, :, 1] << 4)).flatten(1)
-
-
-def split_packed(packed: Tensor) -> Tensor:
-    """packed [N, K/8] int32 native -> [N, K/2] uint8 as `split_nibbles(unpack_native(packed))`, without unpacking: in
-    both layouts a nibble is the value + 8, only their places differ. K must be a multiple of 32."""
-    _expect("packed", packed, torch.int32, 2)
-    _expect_multiple("packed", packed.shape[1] * PACK, GROUP_SIZE)
-    # Byte j of a group's 16 holds columns 2j and 2j + 1; those of its second half go to the high nibbles. Done eight
-    # bytes at a time: a group is two words.
-    words = packed.contiguous().view(torch.int64).view(-1, 2)
-    first, second = words[:, 0], words[:, 1]
-    even = (first & _LOW_NIBBLES) | ((second & _LOW_NIBBLES) << 4)
-    odd = ((first >> 4) & _LOW_NIBBLES) | (second & ~_LOW_NIBBLES)
-    return torch.stack((even.view(torch.uint8), odd.view(torch.uint8)), dim=-1).view(packed.shape[0], -1)
 
 
 def join_nibbles(nibbles: Tensor) -> Tensor:

@@ -31,8 +31,7 @@ _SILENCE_S = 60.0
 class EngineSettings:
     """What is measured. threads: of each shard. runs: rounds, in each of which every variant is measured once.
     int8_weights, int4_weights: as in `EngineConfig`, for all formats; where neither is given, those of `LinearBits.of`
-    the format. peers: names of PEERS, on as many threads as all shards together. gguf: the
-    model for llama.cpp."""
+    the format. peers: names of PEERS, on as many threads as all shards together. work_dir: keeps their weights."""
 
     formats: tuple[str, ...]
     sizes: Sizes
@@ -42,7 +41,7 @@ class EngineSettings:
     int8_weights: tuple[str, ...] | None = None
     int4_weights: tuple[str, ...] | None = None
     peers: tuple[str, ...] = ()
-    gguf: Path | None = None
+    work_dir: Path = Path()
 
     def __post_init__(self) -> None:
         """Raises BenchUsageError for formats and weights that there are not."""
@@ -102,7 +101,7 @@ async def bench_engine(path: Path, model: str, settings: EngineSettings, say: Ca
             running = _engine(settings.engine(path, format), config.vocab_size)
             variants[format] = await stack.enter_async_context(running)
         for peer in settings.peers:
-            opened = open_peer(peer, path, settings.all_threads, settings.gguf)
+            opened = open_peer(peer, path, settings.work_dir, settings.all_threads)
             variants[peer] = stack.enter_context(opened)
         for variant in variants.values():
             await variant.measure(settings.sizes)  # warms pages and caches, and is not counted

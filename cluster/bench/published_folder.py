@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -25,9 +26,10 @@ _SCRATCH = "bench-peer-"
 _FILE = "model-00001-of-000001.safetensors"
 
 
-def published_folder(source: Path) -> Path:
-    """The folder beside `source`, made once. Raises BenchUsageError for a source that is neither w4a16 nor bf16."""
-    kept = source.with_name(f"{source.name}-bf16")
+def published_folder(source: Path, work_dir: Path) -> Path:
+    """The folder in work_dir, made once from a source as it is. Raises BenchUsageError for a source that is neither
+    w4a16 nor bf16."""
+    kept = work_dir / f"{source.name}-{_state(source)}-bf16"
     if kept.exists():
         return kept
     checkpoint = Checkpoint(source)
@@ -50,6 +52,12 @@ def published_config(content: dict[str, Any]) -> dict[str, Any]:
     text = dict(content.get("text_config", content))
     text.pop("quantization_config", None)
     return text | {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "torch_dtype": "bfloat16"}
+
+
+def _state(source: Path) -> str:
+    """Changes when the files of the checkpoint do."""
+    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in source.iterdir())
+    return hashlib.sha256(json.dumps([str(source.resolve()), files]).encode()).hexdigest()[:12]
 
 
 def _write(checkpoint: Checkpoint, folder: Path) -> None:

@@ -42,13 +42,14 @@ class SoakError(Exception):
 @dataclass(frozen=True)
 class SoakSettings:
     """seconds: of the whole soak, a third of which runs the requests alone. seed: of all that is random. shards: of the
-    loaded engine. precision, int8_weights: as in `EngineConfig`."""
+    loaded engine. precision, int8_weights, int4_weights: as in `EngineConfig`."""
 
     seconds: float
     seed: int = 0
     shards: int = 2
     precision: str = "auto"
     int8_weights: tuple[str, ...] = ()
+    int4_weights: tuple[str, ...] = ()
 
     @property
     def cpus(self) -> int:
@@ -67,7 +68,7 @@ class SoakSettings:
 
     def _both(self, path: Path) -> EngineConfig:
         config = EngineConfig(str(path), precision=self.precision, page_size=PAGE, silence_s=_SILENCE_S)
-        return replace(config, int8_weights=self.int8_weights)
+        return replace(config, int8_weights=self.int8_weights, int4_weights=self.int4_weights)
 
 
 @dataclass(frozen=True)

@@ -86,11 +86,6 @@ def matrix_bytes(format: str, rows: int, columns: int) -> int:
     raise ValueError(f"format {format!r}: its bytes are not known")
 
 
-def uniform_touched(experts: int, chosen: int, batch: int) -> float:
-    """Distinct experts that `batch` tokens touch if each chooses `chosen` of `experts` evenly and for itself."""
-    return experts * (1 - (1 - chosen / experts) ** batch)
-
-
 def _linear_bytes(spec: TensorSpec, formats: Mapping[str, str]) -> int:
     shape = spec.shapes[0]
     if spec.kind not in formats or len(shape) != 2 or spec.name.endswith("kv_b_proj.weight"):

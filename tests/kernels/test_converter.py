@@ -46,7 +46,7 @@ def test_native(converter: CpuConverter, rows: int, groups: int, bfloat: bool, s
     packed, narrow, wide = formats.pack_native(values), int4(rows, 32 * groups), int8(rows, 32 * groups)
     converter.native(packed, scale, narrow)
     folded = REFERENCE.fold(packed, scale)
-    same(narrow, formats.split_packed(packed), folded.multipliers, folded.scale)
+    same(narrow, formats.split_nibbles(values), folded.multipliers, folded.scale)
     weight = formats.dequantize_native(packed, scale, torch.float32)
     if bool(weight.isfinite().all()):
         converter.native(packed, scale, wide)

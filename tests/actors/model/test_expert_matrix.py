@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from deepseek_oracle import NATIVE, QUANTIZATION, WRITERS, save_checkpoint, write_native
-from hypothesis import given
-from hypothesis import strategies as st
 
 from flyray.actors.checkpoint import Checkpoint, CheckpointError
 from flyray.actors.model.expert_matrix import MatrixReader, Parts, allocate_matrix, matrix_rows, memory_formats
@@ -22,7 +20,6 @@ from flyray.kernels.formats import (
     quantize_int8_rows,
     quantize_native,
     split_nibbles,
-    split_packed,
 )
 
 NAME = "model.layers.1.mlp.experts.0.gate_proj"
@@ -33,18 +30,6 @@ def read(reader: MatrixReader, disk: str, memory: str, rows: int, columns: int) 
     parts = matrix_rows(matrix, 0, 0, rows)
     reader.read(NAME, disk, memory, parts)
     return parts
-
-
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_nibbles_move_as_if_unpacked(rows: int, groups: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randint(-8, 8, (rows, 32 * groups), generator=generator).to(torch.int8)
-    assert torch.equal(split_packed(pack_native(values)), split_nibbles(values))
-
-
-def test_nibbles_of_half_a_group_are_refused() -> None:
-    with pytest.raises(ValueError, match="packed: 48 columns are not a multiple of 32"):
-        split_packed(torch.zeros(2, 6, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("threads", [1, 3])

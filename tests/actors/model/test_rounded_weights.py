@@ -21,7 +21,7 @@ from flyray.actors.weights import load_shard
 from flyray.cluster.quantize.recipe import Scheme
 from flyray.cluster.quantize.rounding import quantize_matrix
 from flyray.kernels.cpu.backend import CpuKernels
-from flyray.kernels.formats import quantize_int8_rows, split_packed, unpack_multipliers
+from flyray.kernels.formats import quantize_int8_rows, split_nibbles, unpack_multipliers, unpack_native
 from flyray.kernels.protocol import Int4Weight, Int8Weight, LinearWeight
 from flyray.kernels.reference_quantizer import ReferenceQuantizer
 from flyray.kernels.select import select_kernels
@@ -100,7 +100,7 @@ def test_int4_is_rounded_as_quantize_rounds_floats(kinds: tuple[str, ...], check
                 continue
             made = quantize_matrix(scheme, "bf16", {"weight": source}, None, ReferenceQuantizer(), 1 << 20).parts
             assert isinstance(weight, Int4Weight)
-            assert torch.equal(weight.nibbles, split_packed(made["weight_packed"]))
+            assert torch.equal(weight.nibbles, split_nibbles(unpack_native(made["weight_packed"])))
             assert torch.equal(weight.multipliers, unpack_multipliers(made["weight_multiplier"]))
             assert torch.equal(weight.scale, made["weight_scale"])
 

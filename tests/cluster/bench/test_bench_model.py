@@ -50,8 +50,9 @@ def test_a_checkpoint_is_measured_where_it_lies(tmp_path: Path) -> None:
 def test_peers_compute_the_same_logits_from_the_published_folder(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "model")
     tokens = [5, 200, 17, 3, 90, 41, 8, 133]
-    folder = published_folder(source)
-    assert published_folder(source) == folder
+    folder = published_folder(source, tmp_path / "work")
+    assert published_folder(source, tmp_path / "work") == folder
+    assert folder.parent == tmp_path / "work"
     peer = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         expected = peer(torch.tensor([tokens])).logits[0]

@@ -15,7 +15,12 @@ from flyray.cluster.bench.soak import Answer, SoakError, SoakSettings, compare, 
 def test_answers_under_load_are_those_of_requests_run_alone(local_cluster: None, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "model")
     said: list[str] = []
-    report = soak(path, SoakSettings(6.0, precision="w4a8"), said.append, lambda main: asyncio.run(main()))
+    report = soak(
+        path,
+        SoakSettings(6.0, precision="w4a8", int8_weights=("head",), int4_weights=("shared",)),
+        said.append,
+        lambda main: asyncio.run(main()),
+    )
     assert said == [f"{report.pool} requests have run alone"]
     assert min(report.equal, report.cancelled, report.preemptions, report.cached_tokens) > 0
     assert f"{report.equal} answers of {report.pool} requests" in report.lines()[0]
