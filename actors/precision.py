@@ -188,7 +188,8 @@ def _rows(
     yield plain("shared experts", "linear", "silu_mul")
     yield from _expert_rows(experts, activation, run("quantize"), run("experts"))
     yield plain("lm_head", "linear")
-    yield PrecisionRow("KV cache", "-", activation, activation, run("write_kv", "mla_attention"))
+    entries = _short(kernels.kv_dtype)
+    yield PrecisionRow("KV cache", "-", entries, entries, run("write_kv", "mla_attention"))
 
 
 def _kept(kind: str, disk: str, rounded: Mapping[str, str]) -> str:

@@ -45,8 +45,10 @@ class ArgumentChecks:
     Each method checks one operation's arguments and returns the sizes that the operation needs.
     """
 
-    def __init__(self, activation_dtype: torch.dtype, device: torch.device) -> None:
-        self._float = (activation_dtype,)
+    def __init__(
+        self, activation_dtype: torch.dtype, device: torch.device, kv_dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._float, self._kv = (activation_dtype,), (kv_dtype,)
         self._weight = (torch.bfloat16, torch.float32)
         self._device = device.type
 
@@ -126,7 +128,7 @@ class ArgumentChecks:
         num_pages, page_size, _ = self._shape("write_kv", "pages", pages, 3)
         self._require("write_kv", "latent", latent, self._float, (tokens, rank))
         self._require("write_kv", "k_rope", k_rope, self._float, (tokens, rope))
-        self._require("write_kv", "pages", pages, self._float, (num_pages, page_size, rank + rope))
+        self._require("write_kv", "pages", pages, self._kv, (num_pages, page_size, rank + rope))
         self._require("write_kv", "slots", slots, (torch.int64,), (tokens,))
         return tokens, rank, rope, num_pages * page_size
 
@@ -135,8 +137,8 @@ class ArgumentChecks:
         op = "mla_attention"
         tokens, heads, width = self._shape(op, "q", q, 3)
         num_pages, page_size, _ = self._shape(op, "pages", pages, 3)
-        self._require(op, "q", q, self._float, (tokens, heads, width))
-        self._require(op, "pages", pages, self._float, (num_pages, page_size, width))
+        self._require(op, "q", q, (*self._float, *self._kv), (tokens, heads, width))
+        self._require(op, "pages", pages, self._kv, (num_pages, page_size, width))
         if not 0 < kv_lora_rank <= width:
             raise ValueError(f"{op}: kv_lora_rank is {kv_lora_rank}, expected 1 to {width}, the width of q")
         sequences, max_pages = self._shape(op, "batch.page_table", batch.page_table, 2)

@@ -273,9 +273,13 @@ class Kernels(Protocol):
     name: str
     device: torch.device
     activation_dtype: torch.dtype
+    kv_dtype: torch.dtype
+    """Of KV pages and of absorbed queries. bfloat16 where they and the shares of attention are rounded to it: a query's
+    result may then stand off the reference's by 1e-2 of the largest entry."""
     splits_floats: bool
     """Whether `linear` and `head_linear` with bfloat16 weights, and `mla_attention`, split float32 into two bfloat16
-    parts. Their results may then stand off the reference's by 1e-4 of the row's largest."""
+    parts, the last for pages of float32. Their results may then stand off the reference's by 1e-4 of the row's
+    largest."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [T, D] float, columns of a wider matrix too, weight [D] bf16 or float -> [T, D] float; mean of squares in
@@ -308,12 +312,13 @@ class Kernels(Protocol):
         ...
 
     def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries for `mla_attention`: q [T, H, A + R] float, weight [H, L, A] bf16 or float32 -> [T, H, L + R] float,
-        `head_linear` of each head's first A values and then `rope` of its last R."""
+        """Queries for `mla_attention`: q [T, H, A + R] float, weight [H, L, A] bf16 or float32 -> [T, H, L + R] of
+        `kv_dtype`, `head_linear` of each head's first A values and then `rope` of its last R."""
         ...
 
     def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
-        """Stores latent [T, L] and rotated k_rope [T, R] at slots [T] of pages [num_pages, page_size, L + R].
+        """Stores latent [T, L] and rotated k_rope [T, R] at slots [T] of pages [num_pages, page_size, L + R] of
+        `kv_dtype`.
 
         How an entry stands in its L + R words is the backend's own: `mla_attention` of the same backend reads it."""
         ...
@@ -321,8 +326,9 @@ class Kernels(Protocol):
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         """Causal attention with absorbed projections over latent pages, prefill and decode alike.
 
-        q [T, H, L + R] float (already multiplied by the key up-projection), pages [num_pages, page_size, L + R]
-        -> [T, H, L] float: softmax(scale * q . kv) over the visible entries, times their first L values.
+        q [T, H, L + R] float or `kv_dtype` (already multiplied by the key up-projection), pages [num_pages, page_size,
+        L + R] of `kv_dtype` -> [T, H, L] float: softmax(scale * q . kv) over the visible entries, times their first L
+        values.
         """
         ...
 

@@ -50,6 +50,7 @@ class ReferenceKernels:
 
     name = "reference"
     activation_dtype = torch.float32
+    kv_dtype = torch.float32
     splits_floats = False
 
     def __init__(self, device: torch.device = _CPU) -> None:

@@ -40,6 +40,8 @@ _COLUMNS = 64
 _RELATIVE_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 # Where activations are split into two bfloat16 parts; the parts alone are within 2^-18 of a value.
 _SPLIT_ERROR = 1e-4
+# Where queries and entries are rounded to bfloat16.
+_KV_ERROR = {torch.float32: 0.0, torch.bfloat16: 2e-2}
 # Another order of sums may round one hidden value to the next FP8 number, which is 1/16 away.
 _FP8_RELATIVE_ERROR = 3e-2
 _TOLD_APART = 1e-4
@@ -118,6 +120,7 @@ class _Check:
         self._reference = ReferenceKernels()
         self._generator = torch.Generator().manual_seed(20_260)
         self._split = _SPLIT_ERROR if kernels.splits_floats else 0.0
+        self._kv = max(self._split, _KV_ERROR[kernels.kv_dtype])
 
     def rows(self) -> None:
         shapes = self._shapes
@@ -185,7 +188,7 @@ class _Check:
         self._both(
             "absorb",
             lambda k, t: k.absorb(t(both), t(up_key, exact=True), t(positions), *(t(table, exact=True),) * 2),
-            relative=self._split,
+            relative=self._kv,
         )
         latents = self._floats(_TOKENS, shapes.heads, shapes.kv_lora_rank)
         up_value = self._floats(shapes.heads, shapes.v_head_dim, shapes.kv_lora_rank).to(torch.bfloat16)
@@ -209,7 +212,7 @@ class _Check:
         q = self._floats(_TOKENS, shapes.heads, width)
 
         def touched(k: Kernels, t: _Mover) -> Tensor:
-            written = torch.zeros_like(t(pages))
+            written = torch.zeros(pages.shape, dtype=k.kv_dtype, device=k.device)
             k.write_kv(written, t(slots), t(latent), t(k_rope))
             return (written.flatten(0, 1) != 0).any(dim=1).float()
 
@@ -217,7 +220,7 @@ class _Check:
 
         def write(k: Kernels, t: _Mover) -> Tensor:
             """Every entry, then those of this step over what stood there: the layout is the backend's own."""
-            written = torch.zeros_like(t(pages))
+            written = torch.zeros(pages.shape, dtype=k.kv_dtype, device=k.device)
             rows = pages.flatten(0, 1)
             old = rows[:, : shapes.kv_lora_rank].contiguous(), rows[:, shapes.kv_lora_rank :].contiguous()
             k.write_kv(written, t(torch.arange(len(rows))), t(old[0]), t(old[1]))
@@ -227,7 +230,7 @@ class _Check:
         self._both(
             "mla_attention",
             lambda k, t: k.mla_attention(t(q), write(k, t), t.batch(batch), width**-0.5, shapes.kv_lora_rank),
-            relative=self._split,
+            relative=self._kv,
         )
 
     def gate(self) -> None:

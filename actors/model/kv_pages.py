@@ -13,7 +13,7 @@ from .config import ModelConfig
 
 @dataclass(frozen=True)
 class KvPages:
-    """values: [layers, num_pages, page_size, L + R] in the backend's activation dtype; a page number is one for all
+    """values: [layers, num_pages, page_size, L + R] in the backend's `kv_dtype`; a page number is one for all
     layers. An entry is the normed latent (L values) and the rotated shared key (R values) of one token, as the
     backend's `write_kv` lays them out."""
 
@@ -35,9 +35,9 @@ class KvPages:
         if num_pages < 1 or page_size < 1:
             raise ValueError(f"a KV cache needs at least one page of one token, not {num_pages} of {page_size}")
         shape = (config.num_hidden_layers, num_pages, page_size, config.kv_width)
-        return KvPages(torch.zeros(shape, dtype=kernels.activation_dtype, device=kernels.device))
+        return KvPages(torch.zeros(shape, dtype=kernels.kv_dtype, device=kernels.device))
 
     @staticmethod
     def page_bytes(config: ModelConfig, page_size: int, kernels: Kernels) -> int:
         """Bytes that one page takes over all layers, to size a cache by memory."""
-        return config.num_hidden_layers * page_size * config.kv_width * kernels.activation_dtype.itemsize
+        return config.num_hidden_layers * page_size * config.kv_width * kernels.kv_dtype.itemsize

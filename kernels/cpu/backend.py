@@ -62,6 +62,7 @@ class CpuKernels:
     name = "cpu"
     device = torch.device("cpu")
     activation_dtype = torch.float32
+    kv_dtype = torch.float32
 
     def __init__(self, threads: int, variant: str = "") -> None:
         self._handle = CpuHandle(threads, variant)

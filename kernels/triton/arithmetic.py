@@ -96,6 +96,13 @@ def from_e4m3(codes):
 
 
 @triton.jit
+def two_parts(value):
+    """float32 as two bfloat16, largest first, within 2^-18 of it."""
+    high = value.to(tl.bfloat16)
+    return high, (value - high.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
 def bfloat_parts(value):
     """float32 as three bfloat16 whose sum it is, largest first: their products with bfloat16 are exact."""
     high = value.to(tl.bfloat16)

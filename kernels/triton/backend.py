@@ -29,8 +29,9 @@ from ..protocol import (
 )
 from ..single_expert import single_expert
 from . import rows as row_kernels
+from .absorb import absorb
 from .argument_checks import TritonChecks
-from .attention import AttentionTile, mla_attention
+from .attention import attention_tile, mla_attention
 from .experts import run_experts
 from .gate import choose
 from .graph import TritonGraph
@@ -43,21 +44,26 @@ from .tiles import TileTable, gpu_name
 
 class TritonKernels:
     """`Kernels` on one GPU. device: which, such as cuda:0, or "meta" to ask for names and sizes alone. Raises
-    ValueError where torch has no such GPU."""
+    ValueError where torch has no such GPU.
+
+    kv_dtype: bfloat16, or float32, whose pages take twice the memory and several times the time, for results that
+    stand no further off the reference than `splits_floats` says."""
 
     name = "triton"
     activation_dtype = torch.float32
     splits_floats = True
     leaves_out = True
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, kv_dtype: torch.dtype = torch.bfloat16) -> None:
         described = device.type == "meta"
         if not described and (device.type != "cuda" or not torch.cuda.is_available()):
             raise ValueError(f"device is {device}, expected a GPU that torch can use, such as cuda:0")
-        self.device = device
-        self._check = TritonChecks(self.activation_dtype, device)
+        if kv_dtype not in (torch.bfloat16, torch.float32):
+            raise ValueError(f"kv_dtype is {kv_dtype}, expected torch.bfloat16 or torch.float32")
+        self.device, self.kv_dtype = device, kv_dtype
+        self._check = TritonChecks(self.activation_dtype, device, kv_dtype)
         self._tiles = TileTable.of("default" if described else gpu_name(device))
-        self._attention = AttentionTile(keys=16 if torch.version.hip is not None else 32)  # a block of LDS holds 16
+        self._attention = attention_tile(kv_dtype, "gfx942" if torch.version.hip is not None else "cuda")
 
     def prepare(self, weights: ExpertWeights) -> TiledExperts:
         """The experts of one layer in the layout that `experts` multiplies; made once, on loading."""
@@ -67,11 +73,11 @@ class TritonKernels:
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         self._check.rms_norm(x, weight)
-        return row_kernels.rms_norm(x.contiguous(), weight, float(eps))
+        return row_kernels.rms_norm(x, weight, float(eps))
 
     def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Activations]:
-        normed = self.rms_norm(x, weight, eps)
-        return normed, quantize(normed, ActivationFormat.INT8)
+        self._check.rms_norm(x, weight)
+        return row_kernels.rms_norm_quantize(x, weight, float(eps))
 
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
         if isinstance(weight, IntegerWeight):
@@ -91,13 +97,12 @@ class TritonKernels:
         return integer_linear(quantize(hidden, ActivationFormat.INT8), down, in_turn=True)
 
     def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        inner = self._check.absorb(q, weight, positions, cos, sin)[2]
-        rotated = self.rope(q[..., inner:], positions, cos, sin)
-        return torch.cat([self.head_linear(q[..., :inner], weight), rotated], dim=-1)
+        self._check.absorb(q, weight, positions, cos, sin)
+        return absorb(q.contiguous(), weight, positions, cos, sin, self.kv_dtype)
 
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         self._check.rope(x, positions, cos, sin)
-        return row_kernels.rope(x.contiguous(), positions, cos, sin)
+        return row_kernels.rope(x, positions, cos, sin)
 
     def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
         self._check.write_kv(pages, slots, latent, k_rope)

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..protocol import Activations, Int4Weight, Int8Weight
-from .arithmetic import bfloat_parts
+from .arithmetic import bfloat_parts, two_parts
 from .unpacking import unpacked
 
 _FEW_PROGRAMS = 264
@@ -132,12 +132,12 @@ def float_products(
             k = chunk * CHUNK + step * COLUMNS + column
             w = tl.load(weight + k[None, :], mask=(k < inner)[None, :], other=0.0)
             rows = tl.load(x + k[None, :], mask=(k < inner)[None, :], other=0.0)
-            high, middle, low = bfloat_parts(rows)
             if weight.dtype.element_ty == tl.bfloat16:
+                high, low = two_parts(rows)
                 part = tl.dot(w, low.T)
-                part = tl.dot(w, middle.T, part)
                 part = tl.dot(w, high.T, part)
             else:
+                high, middle, low = bfloat_parts(rows)
                 w_high, w_middle, w_low = bfloat_parts(w)
                 part = tl.dot(w_low, high.T)
                 part = tl.dot(w_high, low.T, part)
@@ -165,7 +165,8 @@ def add_chunks(parts, out, size, chunks, BLOCK: tl.constexpr):
     tl.store(out + at, total, mask=at < size)
 
 
-def _token_tile(tokens: int) -> int:
+def token_tile(tokens: int) -> int:
+    """Rows of x that a program takes."""
     return 16 if tokens <= 16 else 32 if tokens <= 32 else 64 if tokens <= 256 else 128
 
 
@@ -179,7 +180,7 @@ def integer_linear(x: Activations, weight: Int8Weight | Int4Weight, in_turn: boo
     assert x.scale is not None
     int4 = isinstance(weight, Int4Weight)
     values, multipliers = (weight.nibbles.view(torch.int32), weight.multipliers) if int4 else (weight.values, out)
-    size, rows, columns = _token_tile(tokens), 64 if tokens <= 32 else 128, 256 if int4 else 128
+    size, rows, columns = token_tile(tokens), 64 if tokens <= 32 else 128, 256 if int4 else 128
     grid, depth = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size)), triton.cdiv(inner, columns)
     steps = triton.cdiv(depth, max(1, min(_FEW_PROGRAMS // (grid[0] * grid[1]), depth // 4)))
     parts = triton.cdiv(depth, steps)
@@ -199,7 +200,7 @@ def integer_linear(x: Activations, weight: Int8Weight | Int4Weight, in_turn: boo
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [T, K] float32, weight [N, K] bf16 or float32 -> [T, N] float32."""
     (tokens, inner), outputs = x.shape, weight.shape[0]
-    size, rows = _token_tile(tokens), 64
+    size, rows = token_tile(tokens), 64
     grid = (triton.cdiv(outputs, rows), triton.cdiv(max(tokens, 1), size))
     chunks = triton.cdiv(inner, _CHUNK)
     if grid[0] * grid[1] >= _FEW_PROGRAMS or chunks == 1 or tokens == 0:
@@ -219,7 +220,7 @@ def head_linear(x: Tensor, weight: Tensor) -> Tensor:
     (tokens, heads, inner), outputs = x.shape, weight.shape[1]
     out = torch.empty((tokens, heads, outputs), dtype=torch.float32, device=x.device)
     if out.numel():
-        size, rows = _token_tile(tokens), 64
+        size, rows = token_tile(tokens), 64
         grid = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size), heads)
         float_products[grid](
             x, weight, out, tokens, outputs, heads, inner, triton.cdiv(inner, _CHUNK),
@@ -228,4 +229,4 @@ def head_linear(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-__all__ = ["head_linear", "integer_linear", "linear"]
+__all__ = ["head_linear", "integer_linear", "linear", "token_tile"]

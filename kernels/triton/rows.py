@@ -10,26 +10,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import ordered_silu
+from ..checks import row_stride
+from ..protocol import ActivationFormat, Activations
+from .arithmetic import ordered_silu, two_parts
+from .quantize import store_quantized
 
 _BLOCK = 1024
 
 
 @triton.jit
-def rms_norm_rows(x, weight, out, size, eps, SIZE: tl.constexpr):
+def rms_norm_rows(x, weight, out, codes, scale, stride, size, eps, SIZE: tl.constexpr, QUANTIZED: tl.constexpr):
+    """Rows of x `stride` apart to out [T, size], and where QUANTIZED in INT8 to codes and scale."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, SIZE)
     inside = column < size
-    value = tl.load(x + row * size + column, mask=inside, other=0.0)
+    value = tl.load(x + row * stride + column, mask=inside, other=0.0)
     mean = tl.div_rn(tl.sum(value * value, 0), size * 1.0)
     inverse = tl.div_rn(1.0, tl.sqrt_rn(mean + eps))
     factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * size + column, value * inverse * factor, mask=inside)
+    value = value * inverse * factor
+    tl.store(out + row * size + column, value, mask=inside)
+    if QUANTIZED:
+        store_quantized(value, row * size + column, inside, codes, scale, row, False)
 
 
 @triton.jit
-def rope_rows(x, positions, cos, sin, out, pairs, half, length, PAIRS: tl.constexpr):
-    """`pairs` = H * R / 2 pairs of one token a program; a position outside the tables gives NaN."""
+def rope_rows(x, positions, cos, sin, out, stride, pairs, half, length, PAIRS: tl.constexpr):
+    """`pairs` = H * R / 2 pairs of one token a program, whose values of H heads start `stride` apart; a position
+    outside the tables gives NaN."""
     row = tl.program_id(0).to(tl.int64)
     pair = tl.arange(0, PAIRS)
     inside = pair < pairs
@@ -38,9 +46,9 @@ def rope_rows(x, positions, cos, sin, out, pairs, half, length, PAIRS: tl.conste
     angle = position * half + pair % half
     c = tl.load(cos + angle, mask=known, other=float("nan"))
     s = tl.load(sin + angle, mask=known, other=float("nan"))
+    even = tl.load(x + row * stride + pair * 2, mask=inside, other=0.0)
+    odd = tl.load(x + row * stride + pair * 2 + 1, mask=inside, other=0.0)
     at = (row * pairs + pair) * 2
-    even = tl.load(x + at, mask=inside, other=0.0)
-    odd = tl.load(x + at + 1, mask=inside, other=0.0)
     tl.store(out + at, even * c - odd * s, mask=inside)
     tl.store(out + at + 1, even * s + odd * c, mask=inside)
 
@@ -81,15 +89,20 @@ def combine_slots(slots, weights, shared, residual, out, size, TOP_K: tl.constex
 
 
 @triton.jit
-def write_entries(pages, slots, latent, k_rope, rank, rope, limit, SIZE: tl.constexpr):
-    """One token a program; a slot outside the pages is not written."""
+def write_entries(pages, slots, latent, k_rope, rank, rope, limit, PARTS: tl.constexpr, SIZE: tl.constexpr):
+    """One token a program, its entry as PARTS times its width of bfloat16; a slot outside the pages is not written."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
     column = tl.arange(0, SIZE)
     low = tl.load(latent + row * rank + column, mask=column < rank, other=0.0)
     high = tl.load(k_rope + row * rope + column - rank, mask=(column >= rank) & (column < rank + rope), other=0.0)
     inside = (column < rank + rope) & (slot >= 0) & (slot < limit)
-    tl.store(pages + slot * (rank + rope) + column, tl.where(column < rank, low, high), mask=inside)
+    value = tl.where(column < rank, low, high)
+    entry = pages + slot * ((rank + rope) * PARTS) + column
+    first, second = two_parts(value)
+    tl.store(entry, first, mask=inside)
+    if PARTS == 2:
+        tl.store(entry + rank + rope, second, mask=inside)
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
@@ -102,22 +115,38 @@ def take_rows(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return _norm(x, weight, eps, None, None)
+
+
+def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Activations]:
+    codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scale = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    return _norm(x, weight, eps, codes, scale), Activations(ActivationFormat.INT8, codes, scale)
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float, codes: Tensor | None, scale: Tensor | None) -> Tensor:
     tokens, size = x.shape
-    out = torch.empty_like(x)
+    out = torch.empty((tokens, size), dtype=torch.float32, device=x.device)
     if tokens:
         width = triton.next_power_of_2(size)
-        warps = min(max(width // 512, 1), 8)
-        rms_norm_rows[(tokens,)](x, weight, out, size, eps, width, num_warps=warps, enable_fp_fusion=False)
+        rms_norm_rows[(tokens,)](
+            x, weight, out, out if codes is None else codes, out if scale is None else scale, row_stride(x), size, eps,
+            width, codes is not None, num_warps=min(max(width // 512, 1), 8), enable_fp_fusion=False,
+        )  # fmt: skip
     return out
 
 
 def rope(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     tokens, heads, size = x.shape
-    out = torch.empty_like(x)
+    if heads > 1:
+        x = x.contiguous()
+    out = torch.empty((tokens, heads, size), dtype=torch.float32, device=x.device)
     if x.numel():
         pairs = heads * size // 2
         width = triton.next_power_of_2(pairs)
-        rope_rows[(tokens,)](x, positions, cos, sin, out, pairs, size // 2, cos.shape[0], width, enable_fp_fusion=False)
+        rope_rows[(tokens,)](
+            x, positions, cos, sin, out, x.stride(0), pairs, size // 2, cos.shape[0], width, enable_fp_fusion=False
+        )
     return out
 
 
@@ -142,7 +171,10 @@ def write_kv(pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> No
     tokens, rank = latent.shape
     if tokens:
         width, limit = triton.next_power_of_2(rank + k_rope.shape[1]), pages.shape[0] * pages.shape[1]
-        write_entries[(tokens,)](pages, slots, latent, k_rope, rank, k_rope.shape[1], limit, width)
+        write_entries[(tokens,)](
+            pages.view(torch.bfloat16), slots, latent, k_rope, rank, k_rope.shape[1], limit,
+            pages.dtype.itemsize // 2, width,
+        )  # fmt: skip
 
 
-__all__ = ["combine", "rms_norm", "rope", "silu_mul", "take_rows", "write_kv"]
+__all__ = ["combine", "rms_norm", "rms_norm_quantize", "rope", "silu_mul", "take_rows", "write_kv"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 from cpu_variants import CPU_VARIANTS, open_cpu, open_cpu_quantizer
 from moved_kernels import triton_kernels
 
@@ -13,12 +14,14 @@ from flyray.kernels.quantizer import WeightQuantizer
 from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.reference_quantizer import ReferenceQuantizer
 
+TRITON = {"triton": torch.bfloat16, "triton float32 pages": torch.float32}
 
-@pytest.fixture(scope="session", params=("reference", "triton", *CPU_VARIANTS))
+
+@pytest.fixture(scope="session", params=("reference", *TRITON, *CPU_VARIANTS))
 def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
-    """Every backend, the CPU one in each of its variants; Triton's where there is a GPU."""
-    if request.param in ("reference", "triton"):
-        yield ReferenceKernels() if request.param == "reference" else triton_kernels()
+    """Every backend, the CPU one in each of its variants; Triton's, with either kind of pages, where there is a GPU."""
+    if request.param == "reference" or request.param in TRITON:
+        yield triton_kernels(TRITON[request.param]) if request.param in TRITON else ReferenceKernels()
         return
     opened = open_cpu(request.param, threads=2)
     yield opened

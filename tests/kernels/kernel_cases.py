@@ -71,7 +71,7 @@ def paged(queries: list[int], contexts: list[int], page_size: int, spare: int, s
 
 def cached(kernels: Kernels, entries: Tensor, rank: int) -> Tensor:
     """Pages in the backend's own layout with these entries, [pages, page size, width]."""
-    pages, rows = torch.zeros_like(entries), entries.flatten(0, 1)
+    pages, rows = torch.zeros(entries.shape, dtype=kernels.kv_dtype), entries.flatten(0, 1)
     kernels.write_kv(pages, torch.arange(len(rows)), rows[:, :rank].contiguous(), rows[:, rank:].contiguous())
     return pages
 

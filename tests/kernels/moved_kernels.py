@@ -18,7 +18,7 @@ class MovedKernels:
 
     def __init__(self, kernels: Kernels) -> None:
         self.inner = kernels
-        self.name, self.activation_dtype = kernels.name, kernels.activation_dtype
+        self.name, self.activation_dtype, self.kv_dtype = kernels.name, kernels.activation_dtype, kernels.kv_dtype
         self.splits_floats, self.device = kernels.splits_floats, torch.device("cpu")
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
@@ -39,13 +39,13 @@ class MovedKernels:
         pytest.skip("a device graph reads tensors of its device: test_triton_gpu.py captures")
 
 
-def triton_kernels() -> Kernels:
+def triton_kernels(kv_dtype: torch.dtype) -> Kernels:
     """The Triton backend for CPU tensors; skips the test where there is no GPU."""
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     from flyray.kernels.triton.backend import TritonKernels
 
-    return cast(Kernels, MovedKernels(TritonKernels(torch.device("cuda", 0))))
+    return cast(Kernels, MovedKernels(TritonKernels(torch.device("cuda", 0), kv_dtype)))
 
 
 def moved(value: Any, device: torch.device) -> Any:

@@ -11,6 +11,9 @@ from torch import Tensor
 ERROR = 2.0**-16
 FLOAT_ERROR = 2.0**-22
 """Of a sum of some dozens of products in float32, each of which is within 2^-24."""
+ROUNDED_SCORE, ROUNDED_VALUE = 2.0**-8 + 2.0**-15, 2.0**-7
+"""Of scores whose queries and entries are rounded to bfloat16, and of values whose shares, entries and splits are: each
+rounding is within 2^-9."""
 ROW_ERROR = 1e-4
 """Of a row's largest; what the protocol says."""
 
@@ -24,6 +27,11 @@ def assert_split_product(actual: Tensor, expected: Tensor, x: Tensor, weight: Te
 def assert_split_attention(actual: Tensor, expected: Tensor, q: Tensor, keys: Tensor, scale: float) -> None:
     """A score is off by the bound of its sum of magnitudes, which a share feels twice, and values by the bound."""
     _assert_attention(actual, expected, q, keys, scale, ERROR, ERROR)
+
+
+def assert_rounded_attention(actual: Tensor, expected: Tensor, q: Tensor, keys: Tensor, scale: float) -> None:
+    """The same where queries, entries and shares are bfloat16."""
+    _assert_attention(actual, expected, q, keys, scale, ROUNDED_SCORE, ROUNDED_VALUE)
 
 
 def assert_float_attention(actual: Tensor, expected: Tensor, q: Tensor, keys: Tensor, scale: float) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 pytest.importorskip("triton.backends.amd")
@@ -18,6 +19,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from flyray.kernels.protocol import Bf16Matrix, ExpertMatrix, Fp8Matrix, Int4Matrix, Int8Matrix  # noqa: E402
 from flyray.kernels.triton import (  # noqa: E402
+    absorb,
     attention,
     experts,
     gate,
@@ -71,6 +73,22 @@ def integer_case(int4: bool) -> Case:
     return Case(linear.integer_products, pointers, constants, "v_mfma_i32")
 
 
+def attention_case(kv_dtype: torch.dtype) -> Case:
+    tile, parts = attention.attention_tile(kv_dtype, "gfx942"), kv_dtype.itemsize // 2
+    pointers = {
+        "q": HALF if parts == 1 else FLOAT, "pages": HALF, "query_start": INT, "page_table": INT, "positions": LONG,
+        "sums": HALF if parts == 1 else FLOAT, "tops": FLOAT, "totals": FLOAT,
+    }  # fmt: skip
+    constants = {
+        "LATENT": 512, "ROPE": 64, "LATENT_2": 512, "ROPE_2": 64, "SEQUENCES": 64, "PARTS": parts, "HEADS": tile.heads,
+        "KEYS": tile.keys, "SPLIT": tile.split, "MAX_SPLITS": 64, "STAGES": tile.stages,
+    }  # fmt: skip
+    return Case(
+        attention.attend_splits, pointers, constants, "v_mfma_f32_.*bf16", tile.warps, tile.stages,
+        scalars={"scale": "fp32"},
+    )  # fmt: skip
+
+
 CASES: dict[str, Case] = {
     f"experts {kind.__name__} {'gate_up' if gated else 'down'} {regime}": expert_case(kind, gated, pairs)
     for kind in (Int4Matrix, Int8Matrix, Fp8Matrix, Bf16Matrix)
@@ -90,16 +108,17 @@ CASES |= {
         linear.integer_epilogue, {"parts": INT, "x_scale": FLOAT, "scale": FLOAT, "out": FLOAT},
         {"PARTS": 8, "IN_TURN": False, "BLOCK": 512},
     ),
-    "attention": Case(
-        attention.attend_split,
-        {"q": FLOAT, "pages": FLOAT, "query_start": INT, "page_table": INT, "positions": LONG, "sums": FLOAT,
-         "tops": FLOAT, "totals": FLOAT},
-        {"LATENT": 512, "ROPE": 64, "LATENT_2": 512, "ROPE_2": 64, "SEQUENCES": 64, "HEADS": 16, "KEYS": 16,
-         "COLUMNS": 128, "SPLIT": 64, "MAX_SPLITS": 32}, "v_mfma_f32_.*bf16", stages=1, scalars={"scale": "fp32"},
-    ),
+    "attention": attention_case(torch.bfloat16),
+    "attention float32 pages": attention_case(torch.float32),
     "attention merge": Case(
-        attention.merge_splits, {"sums": FLOAT, "tops": FLOAT, "totals": FLOAT, "positions": LONG, "out": FLOAT},
-        {"LATENT": 512, "LATENT_2": 512, "SPLIT": 64, "MAX_SPLITS": 32},
+        attention.merge_splits, {"sums": HALF, "tops": FLOAT, "totals": FLOAT, "positions": LONG, "out": FLOAT},
+        {"LATENT": 512, "LATENT_2": 512, "SPLIT": 256, "MAX_SPLITS": 64},
+    ),
+    "absorb": Case(
+        absorb.absorb_heads,
+        {"q": FLOAT, "weight": HALF, "positions": LONG, "cos": FLOAT, "sin": FLOAT, "out": HALF},
+        {"INNER": 128, "LATENT": 512, "PAIRS": 32, "PAIRS_2": 32, "SIZE": 16, "ROWS": 64, "COLUMNS": 128},
+        "v_mfma_f32_.*bf16",
     ),
     "gate": Case(
         gate.choose_experts, {"logits": FLOAT, "bias": FLOAT, "ids": INT, "weights": FLOAT},
@@ -131,8 +150,8 @@ CASES |= {
         quantize.quantize_rows, {"x": FLOAT, "values": BYTES, "scale": FLOAT}, {"SIZE": 8192, "FP8": True}, warps=8
     ),
     "rms_norm": Case(
-        rows.rms_norm_rows, {"x": FLOAT, "weight": HALF, "out": FLOAT}, {"SIZE": 8192}, warps=8,
-        scalars={"eps": "fp32"},
+        rows.rms_norm_rows, {"x": FLOAT, "weight": HALF, "out": FLOAT, "codes": SIGNED, "scale": FLOAT},
+        {"SIZE": 8192, "QUANTIZED": True}, warps=8, scalars={"eps": "fp32"},
     ),
     "take_rows": Case(rows.copy_rows, {"table": HALF, "rows": LONG, "out": FLOAT}, {"BLOCK": 1024}),
     "rope": Case(
@@ -144,7 +163,7 @@ CASES |= {
         dict.fromkeys(("slots", "weights", "shared", "residual", "out"), FLOAT), {"TOP_K": 8, "BLOCK": 1024}
     ),
     "write_kv": Case(
-        rows.write_entries, {"pages": FLOAT, "slots": LONG, "latent": FLOAT, "k_rope": FLOAT}, {"SIZE": 1024}
+        rows.write_entries, {"pages": HALF, "slots": LONG, "latent": FLOAT, "k_rope": FLOAT}, {"PARTS": 1, "SIZE": 1024}
     ),
 }  # fmt: skip
 

@@ -1,0 +1,77 @@
+"""Queries for absorbed attention: a head's product with its key up-projection, and its rotated rest, in one launch."""
+
+# Triton's language is typed for its compiler.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arithmetic import two_parts
+from .linear import token_tile
+
+_ROWS = 64
+_COLUMNS = 128
+
+
+@triton.jit
+def absorb_heads(
+    q, weight, positions, cos, sin, out, tokens, heads, length,
+    INNER: tl.constexpr, LATENT: tl.constexpr, PAIRS: tl.constexpr, PAIRS_2: tl.constexpr,
+    SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """q [tokens, heads, INNER + 2 * PAIRS] float32, weight [heads, LATENT, INNER] -> out [tokens, heads, LATENT + 2 *
+    PAIRS]; program (row tile, tokens, head), of which the last row tile is the rotation."""
+    tile, head = tl.program_id(0), tl.program_id(2)
+    token = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    valid = token < tokens
+    source = q + (token.to(tl.int64) * heads + head) * (INNER + 2 * PAIRS)
+    place = out + (token.to(tl.int64) * heads + head) * (LATENT + 2 * PAIRS)
+    if tile * ROWS >= LATENT:
+        pair = tl.arange(0, PAIRS_2)[None, :]
+        inside = valid[:, None] & (pair < PAIRS)
+        position = tl.load(positions + token, mask=valid, other=0)[:, None]
+        known = inside & (position >= 0) & (position < length)
+        c = tl.load(cos + position * PAIRS + pair, mask=known, other=float("nan"))
+        s = tl.load(sin + position * PAIRS + pair, mask=known, other=float("nan"))
+        even = tl.load(source[:, None] + INNER + 2 * pair, mask=inside, other=0.0)
+        odd = tl.load(source[:, None] + INNER + 2 * pair + 1, mask=inside, other=0.0)
+        turned = place[:, None] + LATENT + 2 * pair
+        tl.store(turned, (even * c - odd * s).to(out.dtype.element_ty), mask=inside)
+        tl.store(turned + 1, (even * s + odd * c).to(out.dtype.element_ty), mask=inside)
+        return
+    row = tile * ROWS + tl.arange(0, ROWS)
+    weight += (head * LATENT + tl.minimum(row, LATENT - 1)).to(tl.int64)[:, None] * INNER
+    total = tl.zeros((ROWS, SIZE), tl.float32)
+    for begin in tl.static_range(0, INNER, COLUMNS):
+        k = begin + tl.arange(0, COLUMNS)[None, :]
+        w = tl.load(weight + k, mask=k < INNER, other=0.0)
+        x, x_low = two_parts(tl.load(source[:, None] + k, mask=valid[:, None] & (k < INNER), other=0.0))
+        if weight.dtype.element_ty == tl.float32:
+            w, w_low = two_parts(w)
+            total = tl.dot(w_low, x.T, total)
+        total = tl.dot(w, x_low.T, total)
+        total = tl.dot(w, x.T, total)
+    inside = (row < LATENT)[:, None] & valid[None, :]
+    tl.store(place[None, :] + row[:, None], total.to(out.dtype.element_ty), mask=inside)
+
+
+def absorb(q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
+    """`Kernels.absorb`: q [T, H, A + R] float32, weight [H, L, A] -> [T, H, L + R] of `dtype`."""
+    (tokens, heads, width), (_, latent, inner) = q.shape, weight.shape
+    out = torch.empty((tokens, heads, latent + width - inner), dtype=dtype, device=q.device)
+    if out.numel():
+        size, pairs = token_tile(tokens), (width - inner) // 2
+        columns = min(_COLUMNS, max(16, triton.next_power_of_2(inner)))
+        absorb_heads[(triton.cdiv(latent, _ROWS) + 1, triton.cdiv(tokens, size), heads)](
+            q, weight, positions, cos, sin, out, tokens, heads, cos.shape[0],
+            inner, latent, pairs, triton.next_power_of_2(pairs), size, _ROWS, columns,
+            num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+    return out
+
+
+__all__ = ["absorb"]
