@@ -33,6 +33,7 @@ bench_app.command("quantize")(benching.bench_quantize)
 bench_app.command("serve")(loading.bench_serve)
 bench_app.command("engine")(benching.bench_engine)
 bench_app.command("kernels")(benching.bench_kernels)
+bench_app.command("layers")(benching.bench_layers)
 bench_app.command("soak")(soaking.bench_soak)
 app.add_typer(bench_app, name="bench")
 

@@ -12,6 +12,7 @@ from .options import Debug, JsonFile, PlotFile, WorkDir, clear_errors, counts, s
 if TYPE_CHECKING:
     from ..bench.engine_report import EngineBench
     from ..bench.kernels import KernelBench
+    from ..bench.layer_report import LayerBench
 
 # Tables are wider than what a pipe is taken for.
 TABLE_WIDTH = 118
@@ -150,11 +151,80 @@ def bench_kernels(
         _show(found, f"{model} on {found.machine.cpu}, {threads} threads", json, plot)
 
 
+def bench_layers(
+    model: Annotated[str, typer.Option(help="A shape (kimi-k2.5), or a config.json.")] = "kimi-k2.5",
+    layers: Annotated[int, typer.Option(help="Layers of the deeper model.", min=1)] = 6,
+    format: Annotated[str, typer.Option(help="Formats, separated by commas.")] = "w4a8",
+    batch: Annotated[
+        str, typer.Option(help="Sequences that decode at once, on all GPUs together, separated by commas.")
+    ] = "1,8,32,64,128,256",
+    prefill: Annotated[
+        str, typer.Option(help="Prompts that are prefilled on one GPU: 2048,8x2048; empty for none.")
+    ] = "2048,8x2048",
+    context: Annotated[int, typer.Option(help="Tokens in the cache of what decodes.", min=1)] = 1024,
+    gpus: Annotated[str, typer.Option(help="Numbers of GPUs, separated by commas.")] = "1",
+    backend: Annotated[str, typer.Option(help="The kernels; on those for CPUs, --gpus are processes.")] = "triton",
+    threads: Annotated[int, typer.Option(help="Threads of each process.", min=1)] = 2,
+    steps: Annotated[int, typer.Option(help="Decode steps of a sample.", min=1)] = 20,
+    runs: Annotated[int, typer.Option(help="Samples; their median counts.", min=1)] = 5,
+    int8_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights beside the routed experts in 8 bits: of attention, shared, dense, head. If neither this nor "
+            "the next is given: head alone for w4a8, else all.",
+            show_default=False,
+        ),
+    ] = None,
+    int4_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="The same in 4 bits. If neither is given: attention, shared, dense for w4a8, else none.",
+            show_default=False,
+        ),
+    ] = None,
+    json: JsonFile = None,
+    debug: Debug = False,
+) -> None:
+    """Measure a model's layers with random weights made on the device: decode steps in graphs, prefill, several GPUs.
+
+    A layer's time is the difference of two depths. How many distinct experts were touched stands beside it: with fewer,
+    less is read.
+    """
+    with clear_errors(debug):
+        from ..bench import layers as measure
+        from ..bench.layer_shard import Prompts
+
+        settings = measure.LayerSettings(
+            model,
+            layers,
+            words(format),
+            counts(batch, "--batch"),
+            tuple(map(Prompts.parse, words(prefill))),
+            context,
+            counts(gpus, "--gpus"),
+            backend,
+            threads,
+            steps,
+            runs,
+            None if int8_weights is None else words(int8_weights),
+            None if int4_weights is None else words(int4_weights),
+        )
+        found = measure.bench_layers(settings, say)
+        _print(found, json)
+
+
 def _show(found: EngineBench | KernelBench, title: str, json: Path | None, plot: Path | None) -> None:
     """Prints what was found, and writes its figures and its plot where they are wanted."""
+    from ..bench.plot import write_plot
+
+    _print(found, json)
+    if plot is not None:
+        write_plot(plot, title, found.panels())
+
+
+def _print(found: EngineBench | KernelBench | LayerBench, json: Path | None) -> None:
     from rich.console import Console
 
-    from ..bench.plot import write_plot
     from ..figures import write_figures
 
     Console(width=TABLE_WIDTH).print(found.table())
@@ -162,5 +232,3 @@ def _show(found: EngineBench | KernelBench, title: str, json: Path | None, plot:
         say(line)
     if json is not None:
         write_figures(json, found.figures())
-    if plot is not None:
-        write_plot(plot, title, found.panels())

@@ -1,0 +1,171 @@
+"""Random weights made on the device: a shard of a model whose checkpoint is not here, to be measured.
+
+Norms are 1, and everything else has zero mean and a standard deviation of 0.02, codes of quantized weights included.
+With another mean all tokens' hidden states grow alike, and so do the experts that they choose: far fewer are read. A
+tensor's values are a function of the seed and its name, so they do not depend on the number of shards.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from ..kernels.protocol import (
+    Bf16Matrix,
+    ExpertMatrix,
+    ExpertWeights,
+    Fp8Matrix,
+    Int8Matrix,
+    Kernels,
+    LinearWeight,
+)
+from .linear_kinds import check_linear_kinds
+from .model.config import ModelConfig
+from .model.expert_blocks import ExpertBlocks
+from .model.expert_matrix import MATRIX_KINDS, allocate_matrix, integer_weight, matrix_rows
+from .model.layer_weights import AttentionWeights, LayerWeights, MlpWeights, MoeWeights, ShardWeights
+from .model.tensors import expert_shapes
+from .model.weight_memory import WeightMemory
+
+STD = 0.02
+_LEAST_MULTIPLIER, _MOST_MULTIPLIER = 8, 15
+
+
+def random_shard(
+    config: ModelConfig,
+    format: str,
+    expert_range: range,
+    kernels: Kernels,
+    int8_weights: Collection[str] = (),
+    int4_weights: Collection[str] = (),
+    seed: int = 0,
+) -> ShardWeights:
+    """What `load_shard` gives for a checkpoint of this shape; format: of the routed experts in memory.
+
+    Raises ValueError for a format or kinds of weights that there are not.
+    """
+    if format not in MATRIX_KINDS:
+        raise ValueError(f"format: {format!r} is unknown; known are {', '.join(MATRIX_KINDS)}")
+    check_linear_kinds(int8_weights, int4_weights)
+    bits = {**dict.fromkeys(int8_weights, "w8a8"), **dict.fromkeys(int4_weights, "w4a8")}
+    return _Drawing(config, format, expert_range, kernels, bits, seed).shard()
+
+
+class _Drawing:
+    """One run of `random_shard`. linears: the format of each kind of `LINEAR_KINDS` that is not bfloat16."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        format: str,
+        experts: range,
+        kernels: Kernels,
+        linears: dict[str, str],
+        seed: int,
+    ) -> None:
+        self._config, self._format, self._experts, self._kernels = config, format, experts, kernels
+        self._linears, self._seed = linears, seed
+        self._generator = torch.Generator(kernels.device)
+        self._memory = WeightMemory(kernels.device)
+
+    def shard(self) -> ShardWeights:
+        config = self._config
+        table = config.vocab_size, config.hidden_size
+        embed, head = self._floats("embed", *table), self._linear("head", "head", *table)
+        layers = tuple(self._layer(layer) for layer in range(config.num_hidden_layers))
+        return ShardWeights(embed, head, self._ones(config.hidden_size), layers, self._experts)
+
+    def _layer(self, layer: int) -> LayerWeights:
+        config, at = self._config, f"layers.{layer}"
+        moe = layer in config.moe_layers
+        mlp = self._moe(at) if moe else self._mlp(f"{at}.mlp", "dense", config.intermediate_size)
+        return LayerWeights(self._attention(at), self._ones(config.hidden_size), mlp)
+
+    def _attention(self, at: str) -> AttentionWeights:
+        config = self._config
+        hidden, heads, rank, inner = config.hidden_size, config.num_attention_heads, config.q_lora_rank, "attention"
+        return AttentionWeights(
+            input_norm=self._ones(hidden),
+            q_a=None if rank is None else self._linear(f"{at}.q_a", inner, rank, hidden),
+            q_norm=None if rank is None else self._ones(rank),
+            q_b=self._linear(f"{at}.q_b", inner, heads * config.qk_head_dim, rank or hidden),
+            kv_a=self._linear(f"{at}.kv_a", inner, config.kv_width, hidden),
+            kv_norm=self._ones(config.kv_lora_rank),
+            w_uk=self._floats(f"{at}.w_uk", heads, config.kv_lora_rank, config.qk_nope_head_dim),
+            w_uv=self._floats(f"{at}.w_uv", heads, config.v_head_dim, config.kv_lora_rank),
+            output=self._linear(f"{at}.output", inner, hidden, heads * config.v_head_dim),
+        )
+
+    def _mlp(self, at: str, kind: str, inner: int) -> MlpWeights:
+        hidden = self._config.hidden_size
+        gate_up = self._linear(f"{at}.gate_up", kind, 2 * inner, hidden)
+        return MlpWeights(gate_up, self._linear(f"{at}.down", kind, hidden, inner))
+
+    def _moe(self, at: str) -> MoeWeights:
+        config = self._config
+        return MoeWeights(
+            gate=self._floats(f"{at}.gate", config.n_routed_experts, config.hidden_size),
+            gate_bias=torch.zeros(config.n_routed_experts, device=self._kernels.device),
+            shared=self._mlp(f"{at}.shared", "shared", config.moe_intermediate_size * config.n_shared_experts),
+            experts=self._routed(at),
+        )
+
+    def _routed(self, at: str) -> ExpertBlocks:
+        shapes, count = expert_shapes(self._config), len(self._experts)
+        inner, hidden = shapes["gate_proj"]
+        gate_up = allocate_matrix(self._format, count, 2 * inner, hidden, self._memory)
+        down = allocate_matrix(self._format, count, *shapes["down_proj"], self._memory)
+        for place, expert in enumerate(self._experts):
+            self._fill(f"{at}.experts.{expert}.gate_up", gate_up, place, 2 * inner)
+            self._fill(f"{at}.experts.{expert}.down", down, place, shapes["down_proj"][0])
+        weights = self._kernels.prepare(ExpertWeights(gate_up, down))
+        return ExpertBlocks.of([(range(count), weights)], self._kernels.device)
+
+    def _linear(self, name: str, kind: str, rows: int, columns: int) -> LinearWeight:
+        if kind not in self._linears:
+            return self._floats(name, rows, columns)
+        matrix = allocate_matrix(self._linears[kind], 1, rows, columns, self._memory)
+        self._fill(name, matrix, 0, rows)
+        return integer_weight(matrix_rows(matrix, 0, 0, rows))
+
+    def _fill(self, name: str, matrix: ExpertMatrix, place: int, rows: int) -> None:
+        """Draws one matrix of a stack."""
+        generator, (values, *scales) = self._seeded(name), matrix_rows(matrix, place, 0, rows)
+        if isinstance(matrix, Bf16Matrix):
+            values.normal_(std=STD, generator=generator)
+        elif isinstance(matrix, Fp8Matrix):
+            normal = torch.empty(values.shape, device=values.device).normal_(generator=generator)
+            values.copy_(normal)
+            scales[-1].fill_(STD)
+        elif isinstance(matrix, Int8Matrix):
+            values.random_(-127, 128, generator=generator)
+            scales[-1].fill_(STD / _spread(-127, 127))
+        else:
+            self._draw_int4(values, scales, generator)
+
+    def _draw_int4(self, nibbles: Tensor, scales: list[Tensor], generator: torch.Generator) -> None:
+        """Values of -7 to 7, as nibbles 1 to 15, and multipliers that keep them within INT8."""
+        multipliers, scale = scales
+        nibbles.random_(1, 16, generator=generator)
+        nibbles |= torch.empty_like(nibbles).random_(1, 16, generator=generator) << 4
+        multipliers.random_(_LEAST_MULTIPLIER, _MOST_MULTIPLIER + 1, generator=generator)
+        scale.fill_(STD / (_spread(-7, 7) * _spread(_LEAST_MULTIPLIER, _MOST_MULTIPLIER)))
+
+    def _floats(self, name: str, *shape: int) -> Tensor:
+        values = self._memory.empty(torch.bfloat16, *shape)
+        return values.normal_(std=STD, generator=self._seeded(name))
+
+    def _ones(self, size: int) -> Tensor:
+        return torch.ones(size, dtype=torch.bfloat16, device=self._kernels.device)
+
+    def _seeded(self, name: str) -> torch.Generator:
+        return self._generator.manual_seed((self._seed << 32) + zlib.crc32(name.encode()))
+
+
+def _spread(least: int, most: int) -> float:
+    """Root mean square of integers drawn evenly from least..most."""
+    return math.sqrt(sum(value * value for value in range(least, most + 1)) / (most - least + 1))

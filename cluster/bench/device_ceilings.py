@@ -1,0 +1,51 @@
+"""What an accelerator reaches at most: reading its memory, and multiplying INT8 and bfloat16."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .machine import bf16_peak, int8_peak, read_bandwidth
+
+_READ_BYTES = 4 << 30
+_SIZE = 8192
+_REPEATS = 10
+
+
+@dataclass(frozen=True)
+class DeviceCeilings:
+    """read: bytes a second. int8, bf16: operations a second of a large product."""
+
+    read: float
+    int8: float
+    bf16: float
+
+
+def measure_ceilings(device: torch.device, threads: int) -> DeviceCeilings:
+    """threads: of a CPU. A GPU's are torch's sum over 4 GiB and its products of 8192 x 8192 matrices, medians."""
+    if device.type == "cpu":
+        return DeviceCeilings(read_bandwidth(threads), int8_peak(threads), bf16_peak(threads))
+    values = torch.ones(_READ_BYTES // 4, device=device)
+    read = _READ_BYTES / _median(values.sum)
+    del values
+    left = torch.randint(-127, 128, (_SIZE, _SIZE), dtype=torch.int8, device=device)
+    int8 = _median(lambda: torch._int_mm(left, left.T))
+    wide = torch.randn(_SIZE, _SIZE, dtype=torch.bfloat16, device=device)
+    return DeviceCeilings(read, 2 * _SIZE**3 / int8, 2 * _SIZE**3 / _median(lambda: wide @ wide))
+
+
+def _median(run: Callable[[], object]) -> float:
+    """Seconds of a run after two that do not count."""
+    times = []
+    for turn in range(_REPEATS + 2):
+        torch.accelerator.synchronize()
+        begin = time.perf_counter()
+        run()
+        torch.accelerator.synchronize()
+        if turn > 1:
+            times.append(time.perf_counter() - begin)
+    return statistics.median(times)
