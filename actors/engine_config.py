@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..kernels.select import ACCELERATED, BACKENDS
+from ..kernels.select import ACCELERATED, BACKENDS, check_kv_dtype
 from .linear_kinds import check_linear_kinds
 
 TRANSPORTS = ("auto", "ipc", "tcp")
@@ -28,7 +28,7 @@ class EngineConfig:
     page_size: tokens a KV page. kv_pages: pages a shard; 0: as many as fit the memory that the next two give.
     kv_memory_bytes: of each shard's KV pages; 0: 256 MiB on CPUs, on GPUs what gpu_memory_utilization leaves.
     gpu_memory_utilization: the part of its GPU's memory that a shard's weights and KV pages may fill together; the
-        rest is for what a step computes. 0: 0.9.
+        rest is for what a step computes. 0: 0.9. kv_dtype: of KV pages, "bf16", "f32" or "auto", the backend's own.
     max_batch_tokens: tokens of one step, of all sequences of a shard; longer prompts are prefilled in chunks.
     max_sequences: sequences that run at once, on all shards together; more wait.
     context_length: most tokens of a prompt and its continuation; 0: the model's.
@@ -55,6 +55,7 @@ class EngineConfig:
     kv_pages: int = 0
     kv_memory_bytes: int = 0
     gpu_memory_utilization: float = 0.0
+    kv_dtype: str = "auto"
     max_batch_tokens: int = 512
     max_sequences: int = 64
     context_length: int = 0
@@ -80,6 +81,7 @@ class EngineConfig:
         self._positive("start_timeout_s", "placement_timeout_s", "step_timeout_s", "silence_s")
         check_linear_kinds(self.int8_weights, self.int4_weights)
         self._one_of("backend", BACKENDS)
+        check_kv_dtype(self.backend, self.kv_dtype)
         self._one_of("transport", TRANSPORTS)
         self._check_gpu_memory()
         if self.statistics and not os.path.isabs(self.statistics):

@@ -41,7 +41,7 @@ class EngineShape:
         checkpoint = Checkpoint(config.model_path)
         model = _model_config(checkpoint)
         experts = expert_ranges(model.n_routed_experts, config.shards)
-        kernels = describe_kernels(config.backend, config.threads_per_shard)
+        kernels = describe_kernels(config.backend, config.threads_per_shard, config.kv_dtype)
         plan = precision_plan(model, checkpoint, config.precision, kernels, config.int8_weights, config.int4_weights)
         context = config.context_length or model.max_position_embeddings
         if context > model.max_position_embeddings:

@@ -212,6 +212,7 @@ class Router:
             experts=self.shape.experts,
             kv_pages=self.shape.kv_pages,
             kv_memory_share=config.kv_memory_share,
+            kv_dtype=config.kv_dtype,
             page_size=config.page_size,
             program=self.shape.program,
             plan_address=group.addresses[shard],

@@ -68,6 +68,7 @@ class ShardStart:
     experts: tuple[range, ...]
     kv_pages: int
     kv_memory_share: float
+    kv_dtype: str
     page_size: int
     program: StageProgram
     plan_address: str
@@ -149,7 +150,7 @@ class Shard:
             raise LinkError(f"shard {start.shard} was stopped while it started")
         # Twice the same number, for the kernels and for what torch itself computes between them.
         torch.set_num_threads(start.threads)
-        kernels = self._kernels = select_kernels(start.backend, start.threads)
+        kernels = self._kernels = select_kernels(start.backend, start.threads, start.kv_dtype)
         if isinstance(self._exchange, CollectiveExchange):
             # Before weights are loaded, which takes some shards longer than others.
             self._exchange.connect(addresses, kernels.device, kernels.activation_dtype)
@@ -250,6 +251,8 @@ class Shard:
         poller = zmq.Poller()
         for socket in (self._interrupt, self._router_gone, self._plans):
             poller.register(socket, zmq.POLLIN)
+        if self._kernels.device.type != "cpu":
+            torch.accelerator.set_device_index(self._kernels.device.index)  # each thread has a current device
         with torch.inference_mode():
             while not self._error:
                 # A device that computes is asked again and again: to sleep would take longer than the step may.

@@ -12,9 +12,20 @@ from collections.abc import Sequence
 import ray
 import ray.util
 
+from .device_choice import ALL_GPUS_VISIBLE, device_index, masked_from_peers
 from .link import ProcessPlace
 from .shard import Shard, ShardReport, ShardStart, ShardStats
 from .statistics_plan import StatisticsPlan
+
+
+def _take_gpu(gpus: Sequence[str], peers: bool) -> None:
+    """Makes the first of these GPUs, by Ray's names, torch's current one. Raises ValueError where it cannot be, or must
+    reach other shards' and they are hidden."""
+    import torch
+
+    if peers and torch.version.hip is not None and masked_from_peers():
+        raise ValueError(f"RCCL cannot reach GPUs that are hidden: start Ray with {ALL_GPUS_VISIBLE[0]}=1 set")
+    torch.accelerator.set_device_index(device_index(gpus))
 
 
 def here() -> ProcessPlace:
@@ -40,7 +51,10 @@ class ShardActor:
         return self._shard.open(start)
 
     def start(self, addresses: list[str]) -> ShardReport:
-        """See `Shard.start`."""
+        """See `Shard.start`; on the GPU that Ray gave this actor, if it did."""
+        gpus = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        if gpus:
+            _take_gpu(gpus, peers=len(addresses) > 1)
         return self._shard.start(addresses)
 
     def override(self, layer: int, experts: Sequence[int], path: str) -> None:

@@ -63,13 +63,17 @@ class EngineSection(Section):
     threads_per_shard: int = Field(default=EngineConfig.threads_per_shard, ge=1)
     """CPU threads of each shard, also the CPUs that Ray reserves for it."""
     backend: str = EngineConfig.backend
-    """The kernels: "cpu" or "reference" on CPUs; "torch" on GPUs, one a shard, which Ray reserves."""
+    """The kernels: "cpu" or "reference" on CPUs; "triton" on GPUs, one a shard, which Ray reserves; "torch" there is
+    the reference, for comparing."""
     page_size: int = Field(default=EngineConfig.page_size, ge=1)
     """Tokens a KV page."""
     kv_memory: Annotated[int, BeforeValidator(_bytes)] = Field(default=EngineConfig.kv_memory_bytes, ge=0)
     """Memory of each shard's KV pages: "60 GiB", "512 MiB" or bytes; 0: 256 MiB on CPUs, on GPUs see the next key."""
     gpu_memory_utilization: float = Field(default=EngineConfig.gpu_memory_utilization, ge=0, lt=1)
     """The part of a GPU's memory that weights and KV pages fill together; 0: 0.9, unless kv_memory is given."""
+    kv_dtype: str = EngineConfig.kv_dtype
+    """KV pages in "bf16" or "f32"; "auto": bf16 with triton, f32 with the others. In f32 triton takes twice the memory
+    and several times as long to read them, and answers as the CPU does."""
     max_batch_tokens: int = Field(default=EngineConfig.max_batch_tokens, ge=1)
     """Tokens of one step on a shard; longer prompts run in chunks."""
     max_sequences: int = Field(default=EngineConfig.max_sequences, ge=1)

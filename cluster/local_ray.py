@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
+from ..actors.device_choice import ALL_GPUS_VISIBLE
 from .processes import adopt_orphans, descendants, end_descendants
 
 # Ray's least; flyray keeps nothing in the object store.
@@ -95,6 +96,9 @@ class LocalRay:
         values = {
             "TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # A process that sees its own GPU alone cannot reach the others' memory through RCCL; `ShardActor` takes the
+            # one that Ray gave it.
+            **dict.fromkeys(ALL_GPUS_VISIBLE, "1"),
         }
         if "ray" not in sys.modules:
             # A token of this process's clusters alone, instead of one that Ray would keep in the home folder. Where a

@@ -16,19 +16,30 @@ CPU_BACKENDS = ("cpu", "reference")
 ACCELERATED = ("torch", "triton")
 """Backends that need a GPU of their own in each process."""
 BACKENDS = CPU_BACKENDS + ACCELERATED
+KV_DTYPES = ("auto", "bf16", "f32")
+"""Of KV pages; "auto": the backend's own."""
 
 
 class NoAccelerator(ValueError):
     """A backend needs an accelerator that torch does not see."""
 
 
-def select_kernels(backend: str, threads: int) -> Kernels:
+def check_kv_dtype(backend: str, kv_dtype: str) -> None:
+    """Raises ValueError for KV pages of a dtype that the backend does not keep."""
+    if kv_dtype not in KV_DTYPES:
+        raise ValueError(f"kv_dtype: {kv_dtype!r} is none of {', '.join(KV_DTYPES)}")
+    if kv_dtype == "bf16" and backend != "triton":
+        raise ValueError(f"kv_dtype: 'bf16', but the backend {backend!r} keeps KV pages in f32; 'triton' in either")
+
+
+def select_kernels(backend: str, threads: int, kv_dtype: str = "auto") -> Kernels:
     """The kernels of `backend` with `threads` compute threads, on this process's current accelerator if it needs one.
 
-    Raises NoAccelerator where there is none, and a ValueError that lists the backends for another name. The reference
-    backend computes on torch's intra-op threads, so it sets their number in this process.
+    kv_dtype: of KV_DTYPES. Raises NoAccelerator where there is none, and a ValueError that lists the backends for
+    another name. The reference backend computes on torch's intra-op threads, so it sets their number in this process.
     """
     _check(backend, threads)
+    check_kv_dtype(backend, kv_dtype)
     if backend == "cpu":
         from .cpu.backend import CpuKernels
 
@@ -36,16 +47,18 @@ def select_kernels(backend: str, threads: int) -> Kernels:
     import torch
 
     torch.set_num_threads(threads)
-    return _torch_kernels(backend, _accelerator(backend) if backend in ACCELERATED else torch.device("cpu"))
+    device = _accelerator(backend) if backend in ACCELERATED else torch.device("cpu")
+    return _torch_kernels(backend, device, kv_dtype)
 
 
-def describe_kernels(backend: str, threads: int) -> Kernels:
+def describe_kernels(backend: str, threads: int, kv_dtype: str = "auto") -> Kernels:
     """Kernels to ask for names and sizes, not to compute with: they need no accelerator."""
     if backend not in ACCELERATED:
-        return select_kernels(backend, threads)
+        return select_kernels(backend, threads, kv_dtype)
     import torch
 
-    return _torch_kernels(backend, torch.device("meta"))
+    check_kv_dtype(backend, kv_dtype)
+    return _torch_kernels(backend, torch.device("meta"), kv_dtype)
 
 
 def select_quantizer(backend: str, threads: int) -> WeightQuantizer:
@@ -79,15 +92,17 @@ def _check(backend: str, threads: int) -> None:
         raise ValueError(f"unknown kernel backend {backend!r}; known: {', '.join(BACKENDS)}")
 
 
-def _torch_kernels(backend: str, device: torch.device) -> Kernels:
+def _torch_kernels(backend: str, device: torch.device, kv_dtype: str) -> Kernels:
     if backend == "triton":
         if find_spec("triton") is None:
             raise ValueError(
                 "backend: 'triton' needs the package triton, which torch for CUDA and for ROCm brings; it is not here"
             )
+        import torch
+
         from .triton.backend import TritonKernels
 
-        return TritonKernels(device)
+        return TritonKernels(device, torch.float32 if kv_dtype == "f32" else torch.bfloat16)
     from .reference import ReferenceKernels
     from .torch_kernels import TorchKernels
 

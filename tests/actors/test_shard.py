@@ -64,6 +64,7 @@ class Bench:
             experts=(range(8),),
             kv_pages=16,
             kv_memory_share=0.0,
+            kv_dtype="auto",
             page_size=8,
             program=program,
             plan_address=address,
