@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -9,7 +10,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ..kernels.protocol import Graph, Kernels, PagedBatch
+from ..kernels.protocol import Graph, Kernels, PagedBatch, SamplingRow
+from ..kernels.sampling import SamplingRows
 from .step_batch import StepBatch
 
 Inputs = TypeVar("Inputs")
@@ -22,34 +24,45 @@ KEPT_STEPS = 32
 
 def can_capture(batch: StepBatch) -> bool:
     """Whether every row is one sequence's next token and is sampled: all such steps of T rows compute the same."""
-    rows = len(batch.tokens)
-    return 0 < rows <= CAPTURED_ROWS and len(batch.sampled) == len(batch.paged.context_len) == rows and not batch.scored
+    return batch.decodes and len(batch.ids) <= CAPTURED_ROWS
 
 
 class DecodeInputs:
-    """What a captured step reads on the CPU: tensors that stay, into which each step's numbers are copied.
+    """What a captured step reads on the CPU: tensors that stay, into which each step's numbers are written.
 
-    tokens, paged: as in `StepBatch`, with a page table for max_pages, of which each step writes what it needs.
+    tokens, paged: as in `StepInputs`, with a page table for max_pages, of which each step writes what it needs.
+    sampling: how tokens are drawn, where the step is plain (`StepBatch`).
     """
 
     def __init__(self, rows: int, max_pages: int) -> None:
         self.tokens, positions, slots = (torch.zeros(rows, dtype=torch.int64) for _ in range(3))
         context_len = torch.zeros(rows, dtype=torch.int32)
         page_table = torch.full((rows, max_pages), -1, dtype=torch.int32)
-        self._tokens, self._positions, self._slots = self.tokens.numpy(), positions.numpy(), slots.numpy()
-        self._context_len, self._page_table = context_len.numpy(), page_table.numpy()
         query_start = torch.arange(rows + 1, dtype=torch.int32)
         self.paged = PagedBatch(query_start, context_len, page_table, positions, slots)
+        self.sampling = SamplingRows([SamplingRow(0.0, 1.0, 0, 0, 0)] * rows)
+        # Between two steps this code is cold, and so is all that it calls: plain Python has the least to fetch.
+        self._tokens, self._positions, self._slots, self._context_len, self._table = (
+            memoryview(each.numpy().reshape(-1)) for each in (self.tokens, positions, slots, context_len, page_table)
+        )
+        self._pages: list[tuple[int, ...]] = [()] * rows
+        self._max_pages = max_pages
 
     def take(self, batch: StepBatch) -> None:
-        """Copies a step's numbers."""
-        paged = batch.paged
-        self._tokens[:] = batch.tokens.numpy()
-        self._positions[:] = paged.positions.numpy()
-        self._slots[:] = paged.slots.numpy()
-        self._context_len[:] = paged.context_len.numpy()
-        table = paged.page_table.numpy()
-        self._page_table[:, : table.shape[1]] = table
+        """Writes a step's numbers."""
+        size = batch.page_size
+        for row, (token, length, pages) in enumerate(zip(batch.ids, batch.lengths, batch.pages, strict=True)):
+            position = length - 1
+            self._tokens[row] = token
+            self._positions[row] = position
+            self._slots[row] = pages[-1] * size + position % size
+            self._context_len[row] = length
+            if pages is not self._pages[row]:
+                place = row * self._max_pages
+                self._table[place : place + len(pages)] = array("i", pages)
+                self._pages[row] = pages
+        if batch.plain:
+            self.sampling.put(batch.sampling)
 
 
 class CapturedStep(Generic[Inputs]):

@@ -77,7 +77,7 @@ class _HostPlace:
         """offset: the place of the first given token."""
         if self.copied is not None:
             self.copied.synchronize()
-        count, paged = len(batch.tokens), batch.paged
+        count, paged = len(batch.ids), batch.paged
         given, source, positions, slots = self._numbers
         given[:count] = batch.tokens.numpy()
         source[:count] = np.where(given[:count] < 0, -1 - given[:count], offset + np.arange(count))

@@ -33,6 +33,8 @@ DISTRIBUTION_ROWS = 32
 
 # Where a captured step keeps what the layer's experts answered; one place for all layers.
 _SLOTS = "slots"
+# Where one that draws its tokens keeps them.
+_SAMPLED = "sampled"
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,8 @@ class Interpreter:
         self._stages, self._kernels, self._exchange = stages, kernels, exchange
         self._varying, self._fixed = exchange, fixed
         self.collector: Collector | None = None
-        self._captured: CapturedSteps[DecodeInputs] = CapturedSteps()
+        # By whether the step draws its tokens too: `StepBatch.plain`.
+        self._captured: dict[bool, CapturedSteps[DecodeInputs]] = {plain: CapturedSteps() for plain in (True, False)}
         self._device = DeviceSteps(kernels, stages.max_pages) if isinstance(kernels, AheadKernels) else None
         self._changes = stages.changes
         self._actions: dict[StageKind, Callable[..., Any]] = {
@@ -92,7 +95,7 @@ class Interpreter:
 
     def run(self, step: int, batch: StepBatch, times: list[StageTime] | None) -> StepAnswer:
         """`begin` and `wait` for a shard that is alone."""
-        return self.begin(step, batch, len(batch.tokens) if can_capture(batch) else 0, times).wait()
+        return self.begin(step, batch, len(batch.ids) if can_capture(batch) else 0, times).wait()
 
     def begin(self, step: int, batch: StepBatch, decode_rows: int, times: list[StageTime] | None) -> Answer:
         """Runs one step, or has a device run it; with `times` every stage's interval is added to it. Raises StageError.
@@ -105,7 +108,7 @@ class Interpreter:
         self._exchange = self._fixed if device is not None and self._fixed is not None else self._varying
         self._step, self._batch = step, batch
         self._exchange.begin_step(step)
-        if device is not None and (len(batch.tokens) or self._fixed is not None):
+        if device is not None and (len(batch.ids) or self._fixed is not None):
             return self._begin(device, batch, decode_rows)
         if captures and self._device is None and can_capture(batch):
             return Answered(self._decode(batch))
@@ -114,7 +117,7 @@ class Interpreter:
     def _begin(self, device: DeviceSteps, batch: StepBatch, decode_rows: int) -> Answer:
         """A decode step on the device."""
         self._forget_changed()
-        rows = padded_rows(decode_rows if self._fixed is not None else len(batch.tokens))
+        rows = padded_rows(decode_rows if self._fixed is not None else len(batch.ids))
         device.take(batch, rows)
         step = device.captured.find(rows)
         with _failing(f"decode step of {rows} rows"):
@@ -139,7 +142,7 @@ class Interpreter:
     def _run_all(self, batch: StepBatch, times: list[StageTime] | None) -> StepAnswer:
         """Stage by stage."""
         self._inputs = batch.on(self._kernels.device)
-        idle = len(batch.tokens) == 0
+        idle = len(batch.ids) == 0
         buffers: dict[str, Any] = {}
         for stage in self._order:
             if idle and stage.kind not in ("dispatch", "experts"):
@@ -149,41 +152,53 @@ class Interpreter:
             if times is not None:
                 times.append(StageTime(stage.name, begin, time.perf_counter_ns()))
         if self.collector is not None:
-            self.collector.tokens += len(batch.tokens)
+            self.collector.tokens += len(batch.ids)
         return StepAnswer((), ()) if idle else buffers[self._order[-1].writes[0]]
 
     def _decode(self, batch: StepBatch) -> StepAnswer:
         """A step of one token a sequence: captured when it is the first of its number of rows, else replayed."""
         self._forget_changed()
-        rows, sample = len(batch.tokens), self._order[-1]
-        step = self._captured.find(rows)
+        rows, sample, captured = len(batch.ids), self._order[-1], self._captured[batch.plain]
+        step = captured.find(rows)
         if step is None:
             step = self._capture(batch)
-            self._captured.keep(rows, step)
+            captured.keep(rows, step)
         else:
             self._inputs = step.inputs  # for kernels that run a captured function again
             step.inputs.take(batch)
             with _failing(f"decode step of {rows} rows"):
                 step.run()
+        if batch.plain:
+            return StepAnswer(new_tokens(batch, step.buffers[_SAMPLED]), ())
         self._run_stage(sample, step.buffers, idle=False)
         return step.buffers[sample.writes[0]]
 
     def _forget_changed(self) -> None:
         """Drops what was captured with experts that are no longer the model's."""
         if self._changes != self._stages.changes:
-            self._captured.clear()
+            for captured in self._captured.values():
+                captured.clear()
             if self._device is not None:
                 self._device.captured.clear()
             self._changes = self._stages.changes
 
     def _capture(self, batch: StepBatch) -> CapturedStep[DecodeInputs]:
-        """Runs all stages but the last, and records them."""
-        self._inputs = inputs = DecodeInputs(len(batch.tokens), self._stages.max_pages)
+        """Runs all stages, and records them; the last one only where tokens are drawn of the logits as they are."""
+        self._inputs = inputs = DecodeInputs(len(batch.ids), self._stages.max_pages)
         inputs.take(batch)
         step = CapturedStep(self._kernels, inputs)
-        self._record(step, self._order[:-1])
+        *stages, sample = self._order
+        self._record(step, stages)
+        if batch.plain:
+            step.compute(partial(self._draw, step, sample))
         step.end()
         return step
+
+    def _draw(self, step: CapturedStep[DecodeInputs], sample: Stage) -> None:
+        """The sample stage of a captured step."""
+        with _named(sample):
+            logits: _Logits = step.buffers[sample.reads[0]]
+            step.buffers[_SAMPLED] = self._kernels.sample(logits.values, step.inputs.sampling)
 
     def _record(self, step: CapturedStep[Any], stages: Sequence[Stage]) -> None:
         """Adds stages to a captured step."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,27 +37,77 @@ class Scored:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One step of one shard. T rows, one a token.
+    """One step of one shard. T rows, one a token; S sequences.
 
-    tokens: [T] int64; -1 - r where the token is still on the device: that of row r of the step before. paged: where
-    they stand in the KV cache. sampled: the sequences that get a token; sampled_rows: the row of each that is sampled;
-    sampling: how. greedy: `SequenceSampler.greedy` of all of them.
+    ids: the T tokens; -1 - r where the token is still on the device: that of row r of the step before. bounds: S + 1
+    rows, sequence s has those from bounds[s] to bounds[s + 1]. lengths, pages: of each sequence, its tokens including
+    these, and its pages, of `page_size` tokens. sampled: the sequences that get a token; sampled_rows: the row of each
+    that is sampled; sampling: how. greedy: `SequenceSampler.greedy` of all of them. Numbers, not tensors: decode steps
+    write them where their kernels read them.
     """
 
-    tokens: Tensor
-    paged: PagedBatch
+    ids: Sequence[int]
+    bounds: Sequence[int]
+    lengths: Sequence[int]
+    pages: Sequence[tuple[int, ...]]
+    page_size: int
     sampled: tuple[int, ...]
     sampled_rows: tuple[int, ...]
     sampling: tuple[SamplingRow, ...]
     scored: tuple[Scored, ...]
     greedy: bool
 
-    def on(self, device: torch.device) -> StepBatch:
-        """With what the stages read on a device; all are copied without waiting. sampling stays as it is."""
+    @property
+    def decodes(self) -> bool:
+        """Whether every row is one sequence's next token and is sampled, and nothing is scored."""
+        return len(self.ids) == len(self.lengths) == len(self.sampled) > 0 and not self.scored
+
+    @property
+    def plain(self) -> bool:
+        """Whether tokens are drawn of the logits as they are, and nothing is told but their probabilities."""
+        return all(row.changes is None and not row.top_logprobs for row in self.sampling)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """[T] int64."""
+        return torch.tensor(self.ids, dtype=torch.int64)
+
+    @cached_property
+    def paged(self) -> PagedBatch:
+        """Where the tokens stand in the KV cache."""
+        table = np.full((len(self.pages), max(map(len, self.pages), default=0)), -1, np.int32)
+        for row, pages in enumerate(self.pages):
+            table[row, : len(pages)] = pages
+        query_start = np.array(self.bounds, np.int32)
+        context_len = np.array(self.lengths, np.int32)
+        new = np.diff(query_start)
+        owner = np.repeat(np.arange(len(new)), new)
+        # A sequence's last query stands at its last position.
+        positions = np.arange(len(self.ids)) + np.repeat(context_len - query_start[1:], new)
+        slots = table[owner, positions // self.page_size].astype(np.int64) * self.page_size
+        slots += positions % self.page_size
+        return PagedBatch(
+            torch.from_numpy(query_start),
+            torch.from_numpy(context_len),
+            torch.from_numpy(table),
+            torch.from_numpy(positions),
+            torch.from_numpy(slots),
+        )
+
+    def on(self, device: torch.device) -> StepInputs:
+        """What the stages read, on a device; all are copied without waiting."""
         if device.type == "cpu":
-            return self
+            return StepInputs(self.tokens, self.paged)
         paged = PagedBatch(**{name: _copied(tensor, device) for name, tensor in vars(self.paged).items()})
-        return replace(self, tokens=_copied(self.tokens, device), paged=paged)
+        return StepInputs(_copied(self.tokens, device), paged)
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """tokens: [T] int64. paged: where they stand in the KV cache."""
+
+    tokens: Tensor
+    paged: PagedBatch
 
 
 def rows_on(rows: Sequence[SamplingRow], device: torch.device) -> list[SamplingRow]:
@@ -80,7 +131,7 @@ def _copied(tensor: Tensor, device: torch.device) -> Tensor:
 class _Sequence:
     start: SequenceStart
     sampler: SequenceSampler
-    pages: list[int] = field(default_factory=list)
+    pages: tuple[int, ...] = ()
     length: int = 0
     last_token: int | None = None
     promised: int = -1
@@ -131,7 +182,7 @@ class SequenceTable:
 
     def _batch(self, slices: tuple[Slice, ...]) -> StepBatch:
         tokens: list[int] = []
-        bounds, lengths, page_lists = [0], [], []
+        bounds, lengths, pages = [0], [], []
         sampled, sampled_rows, sampling, scored = [], [], [], []
         for part in slices:
             sequence = self._sequences.get(part.sequence)
@@ -145,14 +196,17 @@ class SequenceTable:
             tokens.extend(ids)
             bounds.append(len(tokens))
             lengths.append(sequence.length)
-            page_lists.append(sequence.pages)
+            pages.append(sequence.pages)
             if part.sample:
                 sampled.append(part.sequence)
                 sampled_rows.append(len(tokens) - 1)
                 sampling.append(sequence.sampler.row(sequence.length))
         return StepBatch(
-            torch.tensor(tokens, dtype=torch.int64),
-            self._paged(bounds, lengths, page_lists),
+            tokens,
+            bounds,
+            lengths,
+            pages,
+            self._page_size,
             tuple(sampled),
             tuple(sampled_rows),
             tuple(sampling),
@@ -182,27 +236,7 @@ class SequenceTable:
                 f"{self._page_size}; a slice of {len(ids)} from {part.start} with {len(part.new_pages)} new pages "
                 "does not follow"
             )
-        sequence.pages[kept:] = part.new_pages
+        if part.new_pages or kept < len(sequence.pages):
+            sequence.pages = sequence.pages[:kept] + part.new_pages
         sequence.length = end
         return ids
-
-    def _paged(self, bounds: list[int], lengths: list[int], page_lists: list[list[int]]) -> PagedBatch:
-        count = len(lengths)
-        table = np.full((count, max((len(pages) for pages in page_lists), default=0)), -1, np.int32)
-        for row, pages in enumerate(page_lists):
-            table[row, : len(pages)] = pages
-        query_start = np.array(bounds, np.int32)
-        context_len = np.array(lengths, np.int32)
-        new = np.diff(query_start)
-        owner = np.repeat(np.arange(count), new)
-        # A sequence's last query stands at its last position.
-        positions = np.arange(bounds[-1]) + np.repeat(context_len - query_start[1:], new)
-        slots = table[owner, positions // self._page_size].astype(np.int64) * self._page_size
-        slots += positions % self._page_size
-        return PagedBatch(
-            torch.from_numpy(query_start),
-            torch.from_numpy(context_len),
-            torch.from_numpy(table),
-            torch.from_numpy(positions),
-            torch.from_numpy(slots),
-        )

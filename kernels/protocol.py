@@ -366,7 +366,8 @@ class Kernels(Protocol):
 
     def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
         """logits [S, V] float, a row of `rows` each -> tokens and log probabilities, as `kernels/sampling.py` defines
-        them to the bit; greedy ties go to the lower id."""
+        them to the bit; greedy ties go to the lower id. Captured it takes `sampling.SamplingRows`, of which none has
+        changes or top_logprobs."""
         ...
 
     def take_rows(self, table: Tensor, rows: Tensor) -> Tensor:

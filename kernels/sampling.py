@@ -19,7 +19,8 @@ the order "larger logit first, then lower id"; the draw then goes through the ke
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from struct import Struct
 
 import torch
 from torch import Tensor
@@ -67,6 +68,31 @@ def check_sampling_row(row: SamplingRow) -> None:
         raise ValueError(f"sample: min_p is {row.min_p}, expected 0 to 1 (0 is off)")
     if not 0 <= row.top_logprobs <= MAX_TOP_LOGPROBS:
         raise ValueError(f"sample: top_logprobs is {row.top_logprobs}, expected 0 to {MAX_TOP_LOGPROBS}")
+
+
+_WORDS = Struct("=ddddq")
+
+
+class SamplingRows(list[SamplingRow]):
+    """Rows whose words stay at one place, so that a captured `sample` draws anew by what was put here last.
+
+    words: [40 * S] bytes; of each row temperature, top_p, min_p and the random number as float64, and top_k as int64.
+    """
+
+    def __init__(self, rows: Sequence[SamplingRow]) -> None:
+        self.words = torch.empty(_WORDS.size * len(rows), dtype=torch.uint8)
+        self._bytes = memoryview(self.words.numpy())
+        self.put(rows)
+
+    def put(self, rows: Iterable[SamplingRow]) -> None:
+        """Other rows, as many; a captured `sample` takes none with changes or top_logprobs."""
+        self[:] = rows
+        place = 0
+        for row in self:
+            random = uniform(row.seed, row.position) if row.temperature > 0.0 else 0.0
+            top_k = min(row.top_k, MAX_VOCABULARY)
+            _WORDS.pack_into(self._bytes, place, row.temperature, row.top_p, row.min_p, random, top_k)
+            place += _WORDS.size
 
 
 def check_sampling(logits: Tensor, rows: Sequence[SamplingRow]) -> None:

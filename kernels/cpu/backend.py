@@ -7,10 +7,8 @@ weights and attention another way (`splits_floats`).
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable
-from struct import Struct
 
 import torch
 from torch import Tensor
@@ -37,7 +35,7 @@ from ..protocol import (
     SamplingRow,
     T,
 )
-from ..sampling import MAX_VOCABULARY, check_sampling, uniform
+from ..sampling import SamplingRows, check_sampling
 from ..single_expert import run_single_expert
 from . import commands
 from .arena import Arena
@@ -47,7 +45,6 @@ from .handle import CpuHandle
 # Bytes of a result from which on its memory is kept for others: what the allocator gives back to the system, and the
 # system clears, costs more than handing it on.
 _WORTH_KEEPING = 1 << 16
-_SAMPLING_ROW = Struct("=ddddq")
 _KINDS: dict[type, int] = {Int4Matrix: 0, Int8Matrix: 1, Fp8Matrix: 2, Bf16Matrix: 3}
 
 
@@ -215,18 +212,17 @@ class CpuKernels:
         return out
 
     def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
+        at = self._at
         check_sampling(logits, rows)
         logits = logits.to(torch.float32).contiguous()
-        changed, parameters = changed_logits(logits, rows), b"".join(map(_sampling_words, rows))
+        changed, placed = changed_logits(logits, rows), rows if isinstance(rows, SamplingRows) else SamplingRows(rows)
         count, vocabulary = logits.shape
         columns = min(max((row.top_logprobs for row in rows), default=0), vocabulary)
-        tokens, top_tokens = torch.empty(count, dtype=torch.int64), torch.empty(count, columns, dtype=torch.int64)
-        logprobs, top_logprobs, largest = torch.empty(count), torch.empty(count, columns), torch.empty(count, 2)
-        held = ctypes.create_string_buffer(parameters, len(parameters))
-        # Not through `_run`: other rows come with every step, so there is nothing that a graph could run again.
-        self._handle.run(commands.sample(
-            logits.data_ptr(), changed.data_ptr(), ctypes.addressof(held), tokens.data_ptr(), logprobs.data_ptr(),
-            top_tokens.data_ptr(), top_logprobs.data_ptr(), largest.data_ptr(), count, vocabulary, columns,
+        tokens, top_tokens = self._empty(count, dtype=torch.int64), self._empty(count, columns, dtype=torch.int64)
+        logprobs, top_logprobs, largest = self._empty(count), self._empty(count, columns), self._empty(count, 2)
+        self._run(commands.sample(
+            at(logits), at(changed), at(placed.words), at(tokens), at(logprobs),
+            at(top_tokens), at(top_logprobs), at(largest), count, vocabulary, columns,
         ))  # fmt: skip
         return Sampled(tokens, logprobs, top_tokens, top_logprobs)
 
@@ -268,12 +264,6 @@ class CpuKernels:
             return recording.arena.empty(shape, dtype)
         large = math.prod(shape) * dtype.itemsize >= _WORTH_KEEPING
         return self._arena.empty(shape, dtype) if large else torch.empty(shape, dtype=dtype)
-
-
-def _sampling_words(row: SamplingRow) -> bytes:
-    """The library's `SampleRow`."""
-    random = uniform(row.seed, row.position) if row.temperature > 0.0 else 0.0
-    return _SAMPLING_ROW.pack(row.temperature, row.top_p, row.min_p, random, min(row.top_k, MAX_VOCABULARY))
 
 
 def _type(weight: Tensor) -> int:
