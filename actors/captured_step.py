@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..kernels.protocol import Graph, Kernels, PagedBatch, SamplingRow
+from ..kernels.protocol import Graph, Kernels, PagedBatch, Sampled, SamplingRow
 from ..kernels.sampling import SamplingRows
+from .step_answer import StepAnswer
 from .step_batch import StepBatch
+from .step_plan import NewToken
 
 Inputs = TypeVar("Inputs")
 
@@ -31,7 +33,7 @@ class DecodeInputs:
     """What a captured step reads on the CPU: tensors that stay, into which each step's numbers are written.
 
     tokens, paged: as in `StepInputs`, with a page table for max_pages, of which each step writes what it needs.
-    sampling: how tokens are drawn, where the step is plain (`StepBatch`).
+    sampling: how tokens are drawn, where the step is plain (`StepBatch`); what it draws is read here too.
     """
 
     def __init__(self, rows: int, max_pages: int) -> None:
@@ -64,6 +66,14 @@ class DecodeInputs:
         if batch.plain:
             self.sampling.put(batch.sampling)
 
+    def drawn(self, sampled: Sampled) -> None:
+        """From now on every run leaves its tokens in these tensors."""
+        self._drawn, self._logprobs = memoryview(sampled.tokens.numpy()), memoryview(sampled.logprobs.numpy())
+
+    def answer(self, sequences: Sequence[int]) -> StepAnswer:
+        """What the last run has drawn for these sequences."""
+        return StepAnswer(tuple(map(NewToken, sequences, self._drawn.tolist(), self._logprobs.tolist())), ())
+
 
 class CapturedStep(Generic[Inputs]):
     """Built while the step runs for the first time: parts in their order, each computed by kernels alone or not.
@@ -92,7 +102,10 @@ class CapturedStep(Generic[Inputs]):
 
     def end(self) -> None:
         """Runs what is left; the step is complete."""
+        alone = not self._parts
         self._capture()
+        if alone and self._parts and self._last is not None:  # no other part replaces what the buffers hold
+            self._parts = [self._last.replay]
 
     def run(self) -> None:
         """Runs the step again, for what `inputs` holds now."""

@@ -120,7 +120,7 @@ class Interpreter:
         rows = padded_rows(decode_rows if self._fixed is not None else len(batch.ids))
         device.take(batch, rows)
         step = device.captured.find(rows)
-        with _failing(f"decode step of {rows} rows"):
+        try:
             if step is None:
                 step = CapturedStep(self._kernels, device.inputs(rows), device.captured.last)
                 self._capture_on(device, step)
@@ -129,6 +129,8 @@ class Interpreter:
                 self._inputs = step.inputs  # for kernels that run a captured function again
                 step.run()
             return device.answer(step, batch)
+        except ValueError as error:
+            raise _refused(rows, error) from error
 
     def _capture_on(self, device: DeviceSteps, step: CapturedStep[DeviceRows]) -> None:
         """Runs a decode step, from its tokens to the next ones, and records it."""
@@ -166,10 +168,12 @@ class Interpreter:
         else:
             self._inputs = step.inputs  # for kernels that run a captured function again
             step.inputs.take(batch)
-            with _failing(f"decode step of {rows} rows"):
+            try:
                 step.run()
+            except ValueError as error:
+                raise _refused(rows, error) from error
         if batch.plain:
-            return StepAnswer(new_tokens(batch, step.buffers[_SAMPLED]), ())
+            return step.inputs.answer(batch.sampled)
         self._run_stage(sample, step.buffers, idle=False)
         return step.buffers[sample.writes[0]]
 
@@ -192,6 +196,8 @@ class Interpreter:
         if batch.plain:
             step.compute(partial(self._draw, step, sample))
         step.end()
+        if batch.plain:
+            inputs.drawn(step.buffers[_SAMPLED])
         return step
 
     def _draw(self, step: CapturedStep[DecodeInputs], sample: Stage) -> None:
@@ -327,14 +333,11 @@ def _named(stage: Stage) -> Iterator[None]:
         raise StageError(f"{where}: {type(error).__name__}: {error}") from error
 
 
-@contextmanager
-def _failing(what: str) -> Iterator[None]:
-    """What a captured step refuses becomes a StageError."""
-    try:
-        yield
-    except ValueError as error:
-        logger.exception(what)
-        raise StageError(f"{what}: {error}") from error
+def _refused(rows: int, error: ValueError) -> StageError:
+    """What a captured step refuses."""
+    what = f"decode step of {rows} rows"
+    logger.exception(what)
+    return StageError(f"{what}: {error}")
 
 
 def _logprobs(logits: Tensor, tokens: Tensor) -> list[float]:

@@ -10,8 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -284,41 +283,44 @@ class Shard:
         while len(self._on_their_way) > follows and not self._error:
             self._finish()
         if not self._error:
-            with self._failing(plan.step):
-                self._begin(plan)
+            self._begin(plan)
         if not self._error and self._on_their_way[-1].answer.ready:
             while self._on_their_way and not self._error:
                 self._finish()
 
     def _begin(self, plan: StepPlan) -> None:
         """Begins to run a plan."""
-        if plan.program != self._start.program.name:
-            raise PlanError(f"the plan names program {plan.program!r}, this shard has {self._start.program.name!r}")
-        batch = self._table.apply(plan)
+        program = self._start.program.name
         times: list[StageTime] = []
-        answer = self._interpreter.begin(plan.step, batch, plan.decode_rows, times if plan.trace else None)
+        try:
+            if plan.program != program:
+                raise PlanError(f"the plan names program {plan.program!r}, this shard has {program!r}")
+            batch = self._table.apply(plan)
+            answer = self._interpreter.begin(plan.step, batch, plan.decode_rows, times if plan.trace else None)
+        except Exception as error:
+            self._fail(plan.step, error)
+            return
         self._table.promise(plan.step, batch)
         self._on_their_way.append(_Running(plan.step, answer, times))
 
     def _finish(self) -> None:
         """Waits for the oldest step on its way and answers the router."""
         running, start = self._on_their_way.popleft(), self._start
-        with self._failing(running.step):
-            answer = running.answer.wait()
-            for item in answer.tokens:
-                self._table.sampled(running.step, item.sequence, item.token)
-            self._steps += 1
-            told = answer.tokens, answer.scores, tuple(running.times), ""
-            self._plans.send(encode(StepResult(start.engine, start.epoch, running.step, start.shard, *told)))
-
-    @contextmanager
-    def _failing(self, step: int) -> Iterator[None]:
-        """Whatever goes wrong becomes the result of the step, and the loop ends."""
-        start = self._start
         try:
-            yield
+            answer = running.answer.wait()
         except Exception as error:
-            if not isinstance(error, StageError | PlanError):
-                logger.exception("shard %d, step %d", start.shard, step)
-            self._error = f"step {step}: {error}" if isinstance(error, StageError | PlanError) else repr(error)
-            self._plans.send(encode(StepResult(start.engine, start.epoch, step, start.shard, (), (), (), self._error)))
+            self._fail(running.step, error)
+            return
+        for item in answer.tokens:
+            self._table.sampled(running.step, item.sequence, item.token)
+        self._steps += 1
+        told = answer.tokens, answer.scores, tuple(running.times), ""
+        self._plans.send(encode(StepResult(start.engine, start.epoch, running.step, start.shard, *told)))
+
+    def _fail(self, step: int, error: Exception) -> None:
+        """While an error is handled: it becomes the result of the step, and the loop ends."""
+        start = self._start
+        if not isinstance(error, StageError | PlanError):
+            logger.exception("shard %d, step %d", start.shard, step)
+        self._error = f"step {step}: {error}" if isinstance(error, StageError | PlanError) else repr(error)
+        self._plans.send(encode(StepResult(start.engine, start.epoch, step, start.shard, (), (), (), self._error)))

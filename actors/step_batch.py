@@ -62,7 +62,7 @@ class StepBatch:
         """Whether every row is one sequence's next token and is sampled, and nothing is scored."""
         return len(self.ids) == len(self.lengths) == len(self.sampled) > 0 and not self.scored
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether tokens are drawn of the logits as they are, and nothing is told but their probabilities."""
         return all(row.changes is None and not row.top_logprobs for row in self.sampling)
