@@ -45,7 +45,7 @@ class DecodeInputs:
         self.sampling = SamplingRows([SamplingRow(0.0, 1.0, 0, 0, 0)] * rows)
         # Between two steps this code is cold, and so is all that it calls: plain Python has the least to fetch.
         self._tokens, self._positions, self._slots, self._context_len, self._table = (
-            memoryview(each.numpy().reshape(-1)) for each in (self.tokens, positions, slots, context_len, page_table)
+            each.numpy().reshape(-1).data for each in (self.tokens, positions, slots, context_len, page_table)
         )
         self._pages: list[tuple[int, ...]] = [()] * rows
         self._max_pages = max_pages
@@ -68,7 +68,7 @@ class DecodeInputs:
 
     def drawn(self, sampled: Sampled) -> None:
         """From now on every run leaves its tokens in these tensors."""
-        self._drawn, self._logprobs = memoryview(sampled.tokens.numpy()), memoryview(sampled.logprobs.numpy())
+        self._drawn, self._logprobs = sampled.tokens.numpy().data, sampled.logprobs.numpy().data
 
     def answer(self, sequences: Sequence[int]) -> StepAnswer:
         """What the last run has drawn for these sequences."""

@@ -81,7 +81,7 @@ class SamplingRows(list[SamplingRow]):
 
     def __init__(self, rows: Sequence[SamplingRow]) -> None:
         self.words = torch.empty(_WORDS.size * len(rows), dtype=torch.uint8)
-        self._bytes = memoryview(self.words.numpy())
+        self._bytes = self.words.numpy().data
         self.put(rows)
 
     def put(self, rows: Iterable[SamplingRow]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from flyray.kernels.torch_kernels import TorchKernels
 
 PAGE, PAGES = 4, 40
 GREEDY = Sampling(0.0, 1.0, 0, 0)
+DRAWN = Sampling(1.5, 0.95, 40, 0, min_p=0.01)
 PENALIZED = Sampling(
     0.8, 0.9, 20, 0, presence_penalty=0.5, repetition_penalty=1.5, logit_bias=((7, 0.5),), top_logprobs=2
 )
@@ -89,10 +91,11 @@ class Engine:
         self.step += 1
         return list(answer.tokens)
 
-    def begin(self, sampling: Sampling = GREEDY) -> list[NewToken]:
-        """All prompts in one step."""
+    def begin(self, *samplings: Sampling) -> list[NewToken]:
+        """All prompts in one step, drawn in these ways in turn."""
+        how = itertools.cycle(samplings or (GREEDY,))
         starts = tuple(
-            SequenceStart(s, replace(sampling, seed=s), False, history=prompt) for s, prompt in enumerate(PROMPTS)
+            SequenceStart(s, replace(next(how), seed=s), False, history=prompt) for s, prompt in enumerate(PROMPTS)
         )
         slices = [Slice(s, 0, prompt, pages(s, 0, len(prompt)), True) for s, prompt in enumerate(PROMPTS)]
         return self.run(slices, starts)
@@ -147,6 +150,15 @@ def test_replayed_steps_give_the_bits_of_stages_one_by_one(kind: str, checkpoint
     assert replayed.begin() == eager.begin()
     lengths, others = ({s: len(prompt) for s, prompt in enumerate(PROMPTS)} for _ in range(2))
     for turn in TURNS * 2:
+        assert replayed.decode(turn, lengths) == eager.decode(turn, others, timed=True)
+
+
+def test_tokens_are_drawn_as_they_are_stage_by_stage(checkpoint: Checkpoint, kernels: Kernels) -> None:
+    """In the captured step where all rows are drawn of the logits as they are, else behind it."""
+    replayed, eager = (engine(checkpoint, kernels, LocalExchange()) for _ in range(2))
+    assert replayed.begin(DRAWN, PENALIZED) == eager.begin(DRAWN, PENALIZED)
+    lengths, others = ({s: len(prompt) for s, prompt in enumerate(PROMPTS)} for _ in range(2))
+    for turn in ((0, 2), (0, 1), (2, 0), (1, 3), (0,), (3, 2), (0, 2), (2,)):
         assert replayed.decode(turn, lengths) == eager.decode(turn, others, timed=True)
 
 
