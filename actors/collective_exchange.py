@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from ..kernels.protocol import ActivationFormat, Activations
-from .exchange import ExchangePoint, Received, Sent
+from .exchange import Exchange, ExchangePoint, MostRows, Received, Sent
 from .fixed_exchange import FixedExchange
 from .link import LinkError, LinkPlace
 
@@ -77,6 +77,7 @@ class CollectiveExchange:
 
     def open(self, place: LinkPlace) -> str:
         """Where the shards find each other: shard 0's address; "" of the others."""
+        self._one_node = bool(place.folder)
         if self._shard:
             return ""
         host = place.host or _LOCALHOST
@@ -105,9 +106,20 @@ class CollectiveExchange:
             # The first collective connects all pairs of shards, which takes long.
             self._all_to_all(torch.zeros(self._shards, dtype=torch.int64, device=device))
 
-    def fixed(self) -> FixedExchange:
-        """For steps in which all shards have the same number of rows, when the group is formed."""
-        return FixedExchange(self._shard, self._experts, self._device)
+    def fixed(self, rows: int, slots: int) -> Exchange:
+        """For steps in which all shards have the same number of rows, at most `rows`, of `slots` experts each. To be
+        made by all shards at once, when the group is formed.
+
+        CUDA's GPUs of one node write into each other's memory; elsewhere the collectives do it.
+        """
+        if not self._one_node or self._device.type != "cuda" or torch.version.hip is not None:
+            return FixedExchange(self._shard, self._experts, self._device)
+        from .peer_exchange import PeerExchange  # needs Triton
+
+        assert self._store is not None
+        most, store = MostRows(rows, self._columns, slots), PrefixStore(self._name, self._store)
+        with self._failing("mapping the shards' memory"):
+            return PeerExchange(self._shard, self._experts, most, self._device, store)
 
     def close(self) -> None:
         """Ends the group; no collective may run."""

@@ -28,6 +28,15 @@ class ExchangePoint:
 
 
 @dataclass(frozen=True)
+class MostRows:
+    """The most that a shard dispatches where all have as many rows: [rows, columns], each with `slots` experts."""
+
+    rows: int
+    columns: int
+    slots: int
+
+
+@dataclass(frozen=True)
 class Sent:
     """What a shard remembers of its dispatch until combine. positions[shard]: [P] int64, token * K + slot of each pair
     that the shard runs, in the order in which its outputs come back."""

@@ -22,6 +22,7 @@ from .calibration import Collector
 from .checkpoint import Checkpoint
 from .collective_exchange import CollectiveExchange
 from .device_memory import fitting_pages
+from .device_steps import MAX_ROWS
 from .exchange import Exchange, LocalExchange
 from .interpreter import Interpreter, StageError
 from .link import LinkError, LinkKeys, LinkPlace, Links
@@ -150,11 +151,14 @@ class Shard:
         # Twice the same number, for the kernels and for what torch itself computes between them.
         torch.set_num_threads(start.threads)
         kernels = self._kernels = select_kernels(start.backend, start.threads, start.kv_dtype)
+        checkpoint = Checkpoint(start.model_path)
+        model = ModelConfig.from_dict(checkpoint.config)
+        fixed = None
         if isinstance(self._exchange, CollectiveExchange):
             # Before weights are loaded, which takes some shards longer than others.
             self._exchange.connect(addresses, kernels.device, kernels.activation_dtype)
-        checkpoint = Checkpoint(start.model_path)
-        model = ModelConfig.from_dict(checkpoint.config)
+            if isinstance(kernels, AheadKernels) and kernels.leaves_out:
+                fixed = self._exchange.fixed(MAX_ROWS, model.num_experts_per_tok)
         check(start.program)
         mine = start.experts[start.shard]
         weights = load_shard(
@@ -166,9 +170,6 @@ class Shard:
         self._table = SequenceTable(kv.num_pages, start.page_size)
         stages = self._stages = ModelStages(model, weights, kernels, kv)
         self._overrides = Overrides(stages, kernels, start.page_size, start.threads)
-        fixed = None
-        if isinstance(self._exchange, CollectiveExchange) and isinstance(kernels, AheadKernels) and kernels.leaves_out:
-            fixed = self._exchange.fixed()
         self._interpreter = Interpreter(stages, kernels, self._exchange, start.program, fixed)
         self._plans = self._links.connect(zmq.DEALER, start.plan_address, events=zmq.EVENT_DISCONNECTED)
         self._router_gone = self._plans.get_monitor_socket()

@@ -33,7 +33,7 @@ def measure_ceilings(device: torch.device, threads: int) -> DeviceCeilings:
     read = _READ_BYTES / _median(values.sum)
     del values
     left = torch.randint(-127, 128, (_SIZE, _SIZE), dtype=torch.int8, device=device)
-    int8 = _median(lambda: torch._int_mm(left, left.T))
+    int8 = _median(lambda: torch._int_mm(left, left.T))  # pyright: ignore[reportPrivateImportUsage]
     wide = torch.randn(_SIZE, _SIZE, dtype=torch.bfloat16, device=device)
     return DeviceCeilings(read, 2 * _SIZE**3 / int8, 2 * _SIZE**3 / _median(lambda: wide @ wide))
 

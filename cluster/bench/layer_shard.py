@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -145,14 +146,15 @@ class _LayerShard:
     def measure(self) -> ShardTimes:
         task, device = self._task, self._kernels.device
         exchange = CollectiveExchange("bench", 0, task.shard, self._experts, task.config.hidden_size, _TIMEOUT_S)
-        self._pipe.send(exchange.open(LinkPlace(host="127.0.0.1")) if task.shards > 1 else "")
+        self._pipe.send(exchange.open(LinkPlace(folder=tempfile.gettempdir())) if task.shards > 1 else "")
         addresses = self._pipe.recv()
         ceilings = measure_ceilings(device, task.threads)
         self._exchange: Exchange = LocalExchange()
         if task.shards > 1:
             exchange.connect(addresses, device, self._kernels.activation_dtype)
             # Backends for CPUs run no pairs of experts that are elsewhere.
-            self._exchange = exchange if device.type == "cpu" else exchange.fixed()
+            most = max(map(task.rows, task.batches))
+            self._exchange = exchange if device.type == "cpu" else exchange.fixed(most, task.config.num_experts_per_tok)
         found = {}
         for format, linears in task.formats.items():
             found[format] = self._format(format, linears)

@@ -123,7 +123,7 @@ def serve_shard(
         cases, fixed = asked
         if fixed:
             assert isinstance(exchange, CollectiveExchange)
-            used: Exchange = exchange.fixed()
+            used: Exchange = exchange.fixed(64, TOP_K)
         else:
             used = exchange
         used.begin_step(step)

@@ -25,6 +25,7 @@ from flyray.kernels.triton import (  # noqa: E402
     gate,
     grouping,
     linear,
+    peers,
     quantize,
     rows,
     sampling,
@@ -142,6 +143,18 @@ CASES |= {
     ),
     "scatter pairs": Case(
         grouping.scatter_pairs, {"pair_expert": INT, "cursor": INT, "order": INT}, {"CHUNK": 1024}
+    ),
+    "push row": Case(
+        peers.push_row,
+        dict.fromkeys(("value_places", "scale_places", "expert_places"), LONG)
+        | {"values": INT, "scale": FLOAT, "ids": INT, "first_expert": INT, "experts": INT},
+        {"SCALED": True, "WORDS": 2048, "SLOTS": 8},
+    ),
+    "push output": Case(
+        peers.push_output, {"outputs": FLOAT, "pair_expert": INT, "places": LONG}, {"BLOCK": 2048}
+    ),
+    "meet": Case(
+        peers.meet_peers, {"flag_places": LONG, "flags": INT, "turn": INT}, {"SHARDS": 8}, warps=1
     ),
     "quantize int8": Case(
         quantize.quantize_rows, {"x": FLOAT, "values": SIGNED, "scale": FLOAT}, {"SIZE": 8192, "FP8": False}, warps=8
