@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed import Store
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 from ..kernels.protocol import Activations
 from ..kernels.triton.peers import meet, push_outputs, push_rows

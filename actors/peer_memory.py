@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 import torch
 from torch import Tensor
-from torch.distributed import Store
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
 from .link import LinkError
 
@@ -34,7 +34,7 @@ class PeerMemory:
         self._block = torch.zeros(end, dtype=torch.uint8, device=device)
         torch.accelerator.synchronize()  # zeros before anybody writes
         _, *handle = self._block.untyped_storage()._share_cuda_()
-        store.set(f"{_KEY}/{shard}", msgpack.packb(handle))
+        store.set(f"{_KEY}/{shard}", msgpack.packb(handle))  # pyright: ignore[reportArgumentType]
         # Held, so that they stay mapped.
         self._blocks = [
             self._block if peer == shard else _mapped(msgpack.unpackb(store.get(f"{_KEY}/{peer}")), peer, device)
