@@ -1,0 +1,75 @@
+"""What a compiled kernel is: its registers, memory, and the instructions of its main loop, read from its assembly."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+LDS_BYTES = 65536
+_REGISTERS = 512
+_GRANULE = 8
+_MOST_WAVES = 8
+_NUMBERS = re.compile(r"^\s*\.(\w+):\s+(\d+)\s*$", re.MULTILINE)
+_LABEL = re.compile(r"^(\.L\w+):")
+_BRANCH = re.compile(r"^\s+s_c?branch\w*\s+(\.L\w+)")
+_INSTRUCTION = re.compile(r"^\s+([a-z]\w+)")
+
+
+@dataclass(frozen=True)
+class Isa:
+    """vgpr: registers of a lane, sgpr: of a wave; spills of both. scratch, lds: bytes, without the LDS that a launch
+    asks for. loop: how often each instruction is in the loop with the most matrix instructions."""
+
+    vgpr: int
+    sgpr: int
+    spills: int
+    scratch: int
+    lds: int
+    loop: Counter[str]
+
+    @property
+    def waves(self) -> int:
+        """That fit one SIMD of gfx942 by their registers, at most 8."""
+        granules = -(-self.vgpr // _GRANULE) * _GRANULE
+        return min(_MOST_WAVES, _REGISTERS // max(granules, 1))
+
+    @property
+    def matrix(self) -> int:
+        """Matrix instructions of the loop."""
+        return sum(count for name, count in self.loop.items() if name.startswith("v_mfma"))
+
+    @property
+    def vector(self) -> int:
+        """Vector instructions of the loop beside those."""
+        return sum(count for name, count in self.loop.items() if name.startswith("v_")) - self.matrix
+
+
+def read_isa(text: str) -> Isa:
+    """From the assembly with its metadata, of one kernel. Raises ValueError where a number is missing."""
+    numbers = {name: int(value) for name, value in _NUMBERS.findall(text)}
+    try:
+        return Isa(
+            numbers["vgpr_count"] + numbers.get("agpr_count", 0),
+            numbers["sgpr_count"],
+            numbers["vgpr_spill_count"] + numbers["sgpr_spill_count"],
+            numbers["private_segment_fixed_size"],
+            numbers["group_segment_fixed_size"],
+            _main_loop(text),
+        )
+    except KeyError as error:
+        raise ValueError(f"the assembly's metadata has no {error}") from None
+
+
+def _main_loop(text: str) -> Counter[str]:
+    lines = text.splitlines()
+    places = {match[1]: place for place, line in enumerate(lines) if (match := _LABEL.match(line))}
+    best: Counter[str] = Counter()
+    for place, line in enumerate(lines):
+        branch = _BRANCH.match(line)
+        if branch is None or places.get(branch[1], place) >= place:
+            continue
+        body = lines[places[branch[1]] : place + 1]
+        names = Counter(match[1] for each in body if (match := _INSTRUCTION.match(each)))
+        best = max(best, names, key=lambda found: sum(n for name, n in found.items() if name.startswith("v_mfma")))
+    return best

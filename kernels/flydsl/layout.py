@@ -1,0 +1,109 @@
+"""Expert matrices as waves read them: 16 bytes a lane, 1 KiB in one run; made once, on loading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..protocol import ExpertWeights, Int4Matrix, Int8Matrix
+from .wave_maps import PIECE, ROWS, TILES
+
+WAVES = 4
+"""Waves of a program: it multiplies as many units."""
+_ZERO_NIBBLES = 0x88
+_PIECES_OF_MULTIPLIERS = 4
+
+
+@dataclass(frozen=True)
+class WaveMatrix:
+    """One expert matrix [E, N, K] in units of 32 rows, of two tiles each; what is beyond N and K multiplies as zeros.
+
+    kind: what it was made of. words: [E, units, 2, pieces, 64, 4] int32. multipliers: [E, units, 2, pieces / 4, 64]
+    int16, INT4 only: 4 bits a piece, of the lane's row and group. scale: [E, units, 2, 16] float32. gated: the tiles of
+    a unit are 16 rows of the gate and the same of up, else neighbours. rows, inner: N and K.
+    """
+
+    kind: type[Int4Matrix] | type[Int8Matrix]
+    words: Tensor
+    multipliers: Tensor | None
+    scale: Tensor
+    gated: bool
+    rows: int
+    inner: int
+
+    @property
+    def bits(self) -> int:
+        """Of a weight."""
+        return 4 if self.kind is Int4Matrix else 8
+
+    @property
+    def units(self) -> int:
+        """Of an expert, a multiple of `WAVES`."""
+        return self.words.shape[1]
+
+    @property
+    def pieces(self) -> int:
+        """Along K."""
+        return self.words.shape[3]
+
+
+@dataclass(frozen=True)
+class WaveExperts:
+    """`ExpertWeights` as waves read them."""
+
+    gate_up: WaveMatrix
+    down: WaveMatrix
+
+
+def wave_experts(weights: ExpertWeights) -> WaveExperts:
+    """The weights of one layer, on the same device. Raises ValueError for FP8 and bf16."""
+    return WaveExperts(wave_matrix(weights.gate_up, True), wave_matrix(weights.down, False))
+
+
+def wave_matrix(matrix: object, gated: bool) -> WaveMatrix:
+    """gated: the rows are the gate's and then up's."""
+    if isinstance(matrix, Int4Matrix):
+        codes, inner, fill = matrix.nibbles, matrix.nibbles.shape[2] * 2, _ZERO_NIBBLES
+    elif isinstance(matrix, Int8Matrix):
+        codes, inner, fill = matrix.values.view(torch.uint8), matrix.values.shape[2], 0
+    else:
+        raise ValueError(f"an expert matrix is a {type(matrix).__name__}; FlyDSL kernels run INT4 and INT8")
+    kind, rows = type(matrix), codes.shape[1]
+    bits = 4 if kind is Int4Matrix else 8
+    pieces = _pieces(inner, bits)
+    tiles = _tiles(codes, rows, gated, pieces * 64, fill)
+    # A piece of a row is 64 bytes: the 16 of each of its four lanes.
+    words = tiles.unflatten(-1, (pieces, 4, 16)).permute(0, 1, 2, 4, 5, 3, 6).contiguous().view(torch.int32)
+    multipliers = None
+    if isinstance(matrix, Int4Matrix):
+        groups = _tiles(matrix.multipliers, rows, gated, pieces * 4, 1).to(torch.int32)
+        quads = groups.unflatten(-1, (pieces // _PIECES_OF_MULTIPLIERS, _PIECES_OF_MULTIPLIERS, 4))
+        shifts = 4 * torch.arange(_PIECES_OF_MULTIPLIERS, device=quads.device)[:, None]
+        packed = (quads << shifts).sum(-2)  # [E, units, 2, 16 rows, pieces / 4, 4 parts]
+        multipliers = packed.permute(0, 1, 2, 4, 5, 3).flatten(-2).to(torch.int16)
+    scale = _tiles(matrix.scale[..., None], rows, gated, 1, 0)[..., 0]
+    return WaveMatrix(kind, words.flatten(4, 5), multipliers, scale.contiguous(), gated, rows, inner)
+
+
+def _pieces(inner: int, bits: int) -> int:
+    """Along K, a multiple of 4."""
+    whole = _PIECES_OF_MULTIPLIERS * PIECE[bits]
+    return -(-inner // whole) * _PIECES_OF_MULTIPLIERS
+
+
+def _tiles(values: Tensor, rows: int, gated: bool, width: int, fill: int) -> Tensor:
+    """[E, N, W] -> [E, units, 2, 16, width], padded."""
+    height = rows // 2 if gated else rows
+    unit = ROWS if gated else ROWS * TILES
+    units = -(-height // (unit * WAVES)) * WAVES
+    parts = values.unflatten(1, (2, height)) if gated else values[:, None]
+    parts = pad(parts, (0, width - values.shape[2], 0, units * unit - height), value=fill)
+    if gated:
+        return parts.unflatten(2, (units, ROWS)).transpose(1, 2)
+    return parts[:, 0].unflatten(1, (units, TILES, ROWS))
+
+
+__all__ = ["WAVES", "WaveExperts", "WaveMatrix", "wave_experts", "wave_matrix"]
