@@ -30,7 +30,15 @@ if TYPE_CHECKING:
 PREFIX = "language_model."
 INDEX = "model.safetensors.index.json"
 
-__all__ = ["Checkpoint", "CheckpointError", "TensorEntry", "read_header", "read_tensor"]
+__all__ = ["Checkpoint", "CheckpointError", "TensorEntry", "read_config", "read_header", "read_tensor"]
+
+
+def read_config(path: str | os.PathLike[str] | UPath) -> dict[str, Any]:
+    """config.json of a folder, whatever else is in it. Raises CheckpointError."""
+    try:
+        return _read_json(stored_path(path) / "config.json")
+    except StorageError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 class Checkpoint:

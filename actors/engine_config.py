@@ -10,6 +10,7 @@ from ..kernels.select import ACCELERATED, BACKENDS, check_kv_dtype
 from .linear_kinds import check_linear_kinds
 
 TRANSPORTS = ("auto", "ipc", "tcp")
+WEIGHTS = ("checkpoint", "random")
 FLUSH_TIMEOUT_S = 600.0
 """How long a stopping engine may take to have its statistics on the disk."""
 CPU_KV_MEMORY = 256 << 20
@@ -22,6 +23,8 @@ class EngineConfig:
 
     model_path: folder of a checkpoint, the same on every node. name: the engine's name in messages and figures.
     precision: "auto" (as on disk) or a format that the checkpoint can be loaded as.
+    weights: "checkpoint", or "random", to measure with: of the model's folder only config.json is read, the weights are
+        made where they are used, the routed experts in the format that precision then names (`random_shard`).
     shards: actors that the experts and sequences are spread over. threads_per_shard: compute threads of each; on CPU
         also the CPUs that Ray reserves for it. backend: the kernels, of `BACKENDS`; a shard of an accelerated one has a
         GPU to itself, which Ray reserves.
@@ -48,6 +51,7 @@ class EngineConfig:
     model_path: str
     name: str = "engine"
     precision: str = "auto"
+    weights: str = "checkpoint"
     shards: int = 1
     threads_per_shard: int = 1
     backend: str = "cpu"
@@ -81,11 +85,14 @@ class EngineConfig:
         self._positive("start_timeout_s", "placement_timeout_s", "step_timeout_s", "silence_s")
         check_linear_kinds(self.int8_weights, self.int4_weights)
         self._one_of("backend", BACKENDS)
+        self._one_of("weights", WEIGHTS)
         check_kv_dtype(self.backend, self.kv_dtype)
         self._one_of("transport", TRANSPORTS)
         self._check_gpu_memory()
         if self.statistics and not os.path.isabs(self.statistics):
             raise ValueError(f"statistics: {self.statistics!r} is not an absolute path, which the shards need")
+        if self.weights == "random" and self.statistics:
+            raise ValueError("statistics: there is nothing to learn of random weights")
         if self.moments_block and not self.statistics:
             raise ValueError(f"moments_block: {self.moments_block}, but statistics names no folder to write them to")
 

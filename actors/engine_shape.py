@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..kernels.select import describe_kernels
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, read_config
 from .engine_config import CPU_KV_MEMORY, EngineConfig, expert_ranges
 from .model.config import ModelConfig
+from .model.expert_matrix import MATRIX_KINDS
 from .model.fields import ConfigError
 from .model.kv_pages import KvPages
 from .precision import precision_plan
@@ -38,11 +39,9 @@ class EngineShape:
         """Reads headers only. Raises CheckpointError, ConfigError, PrecisionError or ValueError, naming what is wrong:
         a tensor, a field, a precision, more shards than experts, a cache of no page, too long a context, blocks of
         moments that do not fit."""
-        checkpoint = Checkpoint(config.model_path)
-        model = _model_config(checkpoint)
+        model = _model_config(config.model_path)
         experts = expert_ranges(model.n_routed_experts, config.shards)
         kernels = describe_kernels(config.backend, config.threads_per_shard, config.kv_dtype)
-        plan = precision_plan(model, checkpoint, config.precision, kernels, config.int8_weights, config.int4_weights)
         context = config.context_length or model.max_position_embeddings
         if context > model.max_position_embeddings:
             raise ValueError(
@@ -51,6 +50,15 @@ class EngineShape:
             )
         pages = _pages(config, context, KvPages.page_bytes(model, config.page_size, kernels))
         program = sequence(model, COLOCATED, 1)
+        if config.weights == "random":
+            if config.precision not in MATRIX_KINDS:
+                raise ValueError(
+                    f"precision: {config.precision!r} is no format of random weights; {', '.join(MATRIX_KINDS)} are"
+                )
+            lines = (f"random weights, routed experts in {config.precision}; nothing is read but config.json",)
+            return EngineShape(model, pages, context, experts, program, lines)
+        checkpoint = Checkpoint(config.model_path)
+        plan = precision_plan(model, checkpoint, config.precision, kernels, config.int8_weights, config.int4_weights)
         statistics = None
         if config.statistics:
             statistics = StatisticsPlan.of(checkpoint, model, experts, plan.memory, config.moments_block)
@@ -82,11 +90,11 @@ class EngineShape:
         )
 
 
-def _model_config(checkpoint: Checkpoint) -> ModelConfig:
+def _model_config(path: str) -> ModelConfig:
     try:
-        return ModelConfig.from_dict(checkpoint.config)
+        return ModelConfig.from_dict(read_config(path))
     except ConfigError as error:
-        raise ConfigError(f"{checkpoint.path / 'config.json'}: {error}") from None
+        raise ConfigError(f"{path}/config.json: {error}") from None
 
 
 def _pages(config: EngineConfig, context_length: int, page_bytes: int) -> int:

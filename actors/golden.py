@@ -130,8 +130,9 @@ def parameter_count(model: ModelConfig) -> int:
 
 
 def reference_scores(config: EngineConfig, model: ModelConfig, context_length: int) -> tuple[float, ...] | None:
-    """The golden prompt's log probabilities by the reference kernels; None for a model that is too large for it."""
-    if parameter_count(model) > REFERENCE_PARAMETERS:
+    """The golden prompt's log probabilities by the reference kernels; None for a model that is too large for it, or of
+    random weights, which are other ones on another device."""
+    if parameter_count(model) > REFERENCE_PARAMETERS or config.weights == "random":
         return None
     prompt = golden_prompt(model, context_length)
     kernels = select_kernels("reference", config.threads_per_shard)

@@ -205,6 +205,7 @@ class Router:
             shard=shard,
             model_path=config.model_path,
             precision=config.precision,
+            weights=config.weights,
             int8_weights=config.int8_weights,
             int4_weights=config.int4_weights,
             backend=config.backend,

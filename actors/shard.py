@@ -19,7 +19,7 @@ import zmq
 from ..kernels.protocol import AheadKernels
 from ..kernels.select import ACCELERATED, select_kernels
 from .calibration import Collector
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, read_config
 from .collective_exchange import CollectiveExchange
 from .device_memory import fitting_pages
 from .device_steps import MAX_ROWS
@@ -28,9 +28,11 @@ from .interpreter import Interpreter, StageError
 from .link import LinkError, LinkKeys, LinkPlace, Links
 from .model.config import ModelConfig
 from .model.kv_pages import KvPages
+from .model.layer_weights import ShardWeights
 from .model.stages import ModelStages
 from .overrides import Overrides
 from .program_check import check
+from .random_weights import random_shard
 from .sequence import StageProgram
 from .shard_check import check_kernels
 from .shard_group import HELLO
@@ -61,6 +63,7 @@ class ShardStart:
     shard: int
     model_path: str
     precision: str
+    weights: str
     int8_weights: tuple[str, ...]
     int4_weights: tuple[str, ...]
     backend: str
@@ -133,7 +136,7 @@ class Shard:
         if len(start.experts) == 1:
             self._exchange: Exchange = LocalExchange()
             return ""
-        hidden = ModelConfig.from_dict(Checkpoint(start.model_path).config).hidden_size
+        hidden = ModelConfig.from_dict(read_config(start.model_path)).hidden_size
         shape = start.engine, start.epoch, start.shard, start.experts, hidden, start.timeout_s
         if start.backend in ACCELERATED:
             collective = self._exchange = CollectiveExchange(*shape)
@@ -151,8 +154,7 @@ class Shard:
         # Twice the same number, for the kernels and for what torch itself computes between them.
         torch.set_num_threads(start.threads)
         kernels = self._kernels = select_kernels(start.backend, start.threads, start.kv_dtype)
-        checkpoint = Checkpoint(start.model_path)
-        model = ModelConfig.from_dict(checkpoint.config)
+        model = ModelConfig.from_dict(read_config(start.model_path))
         fixed = None
         if isinstance(self._exchange, CollectiveExchange):
             # Before weights are loaded, which takes some shards longer than others.
@@ -160,11 +162,7 @@ class Shard:
             if isinstance(kernels, AheadKernels) and kernels.leaves_out:
                 fixed = self._exchange.fixed(MAX_ROWS, model.num_experts_per_tok)
         check(start.program)
-        mine = start.experts[start.shard]
-        weights = load_shard(
-            checkpoint, model, start.precision, mine, kernels, self._report_progress,
-            start.threads, start.int8_weights, start.int4_weights,
-        )  # fmt: skip
+        weights, bytes_read = self._weights(model)
         checks = check_kernels(kernels, model, weights, start.page_size)
         kv = KvPages.allocate(model, self._pages(model), start.page_size, kernels)
         self._table = SequenceTable(kv.num_pages, start.page_size)
@@ -178,7 +176,7 @@ class Shard:
         self._plans.send(encode(StepResult(start.engine, start.epoch, HELLO, start.shard, (), (), (), "")))
         self._thread = threading.Thread(target=self._run, name=f"shard-{start.shard}", daemon=True)
         self._thread.start()
-        return ShardReport(start.shard, kv.num_pages, checkpoint.bytes_read, time.monotonic() - begin, checks)
+        return ShardReport(start.shard, kv.num_pages, bytes_read, time.monotonic() - begin, checks)
 
     def override(self, layer: int, experts: Sequence[int], path: str) -> None:
         """Reads experts of another checkpoint and keeps them aside; see `Overrides.prepare`."""
@@ -232,6 +230,16 @@ class Shard:
         if isinstance(self._exchange, CollectiveExchange):
             self._exchange.close()
         links.close()
+
+    def _weights(self, model: ModelConfig) -> tuple[ShardWeights, int]:
+        """The shard's weights, and how many bytes were read for them."""
+        start, kernels = self._start, self._kernels
+        mine, rounded = start.experts[start.shard], (start.int8_weights, start.int4_weights)
+        if start.weights == "random":
+            return random_shard(model, start.precision, mine, kernels, *rounded), 0
+        checkpoint, progress = Checkpoint(start.model_path), self._report_progress
+        weights = load_shard(checkpoint, model, start.precision, mine, kernels, progress, start.threads, *rounded)
+        return weights, checkpoint.bytes_read
 
     def _pages(self, model: ModelConfig) -> int:
         """How many KV pages this shard has, once its weights are loaded."""

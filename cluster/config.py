@@ -51,6 +51,9 @@ class ModelSection(Section):
     """Folder of the checkpoint, the same on every node; relative paths count from the configuration file."""
     name: str = ""
     """The model's name in requests; by default the folder's name."""
+    weights: str = EngineConfig.weights
+    """"checkpoint", or "random": weights in the shape of the folder's config.json, to measure with; the folder's
+    tokenizer is used."""
     precision: str = EngineConfig.precision
     """"auto": as the checkpoint is; or "w4a8", "w8a8", "w4a16", "bf16" … where it can be loaded so."""
 
@@ -147,7 +150,8 @@ class FlyrayConfig(Section):
         for field in ("int8_weights", "int4_weights"):
             values[field] = tuple(values[field])
         try:
-            return EngineConfig(model_path=self.model.path, precision=self.model.precision, **values)
+            model = self.model
+            return EngineConfig(model_path=model.path, precision=model.precision, weights=model.weights, **values)
         except ValueError as error:
             raise ConfigError(f"engine.{error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 import zmq
 from tiny_checkpoint import TINY, write_tiny
 
+from flyray.actors.engine_config import EngineConfig
+from flyray.actors.engine_shape import EngineShape
 from flyray.actors.link import LinkError, LinkPlace, Links
 from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.single import SingleProcessModel
+from flyray.actors.random_weights import random_shard
 from flyray.actors.sequence import COLOCATED, sequence
 from flyray.actors.shard import Shard, ShardStart
 from flyray.actors.shard_group import HELLO
@@ -44,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Bench:
     """A running shard, and the router's end of its link."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, weights: str = "checkpoint") -> None:
         self.folder = SocketFolder()
         place = LinkPlace(folder=self.folder.path)
         self.links = Links(None)
@@ -57,6 +61,7 @@ class Bench:
             shard=0,
             model_path=str(checkpoint),
             precision="w4a8",
+            weights=weights,
             int8_weights=(),
             int4_weights=(),
             backend="cpu",
@@ -123,6 +128,25 @@ def test_it_continues_a_prompt_as_one_process_does(bench: Bench, checkpoint: Pat
     assert tokens == model.generate(PROMPT, 5)
     stats = bench.shard.stats()
     assert (stats.steps, stats.sequences, stats.dropped, stats.error) == (5, 1, 0, "")
+
+
+def test_random_weights_need_nothing_but_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    config, kernels = ModelConfig.from_dict(TINY), select_kernels("cpu", 1)
+    model = SingleProcessModel(config, random_shard(config, "w4a8", range(8), kernels), kernels, 32)
+    bench = Bench(tmp_path, "random")
+    try:
+        result = bench.run().ask(FIRST)
+        assert [result.tokens[0].token] == model.generate(PROMPT, 1)
+        assert bench.report.bytes_read == 0
+    finally:
+        bench.close()
+    engine = EngineConfig(str(tmp_path), precision="w4a8", weights="random")
+    assert EngineShape.read(engine).model == config
+    with pytest.raises(ValueError, match="precision: 'auto' is no format of random weights; bf16"):
+        EngineShape.read(replace(engine, precision="auto"))
+    with pytest.raises(ValueError, match="statistics: there is nothing to learn of random weights"):
+        replace(engine, statistics=str(tmp_path))
 
 
 def test_a_traced_step_has_the_programs_stages_in_order(bench: Bench) -> None:
