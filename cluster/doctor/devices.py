@@ -1,0 +1,100 @@
+"""The GPUs that torch sees, what hides others, and what their memory gives against what its maker publishes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from statistics import median
+
+import torch
+
+from ...actors.device_choice import ALL_GPUS_VISIBLE
+from ..figures import Figure
+from ..plan.gpu import Gpu, gpus
+from .finding import Finding
+
+_MASKS = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+_COPY_BYTES = 1 << 30
+_COPIES = 7
+_EXPECTED = 0.75  # of the published bandwidth, which a plain copy reaches on a healthy GPU
+
+
+def check_masks(environment: Mapping[str, str], hip: bool) -> Iterator[Finding]:
+    """The variables that hide GPUs. hip: whether torch is built for ROCm."""
+    masks = {name: environment[name] for name in _MASKS if name in environment}
+    said = ", ".join(f"{name}={value}" for name, value in masks.items())
+    if hip and {"HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"} <= masks.keys():
+        yield Finding(
+            "visible GPUs",
+            "warning",
+            f"{said}: they add up, for HIP counts only what ROCR leaves, from 0; unset ROCR_VISIBLE_DEVICES",
+        )
+    elif hip and masks.get("CUDA_VISIBLE_DEVICES", "") != masks.get("HIP_VISIBLE_DEVICES", ""):
+        yield Finding(
+            "visible GPUs",
+            "warning",
+            f"{said}: on ROCm Ray wants both alike; set HIP_VISIBLE_DEVICES and unset the other",
+        )
+    elif masks:
+        yield Finding("visible GPUs", "ok", said)
+    if hip and not environment.get(ALL_GPUS_VISIBLE[0]):
+        yield Finding(
+            "GPUs under Ray",
+            "warning",
+            f"Ray hides the other GPUs of a node from each shard, and RCCL may then not find its peers; start Ray with "
+            f"{ALL_GPUS_VISIBLE[0]}=1",
+        )
+
+
+def check_gpus() -> Iterator[Finding]:
+    """Every GPU that torch sees; a warning where there is none, for flyray then runs on CPUs."""
+    built = torch.version.hip or torch.version.cuda
+    if not torch.cuda.is_available():
+        kind = f"torch {torch.__version__} is built for {'ROCm' if torch.version.hip else 'CUDA'} {built}"
+        if built:
+            text = f"{kind}, but sees no GPU: is a driver loaded, and may this user open it (/dev/kfd, /dev/dri)?"
+            yield Finding("GPUs", "fault", text)
+        else:
+            yield Finding("GPUs", "ok", f"torch {torch.__version__} is built for CPUs; backend: cpu")
+        return
+    for number in range(torch.cuda.device_count()):
+        device = torch.device("cuda", number)
+        free, total = torch.cuda.mem_get_info(device)
+        name = torch.cuda.get_device_name(device)
+        known = published(name)
+        yield Finding(f"GPU {number}", "ok", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
+        yield check_copy(device, known.bandwidth if known else None)
+
+
+def check_copy(device: torch.device, bandwidth: float | None, size: int = _COPY_BYTES) -> Finding:
+    """What a plain copy moves against the published bandwidth, bytes a second; None where none is known."""
+    rate = copy_rate(device, size)
+    about, figure = f"memory of {device}", Figure(f"copy_bytes_s.{device}".replace(":", ""), rate, "bytes/s")
+    if bandwidth is None:
+        return Finding(about, "ok", f"a copy moves {rate / 1e12:.2f} TB/s", (figure,))
+    share = rate / bandwidth
+    text = f"a copy moves {rate / 1e12:.2f} TB/s, {share:.0%} of the published {bandwidth / 1e12:.2f}"
+    if share < _EXPECTED:
+        return Finding(about, "warning", f"{text}; is another process on it, or its clock held down?", (figure,))
+    return Finding(about, "ok", text, (figure,))
+
+
+def copy_rate(device: torch.device, size: int) -> float:
+    """Bytes a second read and written by copying `size` bytes, the median of several."""
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def seconds() -> float:
+        begin = time.perf_counter()
+        target.copy_(source)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        return time.perf_counter() - begin
+
+    seconds()
+    return 2 * size / median(seconds() for _ in range(_COPIES))
+
+
+def published(name: str) -> Gpu | None:
+    """The GPU of `gpus.yaml` that a driver's name contains."""
+    return next((gpu for known, gpu in gpus().items() if known in name), None)

@@ -1,0 +1,52 @@
+"""Each kernel against the reference, and what compiles for a GPU that need not be here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...actors.model.config import ModelConfig
+from ...actors.shard_check import check_shapes
+from ...kernels.flydsl.build import KIMI, BuildError, build
+from ...kernels.flydsl.isa import LDS_BYTES
+from ...kernels.protocol import Int4Matrix, Int8Matrix
+from ...kernels.select import select_kernels
+from ...kernels.selfcheck import KernelMismatch, self_check
+from ..figures import Figure
+from .finding import Finding
+
+_PAGE_SIZE = 16
+_MATRICES = (Int4Matrix, Int8Matrix)
+
+
+def check_backend(backend: str, threads: int, model: ModelConfig) -> Finding:
+    """All operations of a backend in a model's shapes, as a shard checks them when it starts."""
+    about = f"kernels of {backend}"
+    try:
+        results = self_check(select_kernels(backend, threads), check_shapes(model, _PAGE_SIZE), _MATRICES)
+    except (KernelMismatch, ValueError) as error:
+        return Finding(about, "fault", str(error))
+    worst = max(results, key=lambda result: result.max_error / result.allowed if result.allowed else 0.0)
+    exact = sum(not result.max_error for result in results)
+    text = f"{len(results)} operations, {exact} equal to the bit; largest error {worst.max_error:.2g} of "
+    return Finding(about, "ok", f"{text}{worst.allowed:.2g} allowed, in {worst.operation}")
+
+
+def check_target(target: str) -> Iterator[Finding]:
+    """Compiles the fused experts of Kimi-K2.5 for an architecture such as gfx942, whatever is in this machine."""
+    for shape in KIMI:
+        about = f"{target} {shape.name}"
+        try:
+            isa = build(shape, target)
+        except BuildError as error:
+            yield Finding(about, "fault", str(error))
+            return
+        lds = isa.lds + shape.lds_bytes
+        broken = isa.spills or isa.scratch or lds > LDS_BYTES
+        figures = tuple(
+            Figure(f"{name}.{shape.name}", value, unit)
+            for name, value, unit in (("vgpr", isa.vgpr, "1"), ("lds", lds, "bytes"), ("spills", isa.spills, "1"))
+        )
+        text = (
+            f"{isa.vgpr} VGPR, {isa.waves} waves a SIMD, {lds} bytes of LDS, {isa.spills} spills, {isa.scratch} scratch"
+        )
+        yield Finding(about, "fault" if broken else "ok", text, figures)

@@ -1,0 +1,88 @@
+"""What the doctor finds, in packages, in the environment, in memory and in kernels."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from flyray.actors.model.config import ModelConfig
+from flyray.cluster.cli import app
+from flyray.cluster.config import DEMO_MODEL
+from flyray.cluster.doctor.devices import check_copy, check_masks, copy_rate, published
+from flyray.cluster.doctor.kernels import check_backend
+from flyray.cluster.doctor.packages import check_packages, installed_packages
+from flyray.cluster.figures import read_figures
+from flyray.cluster.synthesize import Synthesis, model_file
+
+WANTED = ["ray[serve]>=2.50", "torch>=2.9,<2.14", 'flydsl==0.4.2; extra == "rocm"', 'flyray[gpu]; extra == "test"']
+UNMASKED = {"RAY_EXPERIMENTAL_NOSET_HIP_VISIBLE_DEVICES": "1"}
+
+
+def test_packages_are_held_against_what_is_asked_for() -> None:
+    found = list(check_packages(WANTED, {"ray": "2.40.0", "flydsl": "0.3.0", "aiter": "0.13"}))
+    assert [(each.about, each.state) for each in found] == [
+        ("ray", "fault"), ("torch", "fault"), ("flydsl", "warning"), ("aiter", "fault"),
+    ]  # fmt: skip
+    assert found[0].text == "is 2.40.0, needed is >=2.50: pip install 'ray[serve]>=2.50'"
+    assert found[1].text == "is not installed; install it with: pip install 'torch<2.14,>=2.9'"
+    assert "pip uninstall aiter" in found[3].text
+    assert [each.state for each in check_packages(WANTED, {"ray": "2.60.0", "torch": "2.13.0+cpu"})] == ["ok", "ok"]
+
+
+def test_what_is_installed_here_satisfies_flyray() -> None:
+    found = list(check_packages(metadata.requires("flyray") or (), installed_packages()))
+    assert {each.about: each.text for each in found if each.state == "fault"} == {}
+    assert "torch" in {each.about for each in found}
+
+
+@pytest.mark.parametrize(
+    ("environment", "hip", "found"),
+    [
+        ({}, False, []),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, False, [("ok", "CUDA_VISIBLE_DEVICES=1")]),
+        (UNMASKED, True, []),
+        (UNMASKED | {"HIP_VISIBLE_DEVICES": "0"}, True, [("warning", "on ROCm Ray wants both alike")]),
+        (UNMASKED | {"HIP_VISIBLE_DEVICES": "0", "ROCR_VISIBLE_DEVICES": "1"}, True, [("warning", "they add up")]),
+        ({"HIP_VISIBLE_DEVICES": "0", "CUDA_VISIBLE_DEVICES": "0"}, True, [("ok", ""), ("warning", "start Ray with")]),
+    ],
+)
+def test_variables_that_hide_gpus(environment: dict[str, str], hip: bool, found: list[tuple[str, str]]) -> None:
+    findings = list(check_masks(environment, hip))
+    assert [each.state for each in findings] == [state for state, _ in found]
+    for each, (_, text) in zip(findings, found, strict=True):
+        assert text in each.text
+
+
+def test_memory_is_measured_against_what_is_published() -> None:
+    device = torch.device("cpu")
+    assert copy_rate(device, 1 << 20) > 1e8
+    assert check_copy(device, None, 1 << 20).state == "ok"
+    slow = check_copy(device, 1e18, 1 << 20)
+    assert slow.state == "warning"
+    assert "of the published" in slow.text
+    assert [figure.name for figure in slow.figures] == ["copy_bytes_s.cpu"]
+
+
+def test_gpus_are_known_by_their_drivers_names() -> None:
+    names = ["AMD Instinct MI325X", "NVIDIA H200", "NVIDIA H100 80GB HBM3", "AMD Instinct MI210"]
+    assert [gpu.name if (gpu := published(name)) else "" for name in names] == ["MI325X", "H200", "H100", ""]
+
+
+def test_kernels_are_checked_and_a_backend_without_its_gpu_is_a_fault() -> None:
+    model = ModelConfig.from_dict(Synthesis(model_file(str(DEMO_MODEL))).config())
+    assert check_backend("cpu", 1, model).state == "ok"
+    if not torch.cuda.is_available():
+        missing = check_backend("torch", 1, model)
+        assert (missing.state, missing.about) == ("fault", "kernels of torch")
+        assert "sees none in this process" in missing.text
+
+
+def test_the_command_reports_and_measures(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["doctor", "--json", str(tmp_path / "doctor.json")])
+    assert done.exit_code == 0, done.output
+    assert "kernels of cpu" in done.output
+    assert read_figures(tmp_path / "doctor.json")["read_bytes_s.cpu"].value > 1e8
