@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..kernels.protocol import Activations
+from .pair_tokens import PairTokens
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class LocalExchange:
 
     def __init__(self) -> None:
         self.dropped = 0
+        self._pair_tokens = PairTokens()
         self._received: dict[ExchangePoint, Received] = {}
         self._outputs: dict[ExchangePoint, Tensor] = {}
 
@@ -106,7 +107,7 @@ class LocalExchange:
 
     def dispatch(self, point: ExchangePoint, activations: Activations, ids: Tensor) -> Sent:
         tokens, slots = ids.shape
-        pair_token = torch.arange(tokens, dtype=torch.int32, device=ids.device).repeat_interleave(slots)
+        pair_token = self._pair_tokens.of(tokens, slots, ids.device)
         self._received[point] = Received(activations, pair_token, ids.reshape(-1), (tokens * slots,))
         return Sent(tokens, slots, (np.arange(tokens * slots),))
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..kernels.protocol import Activations
 from .exchange import ExchangePoint, Received, Sent
+from .pair_tokens import PairTokens
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class FixedExchange:
         starts = [held.start for held in experts[1:]]
         self._starts = torch.tensor(starts, dtype=torch.int32, device=device)
         self._device = device
-        self._pair_tokens: dict[tuple[int, int], Tensor] = {}
+        self._pair_tokens = PairTokens()
         self._dispatches: dict[ExchangePoint, _Dispatch] = {}
         self._combines: dict[ExchangePoint, _Combine] = {}
 
@@ -86,7 +87,7 @@ class FixedExchange:
         local = everyone[:, end:].contiguous().view(torch.int32).flatten() - self._held.start
         pair_expert = local.masked_fill_(local >= len(self._held), -1)
         pairs = (len(pair_expert) // self._shards,) * self._shards
-        pair_token = self._pair_token(len(everyone), slots)
+        pair_token = self._pair_tokens.of(len(everyone), slots, self._device)
         return Received(Activations(sent.format, values, scale), pair_token, pair_expert, pairs)
 
     def send_back(self, point: ExchangePoint, received: Received, outputs: Tensor) -> None:
@@ -100,7 +101,7 @@ class FixedExchange:
         arrived[self._shard].copy_(leaving[self._shard])
         flat = ids.flatten()
         owner = torch.bucketize(flat, self._starts, right=True)
-        place = owner * len(flat) + self._pair_token(len(flat), 1)
+        place = owner * len(flat) + self._pair_tokens.of(len(flat), 1, self._device)
         self._combines[point] = _Combine(arrived, place, works)
 
     def receive_combined(self, point: ExchangePoint, sent: Sent) -> Tensor:
@@ -109,10 +110,3 @@ class FixedExchange:
             work.wait()
         slots = combine.arrived.flatten(0, 1).index_select(0, combine.place)
         return slots.view(sent.tokens, sent.slots, -1)
-
-    def _pair_token(self, tokens: int, slots: int) -> Tensor:
-        """[T * K] int32, the token of each pair. Kept for good: graphs read it, and need not make it in every run."""
-        if (tokens, slots) not in self._pair_tokens:
-            each = torch.arange(tokens, dtype=torch.int32, device=self._device)
-            self._pair_tokens[tokens, slots] = each.repeat_interleave(slots)
-        return self._pair_tokens[tokens, slots]

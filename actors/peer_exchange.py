@@ -20,6 +20,7 @@ from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from ..kernels.protocol import Activations
 from ..kernels.triton.peers import meet, push_outputs, push_rows
 from .exchange import ExchangePoint, MostRows, Received, Sent
+from .pair_tokens import PairTokens
 from .peer_memory import PeerMemory
 
 
@@ -57,7 +58,7 @@ class PeerExchange:
             torch.tensor([held.start for held in experts], dtype=torch.int32, device=device),
             torch.tensor([len(held) for held in experts], dtype=torch.int32, device=device),
         )
-        self._pair_tokens: dict[tuple[int, int], Tensor] = {}
+        self._pair_tokens = PairTokens()
         self._sent: dict[ExchangePoint, tuple[Activations, Tensor]] = {}
 
     def begin_step(self, step: int) -> None:
@@ -80,7 +81,7 @@ class PeerExchange:
         pairs = (len(ids) * slots,) * self._shards
         return Received(
             Activations(activations.format, values, scale),
-            self._pair_token(rows, slots),
+            self._pair_tokens.of(rows, slots, self._device),
             self._expert[: rows * slots],
             pairs,
         )
@@ -92,10 +93,3 @@ class PeerExchange:
         meet(self._flag_places, self._flags, self._turn, self._shard)
         shape = sent.tokens, sent.slots, self._most.columns
         return self._slots[: sent.tokens * sent.slots * self._most.columns].view(shape)
-
-    def _pair_token(self, tokens: int, slots: int) -> Tensor:
-        """[T * K] int32, the token of each pair. Kept for good: graphs read it, and need not make it in every run."""
-        if (tokens, slots) not in self._pair_tokens:
-            each = torch.arange(tokens, dtype=torch.int32, device=self._device)
-            self._pair_tokens[tokens, slots] = each.repeat_interleave(slots)
-        return self._pair_tokens[tokens, slots]
