@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +71,36 @@ def test_products_are_the_references(make, seed: int, inner: int, hidden: int, t
         assert rows.scale is not None
         found = product(laid.down, expert, rows.values, rows.scale, laid.down.scale)
         assert torch.equal(found[:tokens], expected)
+
+
+PROGRAM = """
+import torch
+from kernel_cases import expert_weights, normal
+from wave_machine import machine_launcher, sorted_blocks
+from flyray.kernels.flydsl.experts import block_size, run_experts
+from flyray.kernels.flydsl.layout import wave_experts
+from flyray.kernels.protocol import ActivationFormat, Int4Matrix, Int8Matrix
+from flyray.kernels.reference import ReferenceKernels
+
+reference = ReferenceKernels()
+for kind, tokens in ((Int4Matrix, 4), (Int8Matrix, 30)):
+    weights, pairs = expert_weights(kind, 3, 288, 96), 3 * tokens
+    x = reference.quantize(normal(1, tokens, 288), ActivationFormat.INT8)
+    token = torch.arange(tokens, dtype=torch.int32).repeat_interleave(3)
+    expert = torch.arange(pairs, dtype=torch.int32) * 7 % 3
+    blocks = sorted_blocks(expert, 3, block_size(pairs, 3))
+    actual = run_experts(x, token, blocks, wave_experts(weights), machine_launcher)
+    assert torch.equal(actual, reference.experts(x, token, expert, weights)), kind
+"""
+
+
+def test_experts_are_the_references() -> None:
+    """Rounding between the products is Triton's, whose interpreter is chosen when Triton is imported."""
+    pytest.importorskip("triton.backends")
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(folders)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_other_matrices_are_refused() -> None:

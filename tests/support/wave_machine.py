@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from flyray.kernels.flydsl import wave_maps as maps
+from flyray.kernels.flydsl.experts import Launcher
 from flyray.kernels.flydsl.layout import WaveMatrix
+from flyray.kernels.flydsl.shape import ProductShape
 from flyray.kernels.ordered import ordered_silu
+from flyray.kernels.protocol import Int4Matrix, Int8Matrix
+from flyray.kernels.triton.grouping import PairBlocks
 
 LANES = np.arange(maps.WAVE)
 
@@ -33,6 +37,45 @@ def matrix_instruction(left: np.ndarray, right: np.ndarray, total: np.ndarray) -
     product = factors[0] @ factors[1].T
     registers = [product[maps.result_row(LANES, i), maps.lane_row(LANES)] for i in range(4)]
     return total + np.stack(registers, axis=1).astype(np.int32)
+
+
+def sorted_blocks(pair_expert: Tensor, experts: int, size: int) -> PairBlocks:
+    """As `group_pairs`, and an unused block at the end."""
+    pairs, places, owners = len(pair_expert), [], []
+    for expert in range(experts):
+        for own in (pair_expert == expert).nonzero()[:, 0].split(size):
+            places += [*own.tolist(), *[pairs] * (size - len(own))]
+            owners.append(expert)
+    order = torch.tensor([*places, *[pairs] * size], dtype=torch.int32)
+    return PairBlocks(order, torch.tensor([*owners, -1], dtype=torch.int32), size)
+
+
+def machine_launcher(shape: ProductShape) -> Launcher:
+    """A compiled product's launch, executed block by block."""
+
+    def launch(words, multipliers, scale, x, x_scale, pair_row, order, block_expert, out, pairs, x_bytes, blocks):
+        lanes = (-1, shape.units, maps.TILES, shape.pieces, maps.WAVE, maps.LANE_WORDS)
+        four = shape.bits == 4
+        matrix = WaveMatrix(
+            Int4Matrix if four else Int8Matrix,
+            words.view(lanes),
+            multipliers.view(-1, shape.units, maps.TILES, shape.pieces // 4, maps.WAVE) if four else None,
+            scale.view(-1, shape.units, maps.TILES, maps.ROWS),
+            shape.gated,
+            shape.rows * 2 if shape.gated else shape.rows,
+            shape.inner,
+        )
+        assert (x.nbytes, len(block_expert)) == (x_bytes, blocks)
+        rows, results = x.view(torch.int8).view(-1, shape.inner), out.view(pairs, shape.rows)
+        for expert, places in zip(block_expert.tolist(), order.view(-1, shape.tokens), strict=True):
+            used = places[places < pairs].long() if expert >= 0 else places[:0].long()
+            for own in used.split(maps.ROWS):
+                source = pair_row[own].long() if shape.gated else own
+                block, block_scale = torch.zeros(maps.ROWS, shape.inner, dtype=torch.int8), torch.zeros(maps.ROWS)
+                block[: len(own)], block_scale[: len(own)] = rows[source], x_scale[source]
+                results[own] = product(matrix, expert, block, block_scale, matrix.scale)[: len(own)]
+
+    return launch
 
 
 def product(matrix: WaveMatrix, expert: int, values: Tensor, row_scale: Tensor, weights_scale: Tensor) -> Tensor:

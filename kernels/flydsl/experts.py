@@ -1,0 +1,60 @@
+"""The routed experts by FlyDSL products, with Triton's sorting of pairs before and its rounding between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..protocol import ActivationFormat, Activations
+from ..triton.grouping import PairBlocks
+from ..triton.quantize import quantize
+from .layout import WaveExperts, WaveMatrix
+from .shape import ProductShape
+
+Launcher = Callable[..., None]
+"""What `launch.product` gives: the arguments of `product.product_launcher`'s function, on the current stream."""
+_REGIMES = ((16, 16), (96, 64))
+"""Up to so many pairs an expert on average, blocks of so many; above, of 128."""
+
+
+def block_size(pairs: int, experts: int) -> int:
+    """Of the blocks that `triton.grouping.group_pairs` is to sort so many pairs of so many experts into."""
+    return next((size for most, size in _REGIMES if pairs <= most * experts), 128)
+
+
+def run_experts(
+    x: Activations,
+    pair_token: Tensor,
+    blocks: PairBlocks,
+    weights: WaveExperts,
+    launcher: Callable[[ProductShape], Launcher],
+) -> Tensor:
+    """`Kernels.experts`: INT8 rows x [T, D], pair_token [P] int32, at least one pair -> [P, D] float32. Rows of pairs
+    that are in no block are not written."""
+    hidden = _multiply(x, weights.gate_up, pair_token, blocks, launcher)
+    return _multiply(quantize(hidden, ActivationFormat.INT8), weights.down, pair_token, blocks, launcher)
+
+
+def _multiply(
+    x: Activations,
+    matrix: WaveMatrix,
+    pair_row: Tensor,
+    blocks: PairBlocks,
+    launcher: Callable[[ProductShape], Launcher],
+) -> Tensor:
+    """pair_row: the row of x of every pair, where the product is gated, else it is the pair's own."""
+    pairs, rows = pair_row.shape[0], matrix.rows // 2 if matrix.gated else matrix.rows
+    shape = ProductShape(matrix.bits, matrix.inner, rows, matrix.units, matrix.gated, blocks.size)
+    out = torch.empty((pairs, rows), dtype=torch.float32, device=x.values.device)
+    words = matrix.words.flatten()
+    launcher(shape)(
+        words, words if matrix.multipliers is None else matrix.multipliers.flatten(), matrix.scale.flatten(),
+        x.values.flatten().view(torch.int32), x.scale, pair_row, blocks.order, blocks.expert, out.flatten(),
+        pairs, x.values.nbytes, blocks.expert.shape[0],
+    )  # fmt: skip
+    return out
+
+
+__all__ = ["Launcher", "block_size", "run_experts"]
