@@ -43,9 +43,11 @@ class ShardGroup:
         """Waits until every shard is connected: its first message is a result of step -1. Raises ShardLost."""
         deadline = time.monotonic() + timeout_s
         for shard, socket in enumerate(self._sockets):
-            while not any(result.step == HELLO for result in self._read(socket, shard)):
+            result = None
+            while result is None or result.step != HELLO:
                 if not socket.poll(max(0, round((deadline - time.monotonic()) * 1000))):
                     raise ShardLost(f"shard {shard} did not connect to the router within {timeout_s:g} s")
+                result = self._read(socket, shard)
 
     def register(self, poller: zmq.Poller) -> None:
         """Adds the sockets to a poller that wakes up the loop."""
@@ -66,11 +68,14 @@ class ShardGroup:
                 raise ShardLost(f"shard {shard} takes no plans: {error}") from error
 
     def receive(self, ready: dict[zmq.Socket, int]) -> list[StepResult]:
-        """The results that have come. Raises ShardLost if a connection is gone."""
+        """The results that have come, at most one a shard, for the poller tells of more. Raises ShardLost if a
+        connection is gone."""
         results = []
         for shard, (socket, monitor) in enumerate(zip(self._sockets, self._monitors, strict=True)):
             if socket in ready:
-                results.extend(self._read(socket, shard))
+                result = self._read(socket, shard)
+                if result is not None:
+                    results.append(result)
             if monitor in ready:
                 raise ShardLost(f"shard {shard} is gone: its connection closed")
         return results
@@ -80,17 +85,13 @@ class ShardGroup:
         for socket in self._sockets:
             socket.disable_monitor()
 
-    def _read(self, socket: zmq.Socket, shard: int) -> list[StepResult]:
-        results = []
-        while True:
-            try:
-                result = decode_as(socket.recv(zmq.NOBLOCK), StepResult)
-            except zmq.Again:
-                return results
-            except WireError:
-                self.dropped += 1
-                continue
+    def _read(self, socket: zmq.Socket, shard: int) -> StepResult | None:
+        """The message that has come, unless it is to be dropped."""
+        try:
+            result = decode_as(socket.recv(zmq.NOBLOCK), StepResult)
             if (result.engine, result.epoch, result.shard) == (self._engine, self._epoch, shard):
-                results.append(result)
-            else:
-                self.dropped += 1
+                return result
+        except WireError:
+            pass
+        self.dropped += 1
+        return None
