@@ -51,5 +51,5 @@ class RequestBook:
             client, request = owner
             if progress.finish:
                 self.close(client, request)
-            by_client[client].append(replace(progress, request=request))
+            by_client[client].append(Progress(**{**vars(progress), "request": request}))
         return {client: tuple(items) for client, items in by_client.items()}

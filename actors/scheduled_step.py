@@ -54,6 +54,8 @@ def _check_tokens(where: str, work: Work, tokens: Sequence[NewToken]) -> None:
 
 
 def _check_scores(where: str, work: Work, scores: Sequence[PromptScores]) -> None:
+    if not scores and not any(live.scoring for live, _ in work):
+        return
     due = [(part.sequence, part.start, _scores_of(live, part)) for live, part in work]
     asked = sorted(item for item in due if item[2])
     got = sorted((item.sequence, item.start, len(item.logprobs)) for item in scores if item.logprobs)
