@@ -90,10 +90,9 @@ class _Drawing:
         hidden, heads, rank, inner = config.hidden_size, config.num_attention_heads, config.q_lora_rank, "attention"
         return AttentionWeights(
             input_norm=self._ones(hidden),
-            q_a=None if rank is None else self._linear(f"{at}.q_a", inner, rank, hidden),
+            down=self._linear(f"{at}.down", inner, (rank or 0) + config.kv_width, hidden),
             q_norm=None if rank is None else self._ones(rank),
             q_b=self._linear(f"{at}.q_b", inner, heads * config.qk_head_dim, rank or hidden),
-            kv_a=self._linear(f"{at}.kv_a", inner, config.kv_width, hidden),
             kv_norm=self._ones(config.kv_lora_rank),
             w_uk=self._floats(f"{at}.w_uk", heads, config.kv_lora_rank, config.qk_nope_head_dim),
             w_uv=self._floats(f"{at}.w_uv", heads, config.v_head_dim, config.kv_lora_rank),

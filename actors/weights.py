@@ -118,13 +118,13 @@ class _Loading:
     def _attention(self, layer: str) -> AttentionWeights:
         at, config = f"{layer}.self_attn", self._config
         lora = config.q_lora_rank is not None
+        down = [f"{at}.q_a_proj"] * lora + [f"{at}.kv_a_proj_with_mqa"]
         key, value = self._absorbed(f"{at}.kv_b_proj.weight")
         return AttentionWeights(
             input_norm=self._read(f"{layer}.input_layernorm.weight"),
-            q_a=self._linear(f"{at}.q_a_proj") if lora else None,
+            down=self._linear(*down),
             q_norm=self._read(f"{at}.q_a_layernorm.weight") if lora else None,
             q_b=self._linear(f"{at}.q_b_proj" if lora else f"{at}.q_proj"),
-            kv_a=self._linear(f"{at}.kv_a_proj_with_mqa"),
             kv_norm=self._read(f"{at}.kv_a_layernorm.weight"),
             w_uk=key,
             w_uv=value,

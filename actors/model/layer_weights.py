@@ -18,16 +18,16 @@ from .expert_blocks import ExpertBlocks
 class AttentionWeights:
     """MLA's projections, `kv_b_proj` split for absorption.
 
-    input_norm: [D]. q_a: [q_lora_rank, D] and q_norm: [q_lora_rank], both None for a model without q_lora_rank; q_b:
-    [H * (nope + R), q_lora_rank or D]. kv_a: [L + R, D]. kv_norm: [L]. w_uk: [H, L, nope], the key up-projection
-    transposed. w_uv: [H, v, L]. output: [D, H * v].
+    input_norm: [D]. down: [q_lora_rank + L + R, D], the rows of `q_a_proj` before those of `kv_a_proj_with_mqa`; the
+    latter alone in a model without q_lora_rank, where q_norm is None. q_norm: [q_lora_rank]. q_b: [H * (nope + R),
+    q_lora_rank or D]. kv_norm: [L]. w_uk: [H, L, nope], the key up-projection transposed. w_uv: [H, v, L]. output:
+    [D, H * v].
     """
 
     input_norm: Tensor
-    q_a: LinearWeight | None
+    down: LinearWeight
     q_norm: Tensor | None
     q_b: LinearWeight
-    kv_a: LinearWeight
     kv_norm: Tensor
     w_uk: Tensor
     w_uv: Tensor

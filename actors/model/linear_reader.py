@@ -36,7 +36,7 @@ class LinearReader:
 
         Raises CheckpointError naming the tensor for values that are not finite or columns that are not whole groups.
         """
-        if names[0] in self._checkpoint.formats.int8_linears:
+        if not self._checkpoint.formats.int8_linears.isdisjoint(names):
             bits = 8
         entries = [self._checkpoint.entry(f"{name}.weight") for name in names]
         rows, columns = sum(entry.shape[0] for entry in entries), entries[0].shape[1]

@@ -15,7 +15,7 @@ from ...kernels.protocol import Activations, IntegerWeight, Kernels, PagedBatch
 from .config import LATENT_NORM_EPS, ModelConfig
 from .expert_blocks import ExpertBlocks
 from .kv_pages import KvPages
-from .layer_weights import AttentionWeights, MlpWeights, MoeWeights, ShardWeights
+from .layer_weights import MlpWeights, MoeWeights, ShardWeights
 from .rope import rope_tables, softmax_scale
 
 
@@ -78,8 +78,12 @@ class ModelStages:
         """Norm, attention over the pages (after writing this step's entries), output projection, residual."""
         kernels, config, weights = self._kernels, self.config, self.weights.layers[layer].attention
         x = kernels.rms_norm(hidden, weights.input_norm, config.rms_norm_eps)
-        self._write_kv(layer, x, batch)
-        q = self._queries(weights, x, batch.positions)
+        low, rank = kernels.linear(x, weights.down), config.q_lora_rank or 0
+        self._write_kv(layer, low[:, rank:], batch)
+        if weights.q_norm is not None:
+            x = kernels.rms_norm(low[:, :rank], weights.q_norm, LATENT_NORM_EPS)
+        q = kernels.linear(x, weights.q_b).unflatten(1, (config.num_attention_heads, config.qk_head_dim))
+        q = kernels.absorb(q, weights.w_uk, batch.positions, self._cos, self._sin)
         pages = self.kv.values[layer]
         latent = kernels.mla_attention(q, pages, batch, self._scale, config.kv_lora_rank)
         heads = kernels.head_linear(latent, weights.w_uv)
@@ -128,21 +132,13 @@ class ModelStages:
         normed = self._kernels.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)
         return self._kernels.linear(normed, self.weights.head)
 
-    def _write_kv(self, layer: int, x: Tensor, batch: PagedBatch) -> None:
+    def _write_kv(self, layer: int, compressed: Tensor, batch: PagedBatch) -> None:
+        """compressed: [T, L + R], the tokens' latents and keys, not yet normed and rotated."""
         kernels, rank = self._kernels, self.config.kv_lora_rank
         weights = self.weights.layers[layer].attention
-        compressed = kernels.linear(x, weights.kv_a)
         latent = kernels.rms_norm(compressed[:, :rank], weights.kv_norm, LATENT_NORM_EPS)
         key = kernels.rope(compressed[:, None, rank:], batch.positions, self._cos, self._sin)
         kernels.write_kv(self.kv.values[layer], batch.slots, latent, key[:, 0])
-
-    def _queries(self, weights: AttentionWeights, x: Tensor, positions: Tensor) -> Tensor:
-        """Absorbed queries [T, H, L + R] of normed x [T, D]."""
-        kernels, config = self._kernels, self.config
-        if weights.q_a is not None and weights.q_norm is not None:
-            x = kernels.rms_norm(kernels.linear(x, weights.q_a), weights.q_norm, LATENT_NORM_EPS)
-        q = kernels.linear(x, weights.q_b).unflatten(1, (config.num_attention_heads, config.qk_head_dim))
-        return kernels.absorb(q, weights.w_uk, positions, self._cos, self._sin)
 
     def _mlp(self, weights: MlpWeights, x: Tensor, rows: Activations) -> Tensor:
         """x [T, D] float, and the same rows in INT8."""

@@ -59,7 +59,7 @@ def test_every_expert_and_linear_has_its_format(dense: Tensors, tmp_path: Path) 
         checkpoint.matrix_format(1, 8)
     kernels = select_kernels("reference", 1)
     weights = load_shard(checkpoint, ModelConfig.from_dict(checkpoint.config), "auto", range(2, 5), kernels)
-    assert isinstance(weights.layers[0].attention.q_a, Int8Weight)
+    assert isinstance(weights.layers[0].attention.down, Int8Weight)
     assert isinstance(weights.layers[0].attention.w_uk, torch.Tensor)
     stored = dense[f"{ATTENTION}.o_proj.weight"].float()
     output = weights.layers[0].attention.output
@@ -214,7 +214,7 @@ def test_quarks_linears_are_those_that_it_does_not_exclude(dense: Tensors, tmp_p
     assert checkpoint.formats.int8_linears == set(linears)
     model, kernels = ModelConfig.from_dict(checkpoint.config), select_kernels("reference", 1)
     loaded = load_shard(checkpoint, model, "auto", range(8), kernels)
-    assert isinstance(loaded.layers[1].attention.kv_a, Int8Weight)
+    assert isinstance(loaded.layers[1].attention.down, Int8Weight)
     ours = write_mixed(tmp_path / "ours", dense, cycle("w8a8"), linears)
     assert Checkpoint(ours).formats == checkpoint.formats
     stated["exclude"].append(f"{ATTENTION}.q_b_proj")

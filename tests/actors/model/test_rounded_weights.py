@@ -48,7 +48,7 @@ def linears(weights: ShardWeights) -> dict[str, list[LinearWeight]]:
     found["head"].append(weights.head)
     for layer in weights.layers:
         each = layer.attention
-        found["attention"] += [weight for weight in (each.q_a, each.q_b, each.kv_a, each.output) if weight is not None]
+        found["attention"] += [each.down, each.q_b, each.output]
         if isinstance(layer.mlp, MlpWeights):
             found["dense"] += [layer.mlp.gate_up, layer.mlp.down]
         else:
