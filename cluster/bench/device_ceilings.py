@@ -29,13 +29,13 @@ def measure_ceilings(device: torch.device, threads: int) -> DeviceCeilings:
     """threads: of a CPU. A GPU's are torch's sum over 4 GiB and its products of 8192 x 8192 matrices, medians."""
     if device.type == "cpu":
         return DeviceCeilings(read_bandwidth(threads), int8_peak(threads), bf16_peak(threads))
-    values = torch.ones(_READ_BYTES // 4, device=device)
-    read = _READ_BYTES / _median(values.sum)
-    del values
     left = torch.randint(-127, 128, (_SIZE, _SIZE), dtype=torch.int8, device=device)
     int8 = _median(lambda: torch._int_mm(left, left.T))  # pyright: ignore[reportPrivateImportUsage]
     wide = torch.randn(_SIZE, _SIZE, dtype=torch.bfloat16, device=device)
-    return DeviceCeilings(read, 2 * _SIZE**3 / int8, 2 * _SIZE**3 / _median(lambda: wide @ wide))
+    bf16 = _median(lambda: wide @ wide)
+    # Last: the products' libraries keep workspaces, which would hold on to this block's memory.
+    values = torch.ones(_READ_BYTES // 4, device=device)
+    return DeviceCeilings(_READ_BYTES / _median(values.sum), 2 * _SIZE**3 / int8, 2 * _SIZE**3 / bf16)
 
 
 def _median(run: Callable[[], object]) -> float:

@@ -1,5 +1,5 @@
-"""The integer products in Triton's interpreter, on the CPU, against the reference's bits; run in a process of its own,
-for the interpreter is chosen when Triton is imported."""
+"""Integer products and transfers between GPUs in Triton's interpreter, on the CPU, to the bit; run in a process of its
+own, for the interpreter is chosen when Triton is imported."""
 
 from __future__ import annotations
 
@@ -43,8 +43,56 @@ inputs = normal(4, 3, 5, 70), normal(5, 3, 5), normal(6, 3, 70), normal(7, 3, 70
 assert torch.allclose(combine(*inputs), reference.combine(*inputs), rtol=0, atol=1e-5)
 """
 
+# Two "GPUs" of one process write into each other's memory.
+PEERS = """
+import torch
+from flyray.kernels.protocol import ActivationFormat, Activations
+from flyray.kernels.triton.peers import meet, push_outputs, push_rows
 
-def test_integer_products_in_the_interpreter() -> None:
+SHARDS, TOKENS, SLOTS, COLUMNS = 2, 3, 3, 40
+HELD = torch.tensor([0, 4], dtype=torch.int32), torch.tensor([4, 3], dtype=torch.int32)
+ids = torch.tensor([[[0, 5, 3], [6, 4, 5], [1, 2, 0]], [[4, 0, 6], [3, 1, 5], [2, 6, 4]]], dtype=torch.int32)
+values = torch.randint(-127, 128, (SHARDS, TOKENS, COLUMNS), dtype=torch.int8)
+scale = torch.rand(SHARDS, TOKENS)
+
+def buffers(dtype, *shape):
+    made = [torch.full(shape, 77, dtype=dtype) for _ in range(SHARDS)]
+    return made, torch.tensor([each.data_ptr() for each in made])
+
+for scaled in (True, False):
+    rows, row_places = buffers(torch.int8, SHARDS * TOKENS, COLUMNS)
+    scales, scale_places = buffers(torch.float32, SHARDS * TOKENS)
+    experts, expert_places = buffers(torch.int32, SHARDS * TOKENS, SLOTS)
+    for shard in range(SHARDS):
+        kind = ActivationFormat.INT8 if scaled else ActivationFormat.FLOAT
+        x = Activations(kind, values[shard], scale[shard] if scaled else None)
+        push_rows(x, ids[shard], (row_places, scale_places, expert_places), HELD, shard)
+    for shard in range(SHARDS):
+        assert torch.equal(rows[shard], values.flatten(0, 1))
+        assert torch.equal(scales[shard], scale.flatten() if scaled else torch.full((SHARDS * TOKENS,), 77.0))
+        local = ids.flatten(0, 1) - HELD[0][shard]
+        assert torch.equal(experts[shard], torch.where((local >= 0) & (local < HELD[1][shard]), local, -1))
+
+outputs = torch.randn(SHARDS, SHARDS * TOKENS * SLOTS, COLUMNS)
+slots, slot_places = buffers(torch.float32, TOKENS, SLOTS, COLUMNS)
+for shard in range(SHARDS):
+    push_outputs(outputs[shard], experts[shard].flatten(), slot_places)
+for shard in range(SHARDS):
+    owner = (ids[shard] >= 4).int()
+    for token in range(TOKENS):
+        for slot in range(SLOTS):
+            pair = (shard * TOKENS + token) * SLOTS + slot
+            assert torch.equal(slots[shard][token, slot], outputs[owner[token, slot], pair])
+
+flags, flag_places = buffers(torch.int32, SHARDS)
+turn = torch.full((1,), 2**31 - 1, dtype=torch.int32)
+flags[0][1] = -(2**31)  # the other one is here: the count has overflowed
+meet(flag_places, flags[0], turn, 0)
+assert int(turn) == int(flags[0][0]) == int(flags[1][0]) == -(2**31), (turn, flags)
+"""
+
+
+def test_integer_products_and_peers_in_the_interpreter() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", PROGRAM + PEERS], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
