@@ -100,7 +100,8 @@ class Checkpoint:
         """The whole tensor. With `dtype` (one or several) or `shape`, anything else is a CheckpointError."""
         entry = self.expect(name, dtype, shape)
         if self._ahead is not None and name in self._ahead:
-            return torch.cat(list(self.pieces(name))) if entry.shape else self.borrow(name).clone()
+            first, *others = self.pieces(name)
+            return torch.cat([first, *others]) if others else first.clone()
         self.bytes_read += entry.bytes
         return read_tensor(name, entry)
 
