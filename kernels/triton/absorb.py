@@ -13,7 +13,6 @@ from torch import Tensor
 from .arithmetic import two_parts
 from .linear import token_tile
 
-_ROWS = 64
 _COLUMNS = 128
 
 
@@ -64,12 +63,13 @@ def absorb(q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tenso
     (tokens, heads, width), (_, latent, inner) = q.shape, weight.shape
     out = torch.empty((tokens, heads, latent + width - inner), dtype=dtype, device=q.device)
     if out.numel():
-        size, pairs = token_tile(tokens), (width - inner) // 2
+        size, pairs = min(token_tile(tokens), 64), (width - inner) // 2
+        rows, warps = (64, 4) if tokens <= 16 else (256, 8)
         columns = min(_COLUMNS, max(16, triton.next_power_of_2(inner)))
-        absorb_heads[(triton.cdiv(latent, _ROWS) + 1, triton.cdiv(tokens, size), heads)](
+        absorb_heads[(triton.cdiv(latent, rows) + 1, triton.cdiv(tokens, size), heads)](
             q, weight, positions, cos, sin, out, tokens, heads, cos.shape[0],
-            inner, latent, pairs, triton.next_power_of_2(pairs), size, _ROWS, columns,
-            num_warps=4, enable_fp_fusion=False,
+            inner, latent, pairs, triton.next_power_of_2(pairs), size, rows, columns,
+            num_warps=warps, enable_fp_fusion=False,
         )  # fmt: skip
     return out
 

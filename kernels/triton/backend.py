@@ -36,7 +36,7 @@ from .experts import run_experts
 from .gate import choose
 from .graph import TritonGraph
 from .layouts import TiledExperts, tile_experts
-from .linear import head_linear, integer_linear, linear
+from .linear import gated_hidden, head_linear, integer_linear, linear
 from .quantize import quantize
 from .sampling import greedy, sample_rows
 from .tiles import TileTable, gpu_name
@@ -93,8 +93,7 @@ class TritonKernels:
     def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
         nobody = torch.empty(0, dtype=torch.int32, device=self.device)
         self._check.experts(x, nobody, nobody, single_expert(gate_up, down))
-        hidden = row_kernels.silu_mul(integer_linear(x, gate_up, in_turn=True))
-        return integer_linear(quantize(hidden, ActivationFormat.INT8), down, in_turn=True)
+        return integer_linear(gated_hidden(x, gate_up), down, in_turn=True)
 
     def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         self._check.absorb(q, weight, positions, cos, sin)

@@ -82,7 +82,7 @@ def choose(logits: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Te
             logits, bias, ids, weights, experts, size, config.routed_scaling_factor,
             triton.next_power_of_2(config.n_group), triton.next_power_of_2(size),
             config.n_group, config.topk_group, config.top_k, config.norm_topk_prob,
-            num_warps=4, enable_fp_fusion=False,
+            num_warps=1, enable_fp_fusion=False,
         )  # fmt: skip
     return ids, weights
 

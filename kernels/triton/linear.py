@@ -14,12 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..protocol import Activations, Int4Weight, Int8Weight
-from .arithmetic import bfloat_parts, two_parts
+from ..protocol import ActivationFormat, Activations, Int4Weight, Int8Weight
+from .arithmetic import bfloat_parts, ordered_silu, two_parts
+from .quantize import store_quantized
 from .unpacking import unpacked
 
 _FEW_PROGRAMS = 264
-"""Below so many programs K is cut: two a multiprocessor of the largest GPU here."""
+"""Below so many programs the K of floats is cut: two a multiprocessor of the largest GPU here."""
+_MANY_PROGRAMS = 528
+"""As many the K of integers is cut into, so that enough bytes are on their way."""
+_UNPACKED_FROM = 128
+"""Above so many rows INT4 is unpacked once, in memory, and not by each program again."""
 _CHUNK = 512
 _FLOAT_COLUMNS = 64
 
@@ -108,6 +113,37 @@ def integer_epilogue(
 
 
 @triton.jit
+def hidden_rows(parts, x_scale, scale, values, out_scale, tokens, width, PARTS: tl.constexpr, SIZE: tl.constexpr):
+    """parts [PARTS, tokens, 2 * width] of gate's and up's sums -> silu(gate) * up in INT8; a token a program."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, SIZE)
+    inside = column < width
+    gate, up = tl.zeros((SIZE,), tl.int32), tl.zeros((SIZE,), tl.int32)
+    for part in tl.static_range(PARTS):
+        at = parts + (part * tokens + token) * 2 * width + column
+        gate += tl.load(at, mask=inside, other=0)
+        up += tl.load(at + width, mask=inside, other=0)
+    x_size = tl.load(x_scale + token)
+    gates = gate.to(tl.float32) * x_size * tl.load(scale + column, mask=inside, other=0.0)
+    ups = up.to(tl.float32) * x_size * tl.load(scale + width + column, mask=inside, other=0.0)
+    hidden = tl.where(inside, ordered_silu(gates) * ups, 0.0)
+    store_quantized(hidden, token * width + column, inside, values, out_scale, token, False)
+
+
+@triton.jit
+def unpack_weight(nibbles, multipliers, values, groups, GROUPS: tl.constexpr):
+    """`groups` groups of an `Int4Weight`, 16 bytes and a multiplier each, as the 32 INT8 values that they stand for."""
+    group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    inside = (group < groups)[:, None]
+    byte = tl.arange(0, 16)[None, :]
+    packed = tl.load(nibbles + group[:, None] * 16 + byte, mask=inside, other=0).to(tl.int32)
+    factor = tl.load(multipliers + group, mask=group < groups, other=0).to(tl.int32)[:, None]
+    at = values + group[:, None] * 32 + byte
+    tl.store(at, (((packed & 15) - 8) * factor).to(tl.int8), mask=inside)
+    tl.store(at + 16, (((packed >> 4) - 8) * factor).to(tl.int8), mask=inside)
+
+
+@triton.jit
 def float_products(
     x, weight, out, tokens, outputs, heads, inner, chunks,
     SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr, SPLIT: tl.constexpr,
@@ -173,28 +209,62 @@ def token_tile(tokens: int) -> int:
 def integer_linear(x: Activations, weight: Int8Weight | Int4Weight, in_turn: bool = False) -> Tensor:
     """INT8 rows [T, K] times the transpose of the weight -> [T, N] float32, the reference's bits. in_turn: sums are
     multiplied by the row's scale and then by the weight's, as experts do, not by the product of both."""
-    (tokens, inner), outputs, device = x.values.shape, weight.scale.shape[0], x.values.device
-    out = torch.empty((tokens, outputs), dtype=torch.float32, device=device)
+    tokens, outputs = len(x.values), len(weight.scale)
+    out = torch.empty((tokens, outputs), dtype=torch.float32, device=x.values.device)
     if not out.numel():
         return out
-    assert x.scale is not None
-    int4 = isinstance(weight, Int4Weight)
-    values, multipliers = (weight.nibbles.view(torch.int32), weight.multipliers) if int4 else (weight.values, out)
-    size, rows, columns = token_tile(tokens), 64 if tokens <= 32 else 128, 256 if int4 else 128
-    grid, depth = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size)), triton.cdiv(inner, columns)
-    steps = triton.cdiv(depth, max(1, min(_FEW_PROGRAMS // (grid[0] * grid[1]), depth // 4)))
-    parts = triton.cdiv(depth, steps)
-    sums = torch.empty((parts, tokens, outputs), dtype=torch.int32, device=device) if parts > 1 else out
-    even, stages = inner == parts * steps * columns, 3 if int4 else 4
-    integer_products[(*grid, parts)](
-        x.values, values, multipliers, x.scale, weight.scale, out, sums, tokens, outputs, inner, steps,
-        int4, in_turn, size, rows, even, parts > 1, stages, num_warps=4, num_stages=stages, enable_fp_fusion=False,
-    )  # fmt: skip
-    if parts > 1:
+    sums = _products(x, weight, out, in_turn)
+    if sums is not None:
         integer_epilogue[(tokens, triton.cdiv(outputs, 512))](
-            sums, x.scale, weight.scale, out, tokens, outputs, parts, in_turn, 512, enable_fp_fusion=False
+            sums, x.scale, weight.scale, out, tokens, outputs, len(sums), in_turn, 512, enable_fp_fusion=False
         )
     return out
+
+
+def gated_hidden(x: Activations, gate_up: Int8Weight | Int4Weight) -> Activations:
+    """INT8 rows [T, K] -> silu(gate) * up in INT8 [T, I], as experts round it; gate_up [2 * I, K]."""
+    tokens, width = len(x.values), len(gate_up.scale) // 2
+    values = torch.empty((tokens, width), dtype=torch.int8, device=x.values.device)
+    scale = torch.empty(tokens, dtype=torch.float32, device=x.values.device)
+    if tokens:
+        sums = _products(x, gate_up, None, True)
+        assert sums is not None
+        size = triton.next_power_of_2(width)
+        hidden_rows[(tokens,)](
+            sums, x.scale, gate_up.scale, values, scale, tokens, width, len(sums), size,
+            num_warps=min(max(size // 512, 1), 16), enable_fp_fusion=False,
+        )  # fmt: skip
+    return Activations(ActivationFormat.INT8, values, scale)
+
+
+def _products(x: Activations, weight: Int8Weight | Int4Weight, out: Tensor | None, in_turn: bool) -> Tensor | None:
+    """The sums of each part of K [parts, T, N] int32; or none, but scaled ones in `out`, if there is one and K whole."""
+    (tokens, inner), outputs, device = x.values.shape, len(weight.scale), x.values.device
+    if isinstance(weight, Int4Weight) and tokens > _UNPACKED_FROM:
+        weight = _unpacked(weight)
+    int4, unused = isinstance(weight, Int4Weight), x.scale
+    values, multipliers = (weight.nibbles.view(torch.int32), weight.multipliers) if int4 else (weight.values, unused)
+    size, rows, columns = token_tile(tokens), 64 if tokens <= 32 else 128, 256 if int4 else 128
+    grid, depth = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size)), triton.cdiv(inner, columns)
+    steps = triton.cdiv(depth, max(1, min(_MANY_PROGRAMS // (grid[0] * grid[1]), depth // 2)))
+    parts = triton.cdiv(depth, steps)
+    split = parts > 1 or out is None
+    sums = torch.empty((parts, tokens, outputs), dtype=torch.int32, device=device) if split else None
+    even, stages = inner == parts * steps * columns, 3 if int4 else 4
+    integer_products[(*grid, parts)](
+        x.values, values, multipliers, x.scale, weight.scale, unused if out is None else out,
+        unused if sums is None else sums, tokens, outputs, inner, steps,
+        int4, in_turn, size, rows, even, split, stages, num_warps=4, num_stages=stages, enable_fp_fusion=False,
+    )  # fmt: skip
+    return sums
+
+
+def _unpacked(weight: Int4Weight) -> Int8Weight:
+    outputs, half = weight.nibbles.shape
+    values = torch.empty((outputs, 2 * half), dtype=torch.int8, device=weight.nibbles.device)
+    groups = weight.multipliers.numel()
+    unpack_weight[(triton.cdiv(groups, 128),)](weight.nibbles, weight.multipliers, values, groups, 128)
+    return Int8Weight(values, weight.scale)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -220,7 +290,7 @@ def head_linear(x: Tensor, weight: Tensor) -> Tensor:
     (tokens, heads, inner), outputs = x.shape, weight.shape[1]
     out = torch.empty((tokens, heads, outputs), dtype=torch.float32, device=x.device)
     if out.numel():
-        size, rows = token_tile(tokens), 64
+        size, rows = token_tile(tokens), 128 if tokens > 16 and outputs % 128 == 0 else 64
         grid = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size), heads)
         float_products[grid](
             x, weight, out, tokens, outputs, heads, inner, triton.cdiv(inner, _CHUNK),
@@ -229,4 +299,4 @@ def head_linear(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-__all__ = ["head_linear", "integer_linear", "linear", "token_tile"]
+__all__ = ["gated_hidden", "head_linear", "integer_linear", "linear", "token_tile"]

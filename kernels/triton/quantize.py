@@ -17,9 +17,9 @@ from .arithmetic import row_scale, scaled_row, to_e4m3, to_int8
 @triton.jit
 def store_quantized(x, at, inside, values, scale, row, FP8: tl.constexpr):
     """One row x, already loaded, zeros outside, to values + at and scale + row."""
-    magnitude = tl.abs(x)
-    largest = tl.max(magnitude, 0)
-    finite = tl.max((magnitude < float("inf")).to(tl.int32) ^ 1, 0) == 0
+    # Magnitudes are ordered as their bits are, which puts NaN above infinity.
+    bits = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0)
+    largest, finite = bits.to(tl.float32, bitcast=True), bits < 0x7F800000
     LIMIT: tl.constexpr = 448.0 if FP8 else 127.0
     size = row_scale(largest, finite, LIMIT)
     scaled = scaled_row(x, size, LIMIT)
@@ -46,7 +46,7 @@ def quantize(x: Tensor, format: ActivationFormat) -> Activations:
     scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
     if tokens:
         width = triton.next_power_of_2(max(size, 1))
-        warps = min(max(width // 512, 1), 8)
+        warps = min(max(width // 512, 1), 16)
         quantize_rows[(tokens,)](x, values, scale, size, width, fp8, num_warps=warps, enable_fp_fusion=False)
     return Activations(format, values.view(torch.float8_e4m3fn) if fp8 else values, scale)
 

@@ -131,7 +131,7 @@ def _norm(x: Tensor, weight: Tensor, eps: float, codes: Tensor | None, scale: Te
         width = triton.next_power_of_2(size)
         rms_norm_rows[(tokens,)](
             x, weight, out, out if codes is None else codes, out if scale is None else scale, row_stride(x), size, eps,
-            width, codes is not None, num_warps=min(max(width // 512, 1), 8), enable_fp_fusion=False,
+            width, codes is not None, num_warps=min(max(width // 512, 1), 16), enable_fp_fusion=False,
         )  # fmt: skip
     return out
 

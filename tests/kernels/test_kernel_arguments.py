@@ -43,7 +43,7 @@ QUANTIZED = Activations(ActivationFormat.INT8, torch.ones(3, 32, dtype=torch.int
 
 
 def attend(k: Kernels, batch: PagedBatch, rank: int = 6) -> Tensor:
-    return k.mla_attention(Q, PAGES, batch, 1.0, rank)
+    return k.mla_attention(Q, PAGES.to(k.kv_dtype), batch, 1.0, rank)
 
 
 def run(
@@ -87,8 +87,8 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
     "rope positions": ("rope: positions is int32", lambda k: k.rope(HEADS, POSITIONS.int(), TABLE, TABLE)),
     "rope table": ("rope: sin is", lambda k: k.rope(HEADS, POSITIONS, TABLE, TABLE[:5])),
     "rope range": ("positions\\[1\\] is 10, expected 0 to 9", lambda k: k.rope(HEADS, POSITIONS + 1, TABLE, TABLE)),
-    "kv slots": ("slots\\[0\\] is -1, expected 0 to 7", lambda k: k.write_kv(PAGES, POSITIONS - 1, LATENT, KEYS)),
-    "kv width": ("write_kv: pages is", lambda k: k.write_kv(PAGES, POSITIONS, X, X)),
+    "kv slots": ("slots\\[0\\] is -1, expected 0 to 7", lambda k: k.write_kv(PAGES.to(k.kv_dtype), POSITIONS - 1, LATENT, KEYS)),
+    "kv width": ("write_kv: pages is", lambda k: k.write_kv(PAGES.to(k.kv_dtype), POSITIONS, X, X)),
     "rank": ("mla_attention: kv_lora_rank is 9", lambda k: attend(k, BATCH, 9)),
     "queries": ("query_start", lambda k: attend(k, replace(BATCH, query_start=torch.tensor([0, 1, 2]).int()))),
     "backwards": ("sequence", lambda k: attend(k, replace(BATCH, query_start=torch.tensor([0, 4, 3]).int()))),
@@ -154,9 +154,9 @@ def test_no_rows_are_fine(kernels: Kernels) -> None:
     assert kernels.silu_mul(X[:0]).shape == (0, 4)
     assert kernels.quantize(X[:0], ActivationFormat.INT8).values.shape == (0, 8)
     assert kernels.gate(X[:0], W, BIAS, CONFIG)[0].shape == (0, 2)
-    kernels.write_kv(PAGES, none, X[:0, :6], X[:0, 6:].contiguous())
+    kernels.write_kv(PAGES.to(kernels.kv_dtype), none, X[:0, :6], X[:0, 6:].contiguous())
     empty, _ = paged([], [], 2, 0, 0)
-    assert kernels.mla_attention(Q[:0], PAGES, empty, 1.0, 6).shape == (0, 2, 6)
+    assert kernels.mla_attention(Q[:0], PAGES.to(kernels.kv_dtype), empty, 1.0, 6).shape == (0, 2, 6)
     assert kernels.take_rows(W, none).shape == (0, 8)
     assert kernels.add(X[:0], X[:0]).shape == (0, 8)
     assert kernels.absorb(HEADS[:0], normal(1, 2, 5, 6), none, ONE_PAIR, ONE_PAIR).shape == (0, 2, 7)

@@ -78,11 +78,11 @@ def attention_case(kv_dtype: torch.dtype) -> Case:
     tile, parts = attention.attention_tile(kv_dtype, "gfx942"), kv_dtype.itemsize // 2
     pointers = {
         "q": HALF if parts == 1 else FLOAT, "pages": HALF, "query_start": INT, "page_table": INT, "positions": LONG,
-        "sums": HALF if parts == 1 else FLOAT, "tops": FLOAT, "totals": FLOAT,
+        "sums": HALF if parts == 1 else FLOAT, "tops": FLOAT,
     }  # fmt: skip
     constants = {
-        "LATENT": 512, "ROPE": 64, "LATENT_2": 512, "ROPE_2": 64, "SEQUENCES": 64, "PARTS": parts, "HEADS": tile.heads,
-        "KEYS": tile.keys, "SPLIT": tile.split, "MAX_SPLITS": 64, "STAGES": tile.stages,
+        "LATENT": 512, "WIDTH": 576, "SEQUENCES": 64, "PARTS": parts, "HEADS": tile.heads, "KEYS": tile.keys,
+        "COLUMNS": tile.columns, "MAX_SPLITS": 64, "STAGES": tile.stages,
     }  # fmt: skip
     return Case(
         attention.attend_splits, pointers, constants, "v_mfma_f32_.*bf16", tile.warps, tile.stages,
@@ -105,6 +105,13 @@ CASES |= {
         {"SIZE": 16, "ROWS": 64, "COLUMNS": 64, "CHUNK": 512, "SPLIT": True}, "v_mfma_f32_.*bf16",
     ),
     "linear chunks": Case(linear.add_chunks, {"parts": FLOAT, "out": FLOAT}, {"BLOCK": 512}),
+    "linear unpacking": Case(
+        linear.unpack_weight, {"nibbles": BYTES, "multipliers": BYTES, "values": SIGNED}, {"GROUPS": 128}
+    ),
+    "mlp hidden": Case(
+        linear.hidden_rows, {"parts": INT, "x_scale": FLOAT, "scale": FLOAT, "values": SIGNED, "out_scale": FLOAT},
+        {"PARTS": 4, "SIZE": 2048},
+    ),
     "linear epilogue": Case(
         linear.integer_epilogue, {"parts": INT, "x_scale": FLOAT, "scale": FLOAT, "out": FLOAT},
         {"PARTS": 8, "IN_TURN": False, "BLOCK": 512},
@@ -112,8 +119,8 @@ CASES |= {
     "attention": attention_case(torch.bfloat16),
     "attention float32 pages": attention_case(torch.float32),
     "attention merge": Case(
-        attention.merge_splits, {"sums": HALF, "tops": FLOAT, "totals": FLOAT, "positions": LONG, "out": FLOAT},
-        {"LATENT": 512, "LATENT_2": 512, "SPLIT": 256, "MAX_SPLITS": 64},
+        attention.merge_splits, {"sums": HALF, "tops": FLOAT, "positions": LONG, "out": FLOAT},
+        {"LATENT": 512, "LATENT_2": 512, "KEYS": 128, "MAX_SPLITS": 64},
     ),
     "absorb": Case(
         absorb.absorb_heads,

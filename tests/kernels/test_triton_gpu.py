@@ -78,7 +78,7 @@ def test_float_linears_give_a_row_the_same_bits_at_any_number_of_rows(gpu: Trito
 def test_graphs(gpu: TritonKernels) -> None:
     weights = gpu.prepare(moved(expert_weights(Int4Matrix, 4, 64, 32), gpu.device))
     table, batch, tokens = EMBEDDING.cuda(), moved(BATCH, gpu.device), torch.tensor([4, 0, 19]).cuda()
-    pages = empty_pages().cuda()
+    pages = empty_pages().to(gpu.device, gpu.kv_dtype)
     one = torch.ones(3, 1, device=gpu.device)
     pair_token, pair_expert = (
         torch.arange(3, dtype=torch.int32).cuda(),
@@ -95,10 +95,10 @@ def test_graphs(gpu: TritonKernels) -> None:
 
     graph = gpu.capture(lambda: layer(pages))
     first = graph.result.clone()
-    assert torch.equal(first, layer(empty_pages().cuda()))
+    assert torch.equal(first, layer(empty_pages().to(gpu.device, gpu.kv_dtype)))
     tokens.copy_(torch.tensor([1, 2, 3]))
     graph.replay()
-    eager = empty_pages().cuda()
+    eager = empty_pages().to(gpu.device, gpu.kv_dtype)
     assert torch.equal(graph.result, layer(eager))
     assert torch.equal(pages, eager)
     assert not torch.equal(graph.result, first)
