@@ -14,6 +14,8 @@ from .arithmetic import two_parts
 from .linear import token_tile
 
 _COLUMNS = 128
+_PROGRAMS = 128
+"""Of a row tile; beyond so many a program takes several pieces of the tokens."""
 
 
 @triton.jit
@@ -23,39 +25,40 @@ def absorb_heads(
     SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """q [tokens, heads, INNER + 2 * PAIRS] float32, weight [heads, LATENT, INNER] -> out [tokens, heads, LATENT + 2 *
-    PAIRS]; program (row tile, tokens, head), of which the last row tile is the rotation."""
+    PAIRS]; program (row tile, z, head), of which the last row tile is the rotation; it takes every z-th SIZE tokens."""
     tile, head = tl.program_id(0), tl.program_id(2)
-    token = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
-    valid = token < tokens
-    source = q + (token.to(tl.int64) * heads + head) * (INNER + 2 * PAIRS)
-    place = out + (token.to(tl.int64) * heads + head) * (LATENT + 2 * PAIRS)
-    if tile * ROWS >= LATENT:
-        pair = tl.arange(0, PAIRS_2)[None, :]
-        inside = valid[:, None] & (pair < PAIRS)
-        position = tl.load(positions + token, mask=valid, other=0)[:, None]
-        known = inside & (position >= 0) & (position < length)
-        c = tl.load(cos + position * PAIRS + pair, mask=known, other=float("nan"))
-        s = tl.load(sin + position * PAIRS + pair, mask=known, other=float("nan"))
-        even = tl.load(source[:, None] + INNER + 2 * pair, mask=inside, other=0.0)
-        odd = tl.load(source[:, None] + INNER + 2 * pair + 1, mask=inside, other=0.0)
-        turned = place[:, None] + LATENT + 2 * pair
-        tl.store(turned, (even * c - odd * s).to(out.dtype.element_ty), mask=inside)
-        tl.store(turned + 1, (even * s + odd * c).to(out.dtype.element_ty), mask=inside)
-        return
     row = tile * ROWS + tl.arange(0, ROWS)
     weight += (head * LATENT + tl.minimum(row, LATENT - 1)).to(tl.int64)[:, None] * INNER
-    total = tl.zeros((ROWS, SIZE), tl.float32)
-    for begin in tl.static_range(0, INNER, COLUMNS):
-        k = begin + tl.arange(0, COLUMNS)[None, :]
-        w = tl.load(weight + k, mask=k < INNER, other=0.0)
-        x, x_low = two_parts(tl.load(source[:, None] + k, mask=valid[:, None] & (k < INNER), other=0.0))
-        if weight.dtype.element_ty == tl.float32:
-            w, w_low = two_parts(w)
-            total = tl.dot(w_low, x.T, total)
-        total = tl.dot(w, x_low.T, total)
-        total = tl.dot(w, x.T, total)
-    inside = (row < LATENT)[:, None] & valid[None, :]
-    tl.store(place[None, :] + row[:, None], total.to(out.dtype.element_ty), mask=inside)
+    for first in range(tl.program_id(1) * SIZE, tokens, tl.num_programs(1) * SIZE):
+        token = first + tl.arange(0, SIZE)
+        valid = token < tokens
+        source = q + (token.to(tl.int64) * heads + head) * (INNER + 2 * PAIRS)
+        place = out + (token.to(tl.int64) * heads + head) * (LATENT + 2 * PAIRS)
+        if tile * ROWS >= LATENT:
+            pair = tl.arange(0, PAIRS_2)[None, :]
+            position = tl.load(positions + token, mask=valid, other=0)[:, None]
+            known = valid[:, None] & (pair < PAIRS) & (position >= 0) & (position < length)
+            c = tl.load(cos + position * PAIRS + pair, mask=known, other=float("nan"))
+            s = tl.load(sin + position * PAIRS + pair, mask=known, other=float("nan"))
+            value = tl.arange(0, 2 * PAIRS_2)[None, :]
+            rest = valid[:, None] & (value < 2 * PAIRS)
+            unturned = tl.load(source[:, None] + INNER + value, mask=rest, other=0.0)
+            even, odd = tl.split(unturned.reshape(SIZE, PAIRS_2, 2))
+            turned = tl.join(even * c - odd * s, even * s + odd * c).reshape(SIZE, 2 * PAIRS_2)
+            tl.store(place[:, None] + LATENT + value, turned.to(out.dtype.element_ty), mask=rest)
+        else:
+            total = tl.zeros((ROWS, SIZE), tl.float32)
+            for begin in tl.static_range(0, INNER, COLUMNS):
+                k = begin + tl.arange(0, COLUMNS)[None, :]
+                w = tl.load(weight + k, mask=k < INNER, other=0.0)
+                x, x_low = two_parts(tl.load(source[:, None] + k, mask=valid[:, None] & (k < INNER), other=0.0))
+                if weight.dtype.element_ty == tl.float32:
+                    w, w_low = two_parts(w)
+                    total = tl.dot(w_low, x.T, total)
+                total = tl.dot(w, x_low.T, total)
+                total = tl.dot(w, x.T, total)
+            inside = (row < LATENT)[:, None] & valid[None, :]
+            tl.store(place[None, :] + row[:, None], total.to(out.dtype.element_ty), mask=inside)
 
 
 def absorb(q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,7 +69,8 @@ def absorb(q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tenso
         size, pairs = min(token_tile(tokens), 64), (width - inner) // 2
         rows, warps = (64, 4) if tokens <= 16 else (256, 8)
         columns = min(_COLUMNS, max(16, triton.next_power_of_2(inner)))
-        absorb_heads[(triton.cdiv(latent, rows) + 1, triton.cdiv(tokens, size), heads)](
+        together = min(triton.cdiv(tokens, size), max(1, _PROGRAMS // heads))
+        absorb_heads[(triton.cdiv(latent, rows) + 1, together, heads)](
             q, weight, positions, cos, sin, out, tokens, heads, cos.shape[0],
             inner, latent, pairs, triton.next_power_of_2(pairs), size, rows, columns,
             num_warps=warps, enable_fp_fusion=False,

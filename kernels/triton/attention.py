@@ -21,6 +21,7 @@ from torch import Tensor
 from ..protocol import PagedBatch
 from .arithmetic import two_parts
 
+_LOG2_E = 1.4426950408889634
 _MAX_SPLITS = 64
 _PROGRAMS = 528
 """Splits of a query run one after another in a program where that still leaves so many: four a multiprocessor."""
@@ -44,8 +45,8 @@ def attention_tile(kv_dtype: torch.dtype, gpu: str) -> AttentionTile:
     """gpu: "gfx942", whose blocks have 64 KiB of LDS, or "cuda"."""
     exact = kv_dtype is torch.float32
     if gpu == "gfx942":
-        return AttentionTile(16 if exact else 64, 128, 64 if exact else 32, 4, 1)
-    return AttentionTile(16, 256, 32, 4, 1) if exact else AttentionTile(64, 256, 64, 4, 2)
+        return AttentionTile(16, 128, 32, 4, 1) if exact else AttentionTile(64, 64, 128, 4, 1)
+    return AttentionTile(16, 128, 32, 4, 1) if exact else AttentionTile(64, 128, 128, 4, 2)
 
 
 @triton.jit
@@ -74,9 +75,11 @@ def _split_length(visible, KEYS: tl.constexpr, MAX_SPLITS: tl.constexpr):
 
 
 @triton.jit
-def _columns(entry, begin, column, mask, LIMIT: tl.constexpr, EVEN: tl.constexpr):
-    """Some columns of rows, zeros beyond LIMIT, of which EVEN says that there are none."""
-    return tl.load(entry + begin + column, mask=mask if EVEN else mask & (begin + column < LIMIT), other=0.0)
+def _columns(entry, begin, column, real, LIMIT: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr):
+    """Some columns of rows, zeros beyond LIMIT and for rows that are not real. ROWS, EVEN: that there are none such."""
+    if EVEN:
+        return tl.load(entry + begin + column) if ROWS else tl.load(entry + begin + column, mask=real, other=0.0)
+    return tl.load(entry + begin + column, mask=real & (begin + column < LIMIT), other=0.0)
 
 
 # A page size known to be a multiple of 16 made Triton 3.6 assume aligned entries of any width.
@@ -84,14 +87,16 @@ def _columns(entry, begin, column, mask, LIMIT: tl.constexpr, EVEN: tl.constexpr
 def attend_splits(
     q, pages, query_start, page_table, positions, sums, tops,
     first, heads, sequences, max_pages, page_size, num_pages, splits, scale,
-    LATENT: tl.constexpr, WIDTH: tl.constexpr, SEQUENCES: tl.constexpr, PARTS: tl.constexpr, HEADS: tl.constexpr,
-    KEYS: tl.constexpr, COLUMNS: tl.constexpr, MAX_SPLITS: tl.constexpr, STAGES: tl.constexpr,
+    LATENT: tl.constexpr, ROPE: tl.constexpr, ROPE_2: tl.constexpr, SEQUENCES: tl.constexpr, PARTS: tl.constexpr,
+    WHOLE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, COLUMNS: tl.constexpr, MAX_SPLITS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Some splits of one query for HEADS heads; program (query, heads, z) takes an equal run of splits, the z-th.
 
     pages: bfloat16, PARTS values for each of an entry. sums [queries, splits, H, LATENT] bfloat16 or float32, tops
-    [queries, splits, H, 2] float32: unnormalized values, largest score and sum of shares of each split. The scores
-    of KEYS entries are in registers at once, so that both products read entries in pieces of COLUMNS.
+    [queries, splits, H, 2] float32: unnormalized values, largest score and sum of shares of each split. WHOLE: heads
+    are a multiple of HEADS. scale: to the base 2. The scores of KEYS entries are in registers at once, so that both
+    products read entries in pieces of COLUMNS.
     """
     local = tl.program_id(0)
     query = first + local
@@ -107,40 +112,46 @@ def attend_splits(
     table = page_table + tl.sum((starts <= query).to(tl.int32), 0) * max_pages
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     real = (head < heads)[:, None]
-    column = tl.arange(0, COLUMNS)[None, :]
+    column, turned = tl.arange(0, COLUMNS)[None, :], tl.arange(0, ROPE_2)[None, :]
+    WIDTH: tl.constexpr = LATENT + ROPE
+    EVEN: tl.constexpr = LATENT % COLUMNS == 0
     row = q + (query.to(tl.int64) * heads + head)[:, None] * WIDTH
-    EVEN: tl.constexpr = WIDTH % COLUMNS == 0
-    EVEN_VALUES: tl.constexpr = LATENT % COLUMNS == 0
     top = tl.full((HEADS,), float("-inf"), tl.float32)
     total = tl.zeros((HEADS,), tl.float32)
     for at in range(begin, end, KEYS):
         split = at // length
         fresh = at % length == 0
         position = at + tl.arange(0, KEYS)
-        page = tl.load(table + position // page_size, mask=position < end, other=-1)
-        seen = (page >= 0) & (page < num_pages)
-        entry = pages + (page * page_size + position % page_size).to(tl.int64)[:, None] * (WIDTH * PARTS)
+        seen = position < end
+        position = tl.where(seen, position, at)  # read again, for no mask, and left out below
+        page = tl.load(table + position // page_size)
+        known = (page >= 0) & (page < num_pages)
+        slot = tl.where(known, page * page_size + position % page_size, 0)
+        entry = pages + slot.to(tl.int64)[:, None] * (WIDTH * PARTS)
         score = tl.zeros((HEADS, KEYS), tl.float32)
-        for c in tl.range(0, WIDTH, COLUMNS, num_stages=STAGES):
-            a, a_low = _parts(_columns(row, c, column, real, WIDTH, EVEN), PARTS)
-            k = _columns(entry, c, column, seen[:, None], WIDTH, EVEN)
-            k_low = _columns(entry + WIDTH, c, column, seen[:, None], WIDTH, EVEN) if PARTS == 2 else k
+        for c in tl.range(0, LATENT, COLUMNS, num_stages=STAGES):
+            a, a_low = _parts(_columns(row, c, column, real, LATENT, WHOLE, EVEN), PARTS)
+            k = _columns(entry, c, column, True, LATENT, True, EVEN)
+            k_low = _columns(entry + WIDTH, c, column, True, LATENT, True, EVEN) if PARTS == 2 else k
             score = _product(a, a_low, k.T, k_low.T, score, PARTS)
-        score = tl.where(seen[None, :], score * scale, float("-inf"))
+        r, r_low = _parts(_columns(row, LATENT, turned, real, WIDTH, WHOLE, ROPE == ROPE_2), PARTS)
+        t = _columns(entry, LATENT, turned, True, WIDTH, True, ROPE == ROPE_2)
+        t_low = _columns(entry + WIDTH, LATENT, turned, True, WIDTH, True, ROPE == ROPE_2) if PARTS == 2 else t
+        score = _product(r, r_low, t.T, t_low.T, score, PARTS)
+        score = score * scale + tl.where(seen & known, 0.0, float("-inf"))[None, :]
         before = tl.where(fresh, float("-inf"), top)
         top = tl.maximum(before, tl.max(score, 1))
-        decay = tl.exp(before - top)
-        share = tl.exp(score - top[:, None])
+        decay = tl.exp2(before - top)
+        share = tl.exp2(score - top[:, None])
         total = tl.where(fresh, 0.0, total * decay) + tl.sum(share, 1)
         s, s_low = _parts(share, PARTS)
         place = (local.to(tl.int64) * splits + split) * heads + head
         target = sums + place[:, None] * LATENT
         for c in tl.range(0, LATENT, COLUMNS, num_stages=STAGES):
-            v = _columns(entry, c, column, seen[:, None], LATENT, EVEN_VALUES)
-            v_low = _columns(entry + WIDTH, c, column, seen[:, None], LATENT, EVEN_VALUES) if PARTS == 2 else v
-            part = tl.zeros((HEADS, COLUMNS), tl.float32)
-            part = _product(s, s_low, v, v_low, part, PARTS)
-            inside = real if EVEN_VALUES else real & (c + column < LATENT)
+            v = _columns(entry, c, column, True, LATENT, True, EVEN)
+            v_low = _columns(entry + WIDTH, c, column, True, LATENT, True, EVEN) if PARTS == 2 else v
+            part = _product(s, s_low, v, v_low, tl.zeros((HEADS, COLUMNS), tl.float32), PARTS)
+            inside = real & (c + column < LATENT)
             if not fresh:
                 part += tl.load(target + c + column, mask=inside, other=0.0).to(tl.float32) * decay[:, None]
             tl.store(target + c + column, part.to(sums.dtype.element_ty), mask=inside)
@@ -165,7 +176,7 @@ def merge_splits(
     total = 0.0
     result = tl.zeros((LATENT_2,), tl.float32)
     for split in range(count):
-        share = tl.exp(tl.load(tops + 2 * (at + split * heads)) - top)
+        share = tl.exp2(tl.load(tops + 2 * (at + split * heads)) - top)
         total += tl.load(tops + 2 * (at + split * heads) + 1) * share
         value = tl.load(sums + (at + split * heads) * LATENT + latent, mask=latent < LATENT, other=0.0)
         result += value.to(tl.float32) * share
@@ -188,15 +199,15 @@ def mla_attention(q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, ran
     sums = torch.empty((slice_size, splits, heads, rank), dtype=pages.dtype, device=q.device)
     tops = torch.empty((slice_size, splits, heads, 2), dtype=torch.float32, device=q.device)
     latent_2 = triton.next_power_of_2(rank)
-    columns = min(tile.columns, max(16, triton.next_power_of_2(width)))
+    columns, rope_2 = min(tile.columns, max(16, latent_2)), max(16, triton.next_power_of_2(width - rank))
     for first in range(0, queries, slice_size):
         count = min(slice_size, queries - first)
         together = min(splits, triton.next_power_of_2(triton.cdiv(_PROGRAMS, count)))
         attend_splits[(count, triton.cdiv(heads, tile.heads), together)](
             q, pages.view(torch.bfloat16), batch.query_start, batch.page_table, batch.positions, sums, tops,
-            first, heads, sequences, max_pages, page_size, num_pages, splits, scale,
-            rank, width, triton.next_power_of_2(max(sequences, 1)), pages.dtype.itemsize // 2, tile.heads, tile.keys,
-            columns, _MAX_SPLITS, tile.stages,
+            first, heads, sequences, max_pages, page_size, num_pages, splits, scale * _LOG2_E,
+            rank, width - rank, rope_2, triton.next_power_of_2(max(sequences, 1)), pages.dtype.itemsize // 2,
+            heads % tile.heads == 0, tile.heads, tile.keys, columns, _MAX_SPLITS, tile.stages,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         merge_splits[(count, heads)](

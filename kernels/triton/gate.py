@@ -55,7 +55,7 @@ def choose_experts(
     chosen = tl.zeros_like(slot)
     weight = tl.zeros(slot.shape, tl.float32)
     total = 0.0
-    for k in tl.static_range(TOP_K):
+    for k in range(TOP_K):
         top = _largest(tl.where(free, choice, float("-inf")))
         number = tl.min(tl.min(tl.where(free & (choice == top), expert, 2147483647), 1), 0)
         at = expert == number
@@ -82,7 +82,7 @@ def choose(logits: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Te
             logits, bias, ids, weights, experts, size, config.routed_scaling_factor,
             triton.next_power_of_2(config.n_group), triton.next_power_of_2(size),
             config.n_group, config.topk_group, config.top_k, config.norm_topk_prob,
-            num_warps=1, enable_fp_fusion=False,
+            num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return ids, weights
 

@@ -20,10 +20,8 @@ from .quantize import store_quantized
 from .unpacking import unpacked
 
 _FEW_PROGRAMS = 264
-"""Below so many programs the K of floats is cut: two a multiprocessor of the largest GPU here."""
-_MANY_PROGRAMS = 528
-"""As many the K of integers is cut into, so that enough bytes are on their way."""
-_UNPACKED_FROM = 128
+"""Below so many programs K is cut: two a multiprocessor of the largest GPU here."""
+_UNPACKED_FROM = 64
 """Above so many rows INT4 is unpacked once, in memory, and not by each program again."""
 _CHUNK = 512
 _FLOAT_COLUMNS = 64
@@ -238,7 +236,7 @@ def gated_hidden(x: Activations, gate_up: Int8Weight | Int4Weight) -> Activation
 
 
 def _products(x: Activations, weight: Int8Weight | Int4Weight, out: Tensor | None, in_turn: bool) -> Tensor | None:
-    """The sums of each part of K [parts, T, N] int32; or none, but scaled ones in `out`, if there is one and K whole."""
+    """The sums of each part of K [parts, T, N] int32; or none, but scaled ones in `out`, if K is one part."""
     (tokens, inner), outputs, device = x.values.shape, len(weight.scale), x.values.device
     if isinstance(weight, Int4Weight) and tokens > _UNPACKED_FROM:
         weight = _unpacked(weight)
@@ -246,7 +244,7 @@ def _products(x: Activations, weight: Int8Weight | Int4Weight, out: Tensor | Non
     values, multipliers = (weight.nibbles.view(torch.int32), weight.multipliers) if int4 else (weight.values, unused)
     size, rows, columns = token_tile(tokens), 64 if tokens <= 32 else 128, 256 if int4 else 128
     grid, depth = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size)), triton.cdiv(inner, columns)
-    steps = triton.cdiv(depth, max(1, min(_MANY_PROGRAMS // (grid[0] * grid[1]), depth // 2)))
+    steps = triton.cdiv(depth, max(1, min(_FEW_PROGRAMS // (grid[0] * grid[1]), depth // 4)))
     parts = triton.cdiv(depth, steps)
     split = parts > 1 or out is None
     sums = torch.empty((parts, tokens, outputs), dtype=torch.int32, device=device) if split else None
@@ -290,7 +288,7 @@ def head_linear(x: Tensor, weight: Tensor) -> Tensor:
     (tokens, heads, inner), outputs = x.shape, weight.shape[1]
     out = torch.empty((tokens, heads, outputs), dtype=torch.float32, device=x.device)
     if out.numel():
-        size, rows = token_tile(tokens), 128 if tokens > 16 and outputs % 128 == 0 else 64
+        size, rows = token_tile(tokens), 128 if 64 < tokens <= 256 and outputs % 128 == 0 else 64
         grid = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size), heads)
         float_products[grid](
             x, weight, out, tokens, outputs, heads, inner, triton.cdiv(inner, _CHUNK),

@@ -46,6 +46,10 @@ def attend(k: Kernels, batch: PagedBatch, rank: int = 6) -> Tensor:
     return k.mla_attention(Q, PAGES.to(k.kv_dtype), batch, 1.0, rank)
 
 
+def write(k: Kernels, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
+    k.write_kv(PAGES.to(k.kv_dtype), slots, latent, k_rope)
+
+
 def run(
     k: Kernels,
     weights: ExpertWeights = EXPERTS,
@@ -87,8 +91,8 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
     "rope positions": ("rope: positions is int32", lambda k: k.rope(HEADS, POSITIONS.int(), TABLE, TABLE)),
     "rope table": ("rope: sin is", lambda k: k.rope(HEADS, POSITIONS, TABLE, TABLE[:5])),
     "rope range": ("positions\\[1\\] is 10, expected 0 to 9", lambda k: k.rope(HEADS, POSITIONS + 1, TABLE, TABLE)),
-    "kv slots": ("slots\\[0\\] is -1, expected 0 to 7", lambda k: k.write_kv(PAGES.to(k.kv_dtype), POSITIONS - 1, LATENT, KEYS)),
-    "kv width": ("write_kv: pages is", lambda k: k.write_kv(PAGES.to(k.kv_dtype), POSITIONS, X, X)),
+    "kv slots": ("slots\\[0\\] is -1, expected 0 to 7", lambda k: write(k, POSITIONS - 1, LATENT, KEYS)),
+    "kv width": ("write_kv: pages is", lambda k: write(k, POSITIONS, X, X)),
     "rank": ("mla_attention: kv_lora_rank is 9", lambda k: attend(k, BATCH, 9)),
     "queries": ("query_start", lambda k: attend(k, replace(BATCH, query_start=torch.tensor([0, 1, 2]).int()))),
     "backwards": ("sequence", lambda k: attend(k, replace(BATCH, query_start=torch.tensor([0, 4, 3]).int()))),

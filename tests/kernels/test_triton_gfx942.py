@@ -81,8 +81,8 @@ def attention_case(kv_dtype: torch.dtype) -> Case:
         "sums": HALF if parts == 1 else FLOAT, "tops": FLOAT,
     }  # fmt: skip
     constants = {
-        "LATENT": 512, "WIDTH": 576, "SEQUENCES": 64, "PARTS": parts, "HEADS": tile.heads, "KEYS": tile.keys,
-        "COLUMNS": tile.columns, "MAX_SPLITS": 64, "STAGES": tile.stages,
+        "LATENT": 512, "ROPE": 64, "ROPE_2": 64, "SEQUENCES": 64, "PARTS": parts, "WHOLE": True, "HEADS": tile.heads,
+        "KEYS": tile.keys, "COLUMNS": tile.columns, "MAX_SPLITS": 64, "STAGES": tile.stages,
     }  # fmt: skip
     return Case(
         attention.attend_splits, pointers, constants, "v_mfma_f32_.*bf16", tile.warps, tile.stages,
