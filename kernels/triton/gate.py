@@ -45,10 +45,10 @@ def choose_experts(
         unchosen = group < N_GROUP
         opened = group < 0
         for _ in tl.static_range(TOPK_GROUP):
-            top = tl.max(tl.where(unchosen, rank, float("-inf")), 0, keep_dims=True)
-            number = tl.min(tl.where(unchosen & (rank == top), group, GROUPS), 0, keep_dims=True)
-            opened = opened | (group == number)
-            unchosen = unchosen & (group != number)
+            highest = tl.max(tl.where(unchosen, rank, float("-inf")), 0, keep_dims=True)
+            best_group = tl.min(tl.where(unchosen & (rank == highest), group, GROUPS), 0, keep_dims=True)
+            opened = opened | (group == best_group)
+            unchosen = unchosen & (group != best_group)
         choice = tl.where(opened, choice, float("-inf"))
     free = real
     slot = tl.arange(0, triton.next_power_of_2(TOP_K))

@@ -81,7 +81,7 @@ def attention_case(kv_dtype: torch.dtype) -> Case:
         "sums": HALF if parts == 1 else FLOAT, "tops": FLOAT,
     }  # fmt: skip
     constants = {
-        "LATENT": 512, "ROPE": 64, "ROPE_2": 64, "SEQUENCES": 64, "PARTS": parts, "WHOLE": True, "HEADS": tile.heads,
+        "heads": 64, "LATENT": 512, "ROPE": 64, "ROPE_2": 64, "SEQUENCES": 64, "PARTS": parts, "HEADS": tile.heads,
         "KEYS": tile.keys, "COLUMNS": tile.columns, "MAX_SPLITS": 64, "STAGES": tile.stages,
     }  # fmt: skip
     return Case(
