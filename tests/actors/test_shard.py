@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import zmq
 from tiny_checkpoint import TINY, write_tiny
 
+from flyray.actors import shard, step_answer
 from flyray.actors.engine_config import EngineConfig
 from flyray.actors.engine_shape import EngineShape
 from flyray.actors.link import LinkError, LinkPlace, Links
@@ -23,7 +25,9 @@ from flyray.actors.shard_group import HELLO
 from flyray.actors.socket_folder import SocketFolder
 from flyray.actors.step_plan import Sampling, SequenceStart, Slice, StepPlan, StepResult
 from flyray.actors.wire import decode_as, encode
+from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.select import select_kernels
+from flyray.kernels.torch_kernels import TorchKernels
 
 WAIT_MS = 20_000
 PROMPT = (3, 14, 15, 92, 65)
@@ -147,6 +151,50 @@ def test_random_weights_need_nothing_but_the_configuration(tmp_path: Path) -> No
         EngineShape.read(replace(engine, precision="auto"))
     with pytest.raises(ValueError, match="statistics: there is nothing to learn of random weights"):
         replace(engine, statistics=str(tmp_path))
+
+
+class LateEvent:
+    """A device that is done when it was asked three times, or waited for."""
+
+    def record(self) -> None:
+        self.left = 3
+
+    def query(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def synchronize(self) -> None:
+        self.left = 0
+
+
+def test_steps_of_a_device_are_begun_before_the_one_before_them_is_done(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "select_kernels", lambda *_: TorchKernels(torch.device("cpu")))
+    monkeypatch.setattr(step_answer, "device_event", lambda _: LateEvent())
+    bench = Bench(checkpoint).run()
+    expected = SingleProcessModel.load(checkpoint, "w4a8", ReferenceKernels(), 32).generate(PROMPT, 6)
+    tokens = [bench.ask(FIRST).tokens[0].token]
+    decodes = [
+        replace(
+            FIRST,
+            step=step,
+            starts=(),
+            decode_rows=1,
+            slices=(Slice(1, 4 + step, (), (6,) if step == 4 else (), True),),
+        )
+        for step in range(1, 6)
+    ]
+    for plans in (decodes[:2], decodes[2:4], [decodes[4], replace(FIRST, step=6, starts=(), slices=(), ends=(1,))]):
+        for plan in plans:
+            bench.router.send(encode(plan))
+        for plan in plans:
+            result = bench.receive()
+            assert (result.step, result.error) == (plan.step, "")
+            tokens += [item.token for item in result.tokens]
+    assert tokens == expected
+    assert bench.shard.stats().sequences == 0
+    bench.close()
 
 
 def test_a_traced_step_has_the_programs_stages_in_order(bench: Bench) -> None:
