@@ -25,7 +25,8 @@ def _take_gpu(gpus: Sequence[str], peers: bool) -> None:
 
     if peers and torch.version.hip is not None and masked_from_peers():
         raise ValueError(f"RCCL cannot reach GPUs that are hidden: start Ray with {ALL_GPUS_VISIBLE[0]}=1 set")
-    torch.accelerator.set_device_index(device_index(gpus))
+    if torch.accelerator.is_available():  # else `select_kernels` says what is missing
+        torch.accelerator.set_device_index(device_index(gpus))
 
 
 def here() -> ProcessPlace:
