@@ -95,5 +95,7 @@ assert int(turn) == int(flags[0][0]) == int(flags[1][0]) == -(2**31), (turn, fla
 
 def test_integer_products_and_peers_in_the_interpreter() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([sys.executable, "-c", PROGRAM + PEERS], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + PEERS], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
