@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -79,7 +79,7 @@ class Gpu(BaseModel):
 @cache
 def gpus() -> dict[str, Gpu]:
     """All that are known, by name."""
-    raw = yaml.safe_load(resources.files(__package__).joinpath("gpus.yaml").read_text())
+    raw = yaml.safe_load(Path(__file__).with_name("gpus.yaml").read_text())
     attained = raw.pop("attained")
     return {name: Gpu(name=name, attained=attained, **each) for name, each in raw.items()}
 

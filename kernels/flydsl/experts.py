@@ -13,7 +13,7 @@ from ..triton.quantize import quantize
 from .layout import WaveExperts, WaveMatrix
 from .shape import ProductShape
 
-Launcher = Callable[..., None]
+Launcher = Callable[..., object]
 """What `launch.product` gives: the arguments of `product.product_launcher`'s function, on the current stream."""
 _REGIMES = ((16, 16), (96, 64))
 """Up to so many pairs an expert on average, blocks of so many; above, of 128."""
