@@ -6,8 +6,9 @@ sequences that share its steps. What is checked:
 1. Every log probability is finite and not above 0.
 2. Both runs give the same tokens and the same log probabilities, to the bit: rows do not depend on their batch.
 3. For a model of at most `REFERENCE_PARAMETERS` parameters: the prompt's log probabilities are those of the reference
-   kernels in one process, within `MEAN_BOUND` on average and `WORST_BOUND` each. Backends need not agree to the bit:
-   float32 sums may have another order, and a rounding to INT8 that falls the other way is a small step.
+   kernels in one process with the same weights, within `MEAN_BOUND` on average and `WORST_BOUND` each. Backends need
+   not agree to the bit: float32 sums may have another order, and a rounding to INT8 that falls the other way is a small
+   step.
 
 A larger model would not fit beside the engine; there the shards' kernel checks and 1 and 2 have to do.
 """
@@ -136,7 +137,9 @@ def reference_scores(config: EngineConfig, model: ModelConfig, context_length: i
         return None
     prompt = golden_prompt(model, context_length)
     kernels = select_kernels("reference", config.threads_per_shard)
-    single = SingleProcessModel.load(config.model_path, config.precision, kernels, len(prompt))
+    single = SingleProcessModel.load(
+        config.model_path, config.precision, kernels, len(prompt), config.int8_weights, config.int4_weights
+    )
     logprobs = single.prefill(prompt).log_softmax(dim=-1)
     return tuple(float(logprobs[row, token]) for row, token in enumerate(prompt[1:]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -40,11 +40,21 @@ class SingleProcessModel:
         self._stages = ModelStages(config, weights, kernels, kv)
 
     @staticmethod
-    def load(path: str | os.PathLike[str], precision: str, kernels: Kernels, max_tokens: int) -> SingleProcessModel:
-        """Opens a checkpoint folder and loads all of it."""
+    def load(
+        path: str | os.PathLike[str],
+        precision: str,
+        kernels: Kernels,
+        max_tokens: int,
+        int8_weights: Collection[str] = (),
+        int4_weights: Collection[str] = (),
+    ) -> SingleProcessModel:
+        """Opens a checkpoint folder and loads all of it, as `load_shard`."""
         checkpoint = Checkpoint(path)
         config = ModelConfig.from_dict(checkpoint.config)
-        weights = load_shard(checkpoint, config, precision, range(config.n_routed_experts), kernels)
+        every = range(config.n_routed_experts)
+        weights = load_shard(
+            checkpoint, config, precision, every, kernels, int8_weights=int8_weights, int4_weights=int4_weights
+        )
         return SingleProcessModel(config, weights, kernels, max_tokens)
 
     def prefill(self, tokens: Sequence[int], chunk: int | None = None) -> Tensor:

@@ -1,8 +1,12 @@
 """What the golden prompt accepts, and what not."""
 
-import pytest
-from tiny_checkpoint import TINY
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
+from tiny_checkpoint import TINY, write_tiny
+
+from flyray.actors.engine_config import EngineConfig
 from flyray.actors.golden import (
     MEAN_BOUND,
     WORST_BOUND,
@@ -10,6 +14,7 @@ from flyray.actors.golden import (
     compare_scores,
     golden_prompt,
     parameter_count,
+    reference_scores,
 )
 from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.tensors import shard_tensors
@@ -30,6 +35,14 @@ def test_one_score_far_off_fails() -> None:
     ours = [-1.0] * 99
     with pytest.raises(GoldenPromptError, match=r"1\.6 at most"):
         compare_scores([*ours, -1.0], [*ours, -2.6])
+
+
+def test_the_reference_has_the_weights_of_the_engine(tmp_path: Path) -> None:
+    config = EngineConfig(str(write_tiny(tmp_path / "model")), precision="w4a8")
+    model = ModelConfig.from_dict(TINY)
+    others = [replace(config, int8_weights=("shared",)), replace(config, int4_weights=("shared",))]
+    plain, eight, four = (reference_scores(each, model, 64) for each in (config, *others))
+    assert plain != eight != four != plain
 
 
 def test_prompts_differ_fit_and_stay_in_the_vocabulary() -> None:
