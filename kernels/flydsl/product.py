@@ -8,7 +8,7 @@ multiplied. Sums are exact integers; the epilogue rounds as the reference does.
 # FlyDSL traces these functions; its values are typed for its compiler.
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportMissingImports=false
-# pyright: reportFunctionMemberAccess=false, reportAssignmentType=false, reportPossiblyUnbound=false
+# pyright: reportFunctionMemberAccess=false, reportAssignmentType=false, reportPossiblyUnboundVariable=false
 from __future__ import annotations
 
 import flydsl.compiler as flyc
