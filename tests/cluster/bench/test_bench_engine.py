@@ -28,10 +28,11 @@ def bench(*arguments: str) -> Result:
 
 def test_the_command_measures_formats_and_a_peer_and_writes_figures_and_a_plot(tmp_path: Path) -> None:
     model, figures, plot = write_tiny(tmp_path / "model"), tmp_path / "figures.json", tmp_path / "plot.png"
+    work = ("--work-dir", str(tmp_path / "work"))
     sizes = ["--batch", "1,4", "--prefill", "20", "--decode", "32", "--threads", "1", "--runs", "2"]
     bits = ["--int8-weights", "attention,head", "--int4-weights", "shared"]
     files = ["--json", str(figures), "--plot", str(plot), *bits]
-    done = bench("--model", str(model), "--format", "w4a8,w8a8", "--peer", "transformers", *sizes, *files)
+    done = bench("--model", str(model), "--format", "w4a8,w8a8", "--peer", "transformers", *sizes, *files, *work)
     assert done.exit_code == 0, done.output
     assert done.output.count("run 1, ") == done.output.count("run 2, ") == 3
     assert "1 shards of 1 threads" in done.output
