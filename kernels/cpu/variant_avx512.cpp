@@ -1,6 +1,8 @@
 // x86-64 with AVX-512 and its 8-bit dot product (VNNI).
 // The target stays set to the end of the file: templates are compiled where the file ends. Standard templates stay out,
 // since the linker might keep this file's copy of one for CPUs that cannot run it.
+#include <sched.h>
+
 #include "operations.h"
 
 #if defined(FLYRAY_X86_VARIANTS)

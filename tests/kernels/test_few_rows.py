@@ -64,3 +64,24 @@ def test_experts_of_few_pairs(
         token, expert = pairs(5, 3, count, count)
         expected = reference.experts(x, token, expert, weights)
         assert torch.equal(cpu.experts(x, token, expert, weights), expected)
+
+
+@pytest.mark.parametrize("kind", [Int4Matrix, Int8Matrix])
+def test_experts_that_threads_take_whole_or_share(
+    cpu: CpuKernels, reference: ReferenceKernels, kind: type[ExpertMatrix]
+) -> None:
+    """Enough work for both threads: experts in pairs, and one that is left over for both; up to ten tokens each."""
+    weights: ExpertWeights = expert_weights(kind, 9, 160, 96)
+    x = reference.quantize(normal(1, 10, 160), ActivationFormat.INT8)
+    for experts, each in ((1, 3), (1, 10), (2, 9), (3, 6), (5, 3), (4, 9)):
+        expert = torch.arange(experts, dtype=torch.int32).repeat_interleave(each)
+        token = torch.arange(each, dtype=torch.int32).repeat(experts)
+        expected = reference.experts(x, token, expert, weights)
+        assert torch.equal(cpu.experts(x, token, expert, weights), expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 8, 9, 16])
+def test_products_that_threads_share(cpu: CpuKernels, reference: ReferenceKernels, tokens: int) -> None:
+    x = normal(tokens, tokens, 1056)
+    for weight in (int8_weight(331, 1056, 1), int4_weight(331, 1056, 1)):
+        assert torch.equal(cpu.linear(x, weight), reference.linear(x, weight))
