@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from ..bench.kernels import KernelBench
     from ..bench.layer_report import LayerBench
 
+Int8Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights beside the routed experts in 8 bits: of attention, shared, dense, head. If neither this nor the "
+        "next is given: head alone for w4a8, else all.",
+        show_default=False,
+    ),
+]
+Int4Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="The same in 4 bits. If neither is given: attention, shared, dense for w4a8, else none.",
+        show_default=False,
+    ),
+]
 # Tables are wider than what a pipe is taken for.
 TABLE_WIDTH = 118
 
@@ -50,21 +65,8 @@ def bench_engine(
     threads: Annotated[int, typer.Option(help="Threads of each shard.", min=1)] = 2,
     shards: Annotated[int, typer.Option(help="Shards of each engine.", min=1)] = 1,
     runs: Annotated[int, typer.Option(help="Rounds; in each every format and peer is measured once.", min=1)] = 3,
-    int8_weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights beside the routed experts in 8 bits: of attention, shared, dense, head. If neither this nor "
-            "the next is given: head alone for w4a8, else all.",
-            show_default=False,
-        ),
-    ] = None,
-    int4_weights: Annotated[
-        str | None,
-        typer.Option(
-            help="The same in 4 bits. If neither is given: attention, shared, dense for w4a8, else none.",
-            show_default=False,
-        ),
-    ] = None,
+    int8_weights: Int8Weights = None,
+    int4_weights: Int4Weights = None,
     peer: Annotated[
         str,
         typer.Option(
@@ -167,21 +169,8 @@ def bench_layers(
     threads: Annotated[int, typer.Option(help="Threads of each process.", min=1)] = 2,
     steps: Annotated[int, typer.Option(help="Decode steps of a sample.", min=1)] = 20,
     runs: Annotated[int, typer.Option(help="Samples; their median counts.", min=1)] = 5,
-    int8_weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights beside the routed experts in 8 bits: of attention, shared, dense, head. If neither this nor "
-            "the next is given: head alone for w4a8, else all.",
-            show_default=False,
-        ),
-    ] = None,
-    int4_weights: Annotated[
-        str | None,
-        typer.Option(
-            help="The same in 4 bits. If neither is given: attention, shared, dense for w4a8, else none.",
-            show_default=False,
-        ),
-    ] = None,
+    int8_weights: Int8Weights = None,
+    int4_weights: Int4Weights = None,
     json: JsonFile = None,
     debug: Debug = False,
 ) -> None:
