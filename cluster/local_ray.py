@@ -115,6 +115,8 @@ class LocalRay:
             "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
             # Serve's own counts, ten times a second by default: half of what an idle replica costs.
             "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+            # How often the controller looks after its replicas: at 0.1 s, the default, it takes 4.5 % of a core.
+            "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(self.folder / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(self.folder / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(self.folder),
