@@ -19,7 +19,8 @@ _INSTRUCTION = re.compile(r"^\s+([a-z]\w+)")
 @dataclass(frozen=True)
 class Isa:
     """vgpr: registers of a lane, sgpr: of a wave; spills of both. scratch, lds: bytes, without the LDS that a launch
-    asks for. loop: how often each instruction is in the loop with the most matrix instructions."""
+    asks for. loop: how often each instruction is in the loop with the most matrix instructions, or in all of a kernel
+    whose loop is unrolled."""
 
     vgpr: int
     sgpr: int
@@ -37,7 +38,7 @@ class Isa:
     @property
     def matrix(self) -> int:
         """Matrix instructions of the loop."""
-        return sum(count for name, count in self.loop.items() if name.startswith("v_mfma"))
+        return _matrix(self.loop)
 
     @property
     def vector(self) -> int:
@@ -69,7 +70,13 @@ def _main_loop(text: str) -> Counter[str]:
         branch = _BRANCH.match(line)
         if branch is None or places.get(branch[1], place) >= place:
             continue
-        body = lines[places[branch[1]] : place + 1]
-        names = Counter(match[1] for each in body if (match := _INSTRUCTION.match(each)))
-        best = max(best, names, key=lambda found: sum(n for name, n in found.items() if name.startswith("v_mfma")))
-    return best
+        best = max(best, _instructions(lines[places[branch[1]] : place + 1]), key=_matrix)
+    return best if _matrix(best) else _instructions(lines)
+
+
+def _instructions(lines: list[str]) -> Counter[str]:
+    return Counter(match[1] for line in lines if (match := _INSTRUCTION.match(line)))
+
+
+def _matrix(found: Counter[str]) -> int:
+    return sum(count for name, count in found.items() if name.startswith("v_mfma"))

@@ -64,6 +64,8 @@ def test_assembly_is_read() -> None:
     assert (isa.vgpr, isa.sgpr, isa.spills, isa.scratch, isa.lds, isa.waves) == (104, 12, 3, 0, 64, 4)
     assert (isa.matrix, isa.vector) == (1, 1)
     assert isa.loop == Counter(["v_xor_b32_e32", "v_mfma_i32_16x16x32_i8", "s_cbranch_scc0"])
+    unrolled = read_isa(TEXT.replace("s_cbranch_scc0 .LBB0_2", "s_nop 0"))
+    assert (unrolled.matrix, unrolled.vector) == (1, 2)
     with pytest.raises(ValueError, match="the assembly's metadata has no 'sgpr_count'"):
         read_isa(TEXT.replace(".sgpr_count", ".other"))
 
