@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ..figures import Figure
+from .placement import Spread
 from .plan import CountPlan, Plan
 from .weight_bytes import shard_weight_bytes
 
@@ -62,7 +63,7 @@ def decode_table(plan: Plan) -> Table:
     """A step of every batch on every count of GPUs."""
     table = Table(
         *("GPUs", "batch", "step, ms", "floor, ms", "MoE layer, µs", "tokens/s", "fastest in simulation", "ms"),
-        title=f"decode with {plan.work.context:,} tokens in the cache",
+        title=f"decode with {plan.work.context:,} tokens in the cache; * the engine does not run this way",
         title_justify="left",
     )
     for count in plan.counts:
@@ -70,7 +71,7 @@ def decode_table(plan: Plan) -> Table:
             ms = [each.us / 1e3, each.floor_us / 1e3]
             table.add_row(
                 *(str(count.gpus), str(each.batch), *(f"{value:.2f}" for value in ms), f"{each.layer_us:,.0f}"),
-                *(f"{each.tokens_a_second:,.0f}", str(each.fastest), f"{each.fastest_us / 1e3:.2f}"),
+                *(f"{each.tokens_a_second:,.0f}", _way(each.fastest), f"{each.fastest_us / 1e3:.2f}"),
             )
     for column in table.columns[:6]:
         column.justify = "right"
@@ -120,6 +121,10 @@ def write_plot(plan: Plan, path: Path) -> None:
     steps.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, format="png")
+
+
+def _way(spread: Spread) -> str:
+    return str(spread) if spread.runs else f"{spread} *"
 
 
 def _prefill_rate(plan: Plan, count: CountPlan) -> float:

@@ -73,6 +73,7 @@ def test_command_writes_every_number(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 0, done.output
     assert "does not fit" in done.output
+    assert "colocated, tensor-parallel attention *" in done.output
     found = read_figures(out)
     assert found["least_gpus"].value == 3
     assert found["bytes_per_gpu.g2"].value > 256 << 30 > found["bytes_per_gpu.g3"].value
