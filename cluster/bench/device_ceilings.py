@@ -30,22 +30,22 @@ def measure_ceilings(device: torch.device, threads: int) -> DeviceCeilings:
     if device.type == "cpu":
         return DeviceCeilings(read_bandwidth(threads), int8_peak(threads), bf16_peak(threads))
     left = torch.randint(-127, 128, (_SIZE, _SIZE), dtype=torch.int8, device=device)
-    int8 = _median(lambda: torch._int_mm(left, left.T))  # pyright: ignore[reportPrivateImportUsage]
+    int8 = median_seconds(device, lambda: torch._int_mm(left, left.T))  # pyright: ignore[reportPrivateImportUsage]
     wide = torch.randn(_SIZE, _SIZE, dtype=torch.bfloat16, device=device)
-    bf16 = _median(lambda: wide @ wide)
+    bf16 = median_seconds(device, lambda: wide @ wide)
     # Last: the products' libraries keep workspaces, which would hold on to this block's memory.
     values = torch.ones(_READ_BYTES // 4, device=device)
-    return DeviceCeilings(_READ_BYTES / _median(values.sum), 2 * _SIZE**3 / int8, 2 * _SIZE**3 / bf16)
+    return DeviceCeilings(_READ_BYTES / median_seconds(device, values.sum), 2 * _SIZE**3 / int8, 2 * _SIZE**3 / bf16)
 
 
-def _median(run: Callable[[], object]) -> float:
-    """Seconds of a run after two that do not count."""
+def median_seconds(device: torch.device, run: Callable[[], object]) -> float:
+    """Seconds that `run` takes on a device, after two runs that do not count."""
     times = []
     for turn in range(_REPEATS + 2):
-        torch.accelerator.synchronize()
         begin = time.perf_counter()
         run()
-        torch.accelerator.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         if turn > 1:
             times.append(time.perf_counter() - begin)
     return statistics.median(times)

@@ -24,7 +24,7 @@ from ...kernels.protocol import (
     SamplingRow,
 )
 from ...kernels.selfcheck import random_matrix
-from .traffic import matrix_bytes
+from ..weight_bytes import matrix_bytes
 
 EXPERT_KINDS: dict[str, type[ExpertMatrix]] = {"w4a8": Int4Matrix, "w8a8": Int8Matrix}
 PAGE = 16

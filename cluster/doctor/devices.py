@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
-from statistics import median
 
 import torch
 
 from ...actors.device_choice import ALL_GPUS_VISIBLE
+from ..bench.device_ceilings import median_seconds
 from ..figures import Figure
 from ..plan.gpu import Gpu, gpus
 from .finding import Finding
 
 _MASKS = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 _COPY_BYTES = 1 << 30
-_COPIES = 7
 _EXPECTED = 0.75  # of the published bandwidth, which a plain copy reaches on a healthy GPU
 
 
@@ -83,16 +81,7 @@ def copy_rate(device: torch.device, size: int) -> float:
     """Bytes a second read and written by copying `size` bytes, the median of several."""
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-
-    def seconds() -> float:
-        begin = time.perf_counter()
-        target.copy_(source)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        return time.perf_counter() - begin
-
-    seconds()
-    return 2 * size / median(seconds() for _ in range(_COPIES))
+    return 2 * size / median_seconds(device, lambda: target.copy_(source))
 
 
 def published(name: str) -> Gpu | None:

@@ -18,9 +18,9 @@ from ...actors.sequence import (
     sequence,
 )
 from ...actors.simulate import simulate
+from ..weight_bytes import shard_weight_bytes
 from .gpu import Gpu, PlanError
 from .stage_costs import Attention, Batch, StageCosts
-from .weight_bytes import shard_weight_bytes
 from .workload import Workload
 
 MICRO_BATCHES = (1, 2, 4)

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.table import Table
 
 from ..figures import Figure
+from ..weight_bytes import shard_weight_bytes
 from .placement import Spread
 from .plan import CountPlan, Plan
-from .weight_bytes import shard_weight_bytes
 
 _GB = 1e9
 

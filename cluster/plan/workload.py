@@ -8,7 +8,7 @@ from functools import cached_property
 from ...actors.expert_format import ACTIVATIONS
 from ...actors.model.config import ModelConfig
 from ...kernels.protocol import ActivationFormat
-from .weight_bytes import WeightBytes, weight_bytes
+from ..weight_bytes import WeightBytes, weight_bytes
 
 KV_BYTES = 2
 """Of a cached value on a GPU: bfloat16."""

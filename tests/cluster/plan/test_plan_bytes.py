@@ -11,7 +11,7 @@ from flyray.actors.checkpoint import Checkpoint
 from flyray.actors.model.config import ModelConfig
 from flyray.actors.weights import load_shard
 from flyray.cluster.config import DEMO_MODEL
-from flyray.cluster.plan.weight_bytes import shard_weight_bytes, weight_bytes
+from flyray.cluster.weight_bytes import shard_weight_bytes, weight_bytes
 from flyray.kernels.select import select_kernels
 
 

@@ -13,16 +13,15 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ...actors.linear_kinds import LINEAR_KINDS, check_linear_kinds
-from ...actors.model.config import ModelConfig
-from ...actors.model.expert_matrix import allocate_matrix
-from ...actors.model.tensors import TensorSpec, attention_tensors, expert_shapes, mlp_tensors, outer_tensors
-from ...actors.model.weight_memory import WeightMemory
-from ...kernels.protocol import ExpertWeights
-from ...kernels.triton.layouts import tile_experts
+from ..actors.linear_kinds import LINEAR_KINDS, check_linear_kinds
+from ..actors.model.config import ModelConfig
+from ..actors.model.expert_matrix import MATRIX_KINDS, allocate_matrix
+from ..actors.model.tensors import TensorSpec, attention_tensors, expert_shapes, mlp_tensors, outer_tensors
+from ..actors.model.weight_memory import WeightMemory
+from ..kernels.protocol import ExpertWeights
+from ..kernels.triton.layouts import tile_experts
 
 _META = WeightMemory(torch.device("meta"))
-_ROUNDED = {8: "w8a8", 4: "w4a8"}
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,11 @@ def weight_bytes(
     """format: of the routed experts in memory; int8_weights, int4_weights: as in `EngineConfig`. tiled: experts as the
     GPU's kernels read them, else as those of the CPU. Raises ValueError for kinds that there are not."""
     check_linear_kinds(int8_weights, int4_weights)
-    bits = {LINEAR_KINDS[word]: 8 for word in int8_weights} | {LINEAR_KINDS[word]: 4 for word in int4_weights}
+    rounded = dict.fromkeys((LINEAR_KINDS[word] for word in int8_weights), "w8a8")
+    rounded |= dict.fromkeys((LINEAR_KINDS[word] for word in int4_weights), "w4a8")
 
     def of(specs: Iterable[TensorSpec], *kinds: str) -> int:
-        return sum(_bytes(spec, bits.get(spec.kind, 16)) for spec in specs if not kinds or spec.kind in kinds)
+        return sum(_bytes(spec, rounded.get(spec.kind)) for spec in specs if not kinds or spec.kind in kinds)
 
     outer, moe = tuple(outer_tensors(config)), config.moe_layers.start
     return WeightBytes(
@@ -70,12 +70,19 @@ def shard_weight_bytes(config: ModelConfig, weights: WeightBytes, experts: int) 
     return weights.embedding + weights.head + attention + dense * weights.dense + moe * per_moe
 
 
-def _bytes(spec: TensorSpec, bits: int) -> int:
+def matrix_bytes(format: str, rows: int, columns: int) -> int:
+    """Of one matrix in a memory format, laid out in rows. Raises ValueError for a format that there is not."""
+    if format not in MATRIX_KINDS:
+        raise ValueError(f"format {format!r}: its bytes are not known")
+    return _size(allocate_matrix(format, 1, rows, columns, _META))
+
+
+def _bytes(spec: TensorSpec, rounded: str | None) -> int:
     """Of a tensor that is bfloat16 on disk. The gate's bias is kept in float32; kv_b_proj is never rounded."""
     shape = spec.shapes[0]
-    if bits == 16 or len(shape) != 2 or spec.module.endswith("kv_b_proj"):
+    if rounded is None or len(shape) != 2 or spec.module.endswith("kv_b_proj"):
         return prod(shape) * (4 if spec.kind == "gate bias" else 2)
-    return _size(allocate_matrix(_ROUNDED[bits], 1, *shape, _META))
+    return matrix_bytes(rounded, *shape)
 
 
 def _expert_bytes(config: ModelConfig, format: str, tiled: bool) -> int:
