@@ -50,7 +50,7 @@ def converse_demo(settings: ChatSettings, *, keep_logs: bool = False) -> None:
                 server.start(signals.arm)
             signals.disarm()
             converse(server.url, settings)
-        except Stopped:
+        except KeyboardInterrupt:
             pass
         finally:
             signals.closing()
@@ -73,6 +73,8 @@ def converse(url: str, settings: ChatSettings) -> None:
                     messages = [*question, _answer(console, chat, settings.request(model, question))]
                 except ChatClientError as error:
                     console.print(Text(str(error), "red"))
+                except Stopped:
+                    raise
                 except KeyboardInterrupt:
                     console.print("\n(cut off)", style="dim")
 
@@ -80,6 +82,8 @@ def converse(url: str, settings: ChatSettings) -> None:
 def _ask(console: Console) -> str | None:
     try:
         text = console.input("[bold]> [/bold]")
+    except Stopped:
+        raise
     except (EOFError, KeyboardInterrupt):
         console.print()
         return None

@@ -18,7 +18,7 @@ from ..actors.engine_config import FLUSH_TIMEOUT_S
 from .config import FlyrayConfig
 from .local_ray import LocalRay
 from .ray_address import connect
-from .stop_signals import Stopped, StopSignals
+from .stop_signals import StopSignals
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def serve(config: FlyrayConfig, *, say: Callable[[str], None] = print, keep_logs
             server.start(signals.arm)
             while True:
                 signal.pause()
-        except Stopped:
+        except KeyboardInterrupt:
             say("stopping")
         finally:
             signals.closing()

@@ -10,8 +10,12 @@ from types import FrameType, TracebackType
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(BaseException):
-    """A signal asks to end. Not an Exception, so that nothing on the way takes it for a failure."""
+class Stopped(KeyboardInterrupt):
+    """A signal asks to end.
+
+    A KeyboardInterrupt, because a wait in Ray's core ends for no other exception of a handler: it goes on, and fails
+    with a SystemError when it is over. From there it comes as a plain KeyboardInterrupt, so that is what to catch.
+    """
 
 
 class StopSignals:

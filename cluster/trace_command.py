@@ -16,7 +16,6 @@ from ..actors.request import TracedStep
 from .chat import ChatService
 from .front.requests import CompletionRequest
 from .job import run_on_ray
-from .stop_signals import Stopped
 
 if TYPE_CHECKING:
     from ..actors.engine_config import EngineConfig
@@ -57,7 +56,7 @@ def run(config: FlyrayConfig, output: str | Path, settings: TraceSettings, *, ke
         cpus = config.engine.shards * config.engine.threads_per_shard
         main = partial(_record, config, target, settings)
         print(run_on_ray(main, cpus=cpus, address=config.ray.address, keep_logs=keep_logs))
-    except Stopped:
+    except KeyboardInterrupt:
         print("stopped")
         return STOPPED
     return 0

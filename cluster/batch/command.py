@@ -13,7 +13,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 from ..figures import Figure, write_figures
 from ..job import run_on_ray, run_stoppable
-from ..stop_signals import Stopped
 from .http import HttpRunner
 from .job import BatchJob, BatchSummary, LineRunner, ServiceLost
 
@@ -66,7 +65,7 @@ def run(
                 assert url is not None
                 summary = run_stoppable(partial(run_over_http, url, make_job))
             code = 0
-        except (ServiceLost, Stopped) as end:
+        except (ServiceLost, KeyboardInterrupt) as end:
             summary = progress.summary
             code = LOST if isinstance(end, ServiceLost) else STOPPED
             console.print(f"[red]stopped[/]: {end or 'by a signal'}. Run the same command to go on.", highlight=False)

@@ -21,7 +21,6 @@ from ..crew import work_through
 from ..engine_session import EngineSession, engine_session
 from ..figures import write_figures
 from ..job import job_ray, nothing, run_stoppable
-from ..stop_signals import Stopped
 from ..tokenizer import Tokenizer
 from .material import Window, read_windows
 from .report import CalibrationReport, figures, show
@@ -99,7 +98,7 @@ def run(
                 on_tokens=lambda tokens: bars.advance(bar, tokens),
                 end_now=end_now,
             )
-    except Stopped:
+    except KeyboardInterrupt:
         console.print(f"stopped; the statistics in {target} are incomplete, the same command begins anew")
         return STOPPED
     show(report, console)

@@ -49,7 +49,6 @@ def bench_serve(
         from ..bench.serve import ServeSettings, bench_config, bench_url
         from ..figures import write_figures
         from ..local_ray import free_ports
-        from ..stop_signals import Stopped
 
         if (url is not None) + demo + (config is not None) != 1:
             raise typer.BadParameter("give one of a URL, --demo and --config")
@@ -72,7 +71,7 @@ def bench_serve(
             chosen = configuration(config, demo, free_ports(1)[0] if demo else None)
             try:
                 found = bench_config(chosen, settings, say=say, keep_logs=debug)
-            except Stopped:
+            except KeyboardInterrupt:
                 raise typer.Exit(_STOPPED) from None
         Console().print(found.table())
         if json is not None:

@@ -18,7 +18,7 @@ from ..evaluate.score import Task, choose, read_tasks
 from ..figures import Figure, write_figures
 from ..http_chat import HttpChat
 from ..serve import Server
-from ..stop_signals import Stopped, StopSignals
+from ..stop_signals import StopSignals
 from .files import DEMO_TASKS, NAME
 from .quality import DemoQuality, demo_quality
 
@@ -75,7 +75,7 @@ def run(
             finally:
                 signals.closing()
                 server.stop()
-    except Stopped:
+    except KeyboardInterrupt:
         console.print("stopped")
     return 0 if shown else 130
 

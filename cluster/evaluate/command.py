@@ -13,7 +13,6 @@ from ...actors.checkpoint import Checkpoint
 from ...actors.model.config import ModelConfig
 from ..figures import write_figures
 from ..job import job_ray, run_stoppable
-from ..stop_signals import Stopped
 from . import perplexity, score
 from .columns import Column, ColumnScore, Material, evaluate, windows_of
 from .distributions import distributions_folder, needed_bytes
@@ -59,7 +58,7 @@ def run(
             columns = [column for selection in selections for column in selection.columns]
             check_labels(columns)
             scores = measure_columns(columns, material, settings, Path(work_dir), console, end_now)
-    except Stopped:
+    except KeyboardInterrupt:
         console.print("stopped")
         return STOPPED
     kept = [found for selection in selections for found in selection.kept.values()]

@@ -23,7 +23,6 @@ from rich.progress import (
 from ...actors.checkpoint import Checkpoint
 from ..figures import write_figures
 from ..job import job_ray
-from ..stop_signals import Stopped
 from .file_task import WorkSettings
 from .location import Location, locate
 from .manifest import Manifest
@@ -73,7 +72,7 @@ def run(
             ray_address=ray_address,
             keep_logs=keep_logs,
         )
-    except Stopped:
+    except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on with what is finished in {dst}", soft_wrap=True)
         return STOPPED
     for table in tables([report]):

@@ -25,7 +25,6 @@ from ..figures import write_figures
 from ..job import job_ray, nothing, run_stoppable
 from ..quantize.fingerprint import source_fingerprint
 from ..quantize.matrix import TARGET_FORMATS
-from ..stop_signals import Stopped
 from ..tokenizer import Tokenizer
 from .measure import Measuring, Progress, measure
 from .sensitivity import Base, Sensitivity, SensitivityError
@@ -117,7 +116,7 @@ def run(
                 console=console,
                 end_now=end_now,
             )
-    except Stopped:
+    except KeyboardInterrupt:
         console.print(f"stopped; the same command goes on with what is in {target}")
         return STOPPED
     print_sensitivity(found, console)

@@ -22,7 +22,6 @@ from ..evaluate.settings import WORK_DIR, EvalSettings
 from ..evaluate.table import figures
 from ..figures import Figure
 from ..job import job_ray, run_stoppable
-from ..stop_signals import Stopped
 from .check import Check, Verification
 from .limits import Limits, limits_need, score_checks, weight_checks
 from .structure import (
@@ -77,7 +76,7 @@ def run(
     verifier = Verifier(targets, limits, settings, material, Path(work_dir), console, keep_logs)
     try:
         verification = verifier.run(engine)
-    except Stopped:
+    except KeyboardInterrupt:
         console.print("stopped")
         return STOPPED
     failed = sum(check.passed is False for check in verification.checks)

@@ -40,7 +40,7 @@ def test_a_start_that_is_broken_off_leaves_nothing(number, times, code):
         if times == 2:
             server.wait_for("stopping")
             server.signal(number)
-        assert server.end() == code
+        assert server.end() == code, server.output
         assert_nothing_left(server, processes, memory)
     finally:
         server.close()

@@ -1,0 +1,27 @@
+"""Signals that ask to end, while Ray is waited for."""
+
+import os
+import signal
+import threading
+
+import pytest
+import ray
+
+from flyray.cluster.stop_signals import StopSignals
+
+
+@pytest.mark.parametrize("wait", [ray.get, lambda answer: ray.wait([answer])], ids=["get", "wait"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_wait_for_ray_ends_at_once(local_ray: None, wait, number: signal.Signals) -> None:
+    answer = ray.remote(resources={"what no node has": 1})(_nothing).remote()
+    asking = threading.Timer(0.2, os.kill, (os.getpid(), number))
+    try:
+        with StopSignals(lambda: None), pytest.raises(KeyboardInterrupt):
+            asking.start()
+            wait(answer)
+    finally:
+        asking.join()
+        ray.cancel(answer)
+
+
+def _nothing() -> None: ...
