@@ -51,12 +51,15 @@ class KernelShapes:
 
 @dataclass(frozen=True)
 class Promise:
-    """How a source's operation stands to the reference. relative_error: largest difference that is right, in parts of
-    the largest expected entry, where it is more than the protocol allows; 0 else. invariant: whether a row's bits
-    depend on that row alone; one of which that is not known is run only where a user names its source."""
+    """How a source's operation stands to the protocol.
+
+    relative_error: largest difference from the reference that is right, in parts of the largest expected entry, where
+    it is more than the protocol allows; 0 else. reservation: what of the protocol it does not keep, such as batch
+    invariance; empty where it keeps all. With one, the operation is run only where a user names its source for it.
+    """
 
     relative_error: float = 0.0
-    invariant: bool = True
+    reservation: str = ""
 
 
 class KernelSource(Protocol):
