@@ -16,9 +16,10 @@ def test_a_wait_for_ray_ends_at_once(local_ray: None, wait, number: signal.Signa
     answer = ray.remote(resources={"what no node has": 1})(_nothing).remote()
     asking = threading.Timer(0.2, os.kill, (os.getpid(), number))
     try:
-        with StopSignals(lambda: None), pytest.raises(KeyboardInterrupt):
+        with StopSignals(lambda: None):
             asking.start()
-            wait(answer)
+            with pytest.raises(KeyboardInterrupt):
+                wait(answer)
     finally:
         asking.join()
         ray.cancel(answer)
