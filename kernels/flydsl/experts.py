@@ -19,6 +19,10 @@ _REGIMES = ((16, 16), (96, 64))
 """Up to so many pairs an expert on average, blocks of so many; above, of 128."""
 
 
+BLOCKS = (16, 64, 128)
+"""All sizes of blocks."""
+
+
 def block_size(pairs: int, experts: int) -> int:
     """Of the blocks that `triton.grouping.group_pairs` is to sort so many pairs of so many experts into."""
     return next((size for most, size in _REGIMES if pairs <= most * experts), 128)
@@ -35,6 +39,17 @@ def run_experts(
     that are in no block are not written."""
     hidden = _multiply(x, weights.gate_up, pair_token, blocks, launcher)
     return _multiply(quantize(hidden, ActivationFormat.INT8), weights.down, pair_token, blocks, launcher)
+
+
+def warm_up(weights: WaveExperts, launcher: Callable[[ProductShape], Launcher]) -> None:
+    """Launches every product of these weights on one block of no expert, which writes nothing."""
+    device = weights.gate_up.words.device
+    pair, scale = torch.zeros(1, dtype=torch.int32, device=device), torch.zeros(1, device=device)
+    for matrix in (weights.gate_up, weights.down):
+        x = Activations(ActivationFormat.INT8, torch.zeros((1, matrix.inner), dtype=torch.int8, device=device), scale)
+        for size in BLOCKS:
+            order = torch.ones(size, dtype=torch.int32, device=device)
+            _multiply(x, matrix, pair, PairBlocks(order, pair - 1, size), launcher)
 
 
 def _multiply(
@@ -57,4 +72,4 @@ def _multiply(
     return out
 
 
-__all__ = ["Launcher", "block_size", "run_experts"]
+__all__ = ["BLOCKS", "Launcher", "block_size", "run_experts", "warm_up"]

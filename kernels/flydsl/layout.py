@@ -40,6 +40,11 @@ class WaveMatrix:
         return 4 if self.kind is Int4Matrix else 8
 
     @property
+    def experts(self) -> int:
+        """E."""
+        return self.words.shape[0]
+
+    @property
     def units(self) -> int:
         """Of an expert, a multiple of `WAVES`."""
         return self.words.shape[1]

@@ -76,9 +76,8 @@ def test_products_are_the_references(make, seed: int, inner: int, hidden: int, t
 PROGRAM = """
 import torch
 from kernel_cases import expert_weights, normal
-from wave_machine import machine_launcher, sorted_blocks
-from flyray.kernels.flydsl.experts import block_size, run_experts
-from flyray.kernels.flydsl.layout import wave_experts
+from wave_machine import machine_launcher
+from flyray.kernels.flydsl.source import FlyDslSource
 from flyray.kernels.protocol import ActivationFormat, Int4Matrix, Int8Matrix
 from flyray.kernels.reference import ReferenceKernels
 
@@ -88,8 +87,8 @@ for kind, tokens in ((Int4Matrix, 4), (Int8Matrix, 30)):
     x = reference.quantize(normal(1, tokens, 288), ActivationFormat.INT8)
     token = torch.arange(tokens, dtype=torch.int32).repeat_interleave(3)
     expert = torch.arange(pairs, dtype=torch.int32) * 7 % 3
-    blocks = sorted_blocks(expert, 3, block_size(pairs, 3))
-    actual = run_experts(x, token, blocks, wave_experts(weights), machine_launcher)
+    source = FlyDslSource(reference, "gfx942", machine_launcher)
+    actual = source.experts(x, token, expert, source.prepare(weights))
     assert torch.equal(actual, reference.experts(x, token, expert, weights)), kind
 """
 

@@ -16,7 +16,6 @@ from flyray.kernels.flydsl.layout import WaveMatrix
 from flyray.kernels.flydsl.shape import ProductShape
 from flyray.kernels.ordered import ordered_silu
 from flyray.kernels.protocol import Int4Matrix, Int8Matrix
-from flyray.kernels.triton.grouping import PairBlocks
 
 LANES = np.arange(maps.WAVE)
 
@@ -37,17 +36,6 @@ def matrix_instruction(left: np.ndarray, right: np.ndarray, total: np.ndarray) -
     product = factors[0] @ factors[1].T
     registers = [product[maps.result_row(LANES, i), maps.lane_row(LANES)] for i in range(4)]
     return total + np.stack(registers, axis=1).astype(np.int32)
-
-
-def sorted_blocks(pair_expert: Tensor, experts: int, size: int) -> PairBlocks:
-    """As `group_pairs`, and an unused block at the end."""
-    pairs, places, owners = len(pair_expert), [], []
-    for expert in range(experts):
-        for own in (pair_expert == expert).nonzero()[:, 0].split(size):
-            places += [*own.tolist(), *[pairs] * (size - len(own))]
-            owners.append(expert)
-    order = torch.tensor([*places, *[pairs] * size], dtype=torch.int32)
-    return PairBlocks(order, torch.tensor([*owners, -1], dtype=torch.int32), size)
 
 
 def machine_launcher(shape: ProductShape) -> Launcher:
