@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -115,6 +115,17 @@ class Checkpoint:
         finally:
             self._ahead.close()
             self._ahead = None
+
+    @contextmanager
+    def only_rows(self, rows: Mapping[str, range]) -> Iterator[None]:
+        """Meanwhile each of these tensors, where it is there, has these rows alone."""
+        whole = self._entries
+        parts = {name: whole[name].rows(part.start, part.stop) for name, part in rows.items() if name in whole}
+        self._entries = whole | parts
+        try:
+            yield
+        finally:
+            self._entries = whole
 
     def pieces(self, name: str) -> Iterator[Tensor]:
         """The tensor in parts of whole rows, to be looked at and let go: the memory of one that was read ahead is used

@@ -66,8 +66,12 @@ class Exchange(Protocol):
     captures: whether a graph can record all of it between the kernels that it lies between (`Kernels.capture`).
     """
 
-    dropped: int
     captures: bool
+
+    @property
+    def dropped(self) -> int:
+        """Messages that were dropped so far."""
+        ...
 
     def begin_step(self, step: int) -> None:
         """Forgets what is left of earlier steps."""

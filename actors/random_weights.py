@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Collection
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -28,8 +30,11 @@ from .model.config import ModelConfig
 from .model.expert_blocks import ExpertBlocks
 from .model.expert_matrix import MATRIX_KINDS, allocate_matrix, integer_weight, matrix_rows
 from .model.layer_weights import AttentionWeights, LayerWeights, MlpWeights, MoeWeights, ShardWeights
+from .model.tensor_slice import TensorSlice
 from .model.tensors import expert_shapes
 from .model.weight_memory import WeightMemory
+
+Weight = TypeVar("Weight", Tensor, LinearWeight)
 
 STD = 0.02
 _LEAST_MULTIPLIER, _MOST_MULTIPLIER = 8, 15
@@ -43,8 +48,9 @@ def random_shard(
     int8_weights: Collection[str] = (),
     int4_weights: Collection[str] = (),
     seed: int = 0,
+    tensor: TensorSlice | None = None,
 ) -> ShardWeights:
-    """What `load_shard` gives for a checkpoint of this shape; format: of the routed experts in memory.
+    """What `load_shard` gives for such a checkpoint. format: of the routed experts in memory. tensor: as in it.
 
     Raises ValueError for a format or kinds of weights that there are not.
     """
@@ -52,7 +58,8 @@ def random_shard(
         raise ValueError(f"format: {format!r} is unknown; known are {', '.join(MATRIX_KINDS)}")
     check_linear_kinds(int8_weights, int4_weights)
     bits = {**dict.fromkeys(int8_weights, "w8a8"), **dict.fromkeys(int4_weights, "w4a8")}
-    return _Drawing(config, format, expert_range, kernels, bits, seed).shard()
+    whole = TensorSlice(range(config.num_attention_heads), range(config.vocab_size))
+    return _Drawing(config, format, expert_range, kernels, bits, seed, tensor or whole).shard()
 
 
 class _Drawing:
@@ -66,16 +73,19 @@ class _Drawing:
         kernels: Kernels,
         linears: dict[str, str],
         seed: int,
+        tensor: TensorSlice,
     ) -> None:
         self._config, self._format, self._experts, self._kernels = config, format, experts, kernels
         self._linears, self._seed = linears, seed
+        self._tensor = tensor
         self._generator = torch.Generator(kernels.device)
         self._memory = WeightMemory(kernels.device)
 
     def shard(self) -> ShardWeights:
         config = self._config
         table = config.vocab_size, config.hidden_size
-        embed, head = self._floats("embed", *table), self._linear("head", "head", *table)
+        embed = self._floats("embed", *table)
+        head = _part(self._linear("head", "head", *table), self._tensor.vocabulary)
         layers = tuple(self._layer(layer) for layer in range(config.num_hidden_layers))
         return ShardWeights(embed, head, self._ones(config.hidden_size), layers, self._experts)
 
@@ -88,14 +98,16 @@ class _Drawing:
     def _attention(self, at: str) -> AttentionWeights:
         config = self._config
         hidden, heads, rank, inner = config.hidden_size, config.num_attention_heads, config.q_lora_rank, "attention"
+        mine = self._tensor.heads
+        queries = range(mine.start * config.qk_head_dim, mine.stop * config.qk_head_dim)
         return AttentionWeights(
             input_norm=self._ones(hidden),
             down=self._linear(f"{at}.down", inner, (rank or 0) + config.kv_width, hidden),
             q_norm=None if rank is None else self._ones(rank),
-            q_b=self._linear(f"{at}.q_b", inner, heads * config.qk_head_dim, rank or hidden),
+            q_b=_part(self._linear(f"{at}.q_b", inner, heads * config.qk_head_dim, rank or hidden), queries),
             kv_norm=self._ones(config.kv_lora_rank),
-            w_uk=self._floats(f"{at}.w_uk", heads, config.kv_lora_rank, config.qk_nope_head_dim),
-            w_uv=self._floats(f"{at}.w_uv", heads, config.v_head_dim, config.kv_lora_rank),
+            w_uk=_part(self._floats(f"{at}.w_uk", heads, config.kv_lora_rank, config.qk_nope_head_dim), mine),
+            w_uv=_part(self._floats(f"{at}.w_uv", heads, config.v_head_dim, config.kv_lora_rank), mine),
             output=self._linear(f"{at}.output", inner, hidden, heads * config.v_head_dim),
         )
 
@@ -163,6 +175,14 @@ class _Drawing:
 
     def _seeded(self, name: str) -> torch.Generator:
         return self._generator.manual_seed((self._seed << 32) + zlib.crc32(name.encode()))
+
+
+def _part(weight: Weight, rows: range) -> Weight:
+    """Some rows of a weight, in memory of their own unless they are all."""
+    if isinstance(weight, Tensor):
+        return weight if len(rows) == len(weight) else weight[rows.start : rows.stop].clone()
+    parts = {name: _part(tensor, rows) for name, tensor in vars(weight).items()}
+    return replace(weight, **parts)
 
 
 def _spread(least: int, most: int) -> float:

@@ -1,4 +1,5 @@
-"""Loads one shard's weights: everything but the routed experts whole, and of those only the shard's own range.
+"""Loads one shard's weights: everything but the routed experts whole, or its slice of what is sliced in tensor-parallel
+attention, and of those only the shard's own range.
 
 Each tensor's own bytes are read, ahead of their use by another thread, and converted right into the shard's stacked
 matrices, so that beside the result little more than what is read ahead is alive.
@@ -21,6 +22,7 @@ from .model.expert_blocks import ExpertBlocks
 from .model.expert_reader import ExpertReader
 from .model.layer_weights import AttentionWeights, LayerWeights, MlpWeights, MoeWeights, ShardWeights
 from .model.linear_reader import LinearReader
+from .model.tensor_slice import TensorSlice
 from .model.tensors import check_tensors, shard_tensors
 from .model.weight_memory import WeightMemory
 from .precision import check_int4_weights, memory_format
@@ -39,13 +41,14 @@ def load_shard(
     threads: int = 1,
     int8_weights: Collection[str] = (),
     int4_weights: Collection[str] = (),
+    tensor: TensorSlice | None = None,
 ) -> ShardWeights:
     """Reads a shard's weights to the backend's device.
 
     precision: "auto" or a format that `precision.memory_format` allows. expert_range: the routed experts of every
     layer that this shard holds. progress: called with (bytes done, bytes total), first with 0 done. threads: what
     converting may use. int8_weights: kinds of `LINEAR_KINDS` that become INT8 where they are not already; int4_weights:
-    others that become INT4.
+    others that become INT4. tensor: what a shard has with tensor-parallel attention of what is sliced; None: all.
     Raises CheckpointError (before anything is read for what the headers show: missing, misshaped or mistyped
     tensors), PrecisionError, or ValueError for an expert range outside the model's.
     """
@@ -55,11 +58,14 @@ def load_shard(
     formats = checkpoint.formats
     memory = memory_format(formats.experts, precision)
     specs = tuple(shard_tensors(config, formats, expert_range))
-    total = check_tensors(checkpoint, specs)
+    check_tensors(checkpoint, specs)
     check_int4_weights(config, checkpoint, int4_weights)
-    with one_torch_thread(), checkpoint.reading_ahead(spec.name for spec in specs if checkpoint.has(spec.name)):
-        loading = _Loading(checkpoint, config, memory, expert_range, kernels, threads, progress, total)
-        return loading.shard(frozenset(int8_weights), frozenset(int4_weights))
+    names = [spec.name for spec in specs if checkpoint.has(spec.name)]
+    with checkpoint.only_rows({} if tensor is None else tensor.rows(config)):
+        total = sum(checkpoint.entry(name).bytes for name in names)
+        with one_torch_thread(), checkpoint.reading_ahead(names):
+            loading = _Loading(checkpoint, config, memory, expert_range, kernels, threads, progress, total)
+            return loading.shard(frozenset(int8_weights), frozenset(int4_weights))
 
 
 @contextmanager
@@ -133,8 +139,8 @@ class _Loading:
 
     def _absorbed(self, name: str) -> tuple[Tensor, Tensor]:
         """kv_b_proj as w_uk and w_uv of `AttentionWeights`."""
-        up = self._checkpoint.borrow(name).unflatten(0, (self._config.num_attention_heads, -1))
-        key, value = up.split([self._config.qk_nope_head_dim, self._config.v_head_dim], dim=1)
+        sizes = [self._config.qk_nope_head_dim, self._config.v_head_dim]
+        key, value = self._checkpoint.borrow(name).unflatten(0, (-1, sum(sizes))).split(sizes, dim=1)
         self._report()
         return self._kept(key.transpose(1, 2)), self._kept(value)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..actors.linear_kinds import LINEAR_KINDS, check_linear_kinds
 from ..actors.model.config import ModelConfig
 from ..actors.model.expert_matrix import MATRIX_KINDS, allocate_matrix
+from ..actors.model.tensor_slice import TensorSlice, narrowed
 from ..actors.model.tensors import TensorSpec, attention_tensors, expert_shapes, mlp_tensors, outer_tensors
 from ..actors.model.weight_memory import WeightMemory
 from ..kernels.protocol import ExpertWeights
@@ -39,16 +40,25 @@ class WeightBytes:
 
 
 def weight_bytes(
-    config: ModelConfig, format: str, int8_weights: Collection[str], int4_weights: Collection[str], tiled: bool
+    config: ModelConfig,
+    format: str,
+    int8_weights: Collection[str],
+    int4_weights: Collection[str],
+    tiled: bool,
+    tensor: TensorSlice | None = None,
 ) -> WeightBytes:
     """format: of the routed experts in memory; int8_weights, int4_weights: as in `EngineConfig`. tiled: experts as the
-    GPU's kernels read them, else as those of the CPU. Raises ValueError for kinds that there are not."""
+    GPU's kernels read them, else as those of the CPU. tensor: a shard's slice, None without tensor-parallel attention.
+    Raises ValueError for kinds that there are not."""
     check_linear_kinds(int8_weights, int4_weights)
     rounded = dict.fromkeys((LINEAR_KINDS[word] for word in int8_weights), "w8a8")
     rounded |= dict.fromkeys((LINEAR_KINDS[word] for word in int4_weights), "w4a8")
 
+    sliced = {} if tensor is None else tensor.rows(config)
+
     def of(specs: Iterable[TensorSpec], *kinds: str) -> int:
-        return sum(_bytes(spec, rounded.get(spec.kind)) for spec in specs if not kinds or spec.kind in kinds)
+        chosen = (narrowed(spec, sliced) for spec in specs if not kinds or spec.kind in kinds)
+        return sum(_bytes(spec, rounded.get(spec.kind)) for spec in chosen)
 
     outer, moe = tuple(outer_tensors(config)), config.moe_layers.start
     return WeightBytes(

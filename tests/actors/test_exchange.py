@@ -20,7 +20,8 @@ from flyray.actors.exchange import Exchange, ExchangePoint, LocalExchange, Recei
 from flyray.actors.link import LinkError, LinkKeys, LinkPlace, Links
 from flyray.actors.socket_folder import SocketFolder
 from flyray.actors.wire import encode
-from flyray.actors.zmq_exchange import ExchangeHeader, ZmqExchange
+from flyray.actors.zmq_exchange import ZmqExchange
+from flyray.actors.zmq_mail import ExchangeHeader
 from flyray.kernels.protocol import (
     ActivationFormat,
     Activations,
