@@ -84,7 +84,8 @@ class Synthesis:
 
     def config(self) -> dict[str, Any]:
         """config.json. Raises SynthesizeError for an unknown model or field."""
-        content = json.loads(_shape_file(self.model).read_text(encoding="utf-8"))
+        content = read_shape(self.model)
+        content.pop("vision_config", None)  # its tensors are not made
         text = content.get("text_config", content)
         for key, value in self.changes.items():
             if not isinstance(text.get(key), int) or isinstance(text[key], bool):
@@ -154,6 +155,11 @@ def synthesize(target: Path, what: Synthesis, progress: bool = True) -> int:
     (target / INDEX).write_text(json.dumps(index, indent=1) + "\n")
     (target / "config.json").write_text(json.dumps(content, indent=2) + "\n")
     return total
+
+
+def read_shape(model: str) -> dict[str, Any]:
+    """The config.json of a shipped shape, or the one named. Raises SynthesizeError."""
+    return json.loads(_shape_file(model).read_text(encoding="utf-8"))
 
 
 def _shape_file(model: str) -> Path:

@@ -9,8 +9,8 @@ import numpy as np
 from rich.table import Table
 
 from ...actors.model.config import ModelConfig
-from ...actors.model.tensors import attention_tensors, expert_shapes, mlp_tensors
 from ..figures import Figure
+from ..layer_work import attention_values, attention_weights, expert_weights, gate_weights, shared_weights
 from .layer_shard import Prompts, ShardTimes
 from .traffic import LinearBits, step_traffic
 
@@ -181,14 +181,12 @@ class LayerBench:
 
     def _prefill_floor(self, times: ShardTimes, prompts: Prompts) -> float:
         """Seconds of one MoE layer's products at the measured rates."""
-        config, layer = self.config, self._shallow - 1
-        tokens = prompts.count * prompts.tokens
-        specs = [*attention_tensors(config, layer), *mlp_tensors(config, layer)]
-        linears = sum(int(np.prod(spec.shapes[0])) for spec in specs if len(spec.shapes[0]) == 2)
-        experts = config.num_experts_per_tok * sum(int(np.prod(shape)) for shape in expert_shapes(config).values())
+        config, tokens = self.config, prompts.count * prompts.tokens
+        experts = config.num_experts_per_tok * expert_weights(config)
+        weights = attention_weights(config) + gate_weights(config) + shared_weights(config) + experts
         visible = prompts.count * prompts.tokens * (prompts.tokens + 1) // 2
-        attention = visible * config.num_attention_heads * (config.kv_width + config.kv_lora_rank)
-        return 2 * tokens * (linears + experts) / times.ceilings.int8 + 2 * attention / times.ceilings.bf16
+        attention = visible * attention_values(config)
+        return 2 * tokens * weights / times.ceilings.int8 + 2 * attention / times.ceilings.bf16
 
 
 def _decode_figures(each: DecodeFinding) -> list[Figure]:

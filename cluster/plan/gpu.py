@@ -56,6 +56,7 @@ class Gpu(BaseModel):
     network: float
     exchange_us: float
     node: int
+    direct: bool
     attained: Attained
 
     @property

@@ -19,6 +19,7 @@ from ...actors.sequence import (
 )
 from ...actors.simulate import simulate
 from ..weight_bytes import shard_weight_bytes
+from .buffers import step_buffers
 from .gpu import Gpu, PlanError
 from .stage_costs import Attention, Batch, StageCosts
 from .workload import Workload
@@ -50,12 +51,31 @@ class Spread:
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """Bytes of the fullest GPU of a spread. usable: what weights and KV pages may fill together. kv_tokens: that the
-    caches of all GPUs hold together, 0 where the weights do not fit."""
+    """Bytes of the fullest GPU of a spread. routed: of the weights, those of routed experts. usable: what weights and
+    KV pages may fill together. caches: that hold sequences of their own, each of cache_tokens, 0 where the weights do
+    not fit; token_bytes: of a token in one. buffers: what the largest decode step takes beside all that."""
 
     weights: int
+    routed: int
     usable: int
-    kv_tokens: int
+    caches: int
+    cache_tokens: int
+    token_bytes: int
+    buffers: int
+
+    @property
+    def kv_tokens(self) -> int:
+        """Of all caches together."""
+        return self.caches * self.cache_tokens
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of one GPU's cache."""
+        return self.cache_tokens * self.token_bytes
+
+    def sequences(self, context: int) -> int:
+        """That fit at once, of so many tokens each: a sequence is in one cache."""
+        return self.caches * (self.cache_tokens // context)
 
 
 def spreads(gpus: int) -> Iterator[Spread]:
@@ -97,7 +117,8 @@ def memory(work: Workload, gpu: Gpu, gpus: int, spread: Spread) -> GpuMemory:
         fits = True
     caches = 1 if spread.attention == "tensor" else spread.holders  # every GPU has all sequences' latents
     room = max(0, usable - beside) if fits else 0
-    return GpuMemory(fullest, usable, caches * (room // work.kv_token_bytes))
+    tokens, buffers = room // work.kv_token_bytes, step_buffers(model, gpu, gpus)
+    return GpuMemory(fullest, routed, usable, caches, tokens, work.kv_token_bytes, buffers)
 
 
 def step_us(work: Workload, gpu: Gpu, gpus: int, spread: Spread, batch: Batch) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .disk import DiskBytes
 from .gpu import Gpu, PlanError
 from .placement import GpuMemory, Spread, layer_us, memory, spreads, step_us
 from .stage_costs import Batch
@@ -50,27 +51,29 @@ class CountPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """model: its name. least: the fewest GPUs on which the weights and one sequence of the context fit. counts: as
-    asked for."""
+    """model: its name. disk: its checkpoint. least: the fewest GPUs on which the weights and one sequence of the
+    context fit. counts: as asked for."""
 
     model: str
+    disk: DiskBytes
     gpu: Gpu
     work: Workload
     least: int
     counts: tuple[CountPlan, ...]
 
 
-def make_plan(model: str, work: Workload, gpu: Gpu, counts: Sequence[int], batches: Sequence[int]) -> Plan:
+def make_plan(
+    model: str, disk: DiskBytes, work: Workload, gpu: Gpu, counts: Sequence[int], batches: Sequence[int]
+) -> Plan:
     """counts: numbers of GPUs; batches: sequences that decode at once. Raises PlanError where not even 64 GPUs hold
     the model with one sequence, or a count is above its experts."""
-    return Plan(
-        model, gpu, work, _least(work, gpu), tuple(_count(work, gpu, count, batches) for count in sorted(set(counts)))
-    )
+    each = tuple(_count(work, gpu, count, batches) for count in sorted(set(counts)))
+    return Plan(model, disk, gpu, work, _least(work, gpu), each)
 
 
 def _least(work: Workload, gpu: Gpu) -> int:
     for count in range(1, min(MOST_GPUS, work.model.n_routed_experts) + 1):
-        if memory(work, gpu, count, next(spreads(count))).kv_tokens >= work.context:
+        if memory(work, gpu, count, next(spreads(count))).sequences(work.context):
             return count
     raise PlanError(
         f"gpu: {gpu.name}: the model and one sequence of {work.context} tokens do not fit "
@@ -83,7 +86,7 @@ def _count(work: Workload, gpu: Gpu, gpus: int, batches: Sequence[int]) -> Count
     room = memory(work, gpu, gpus, own)
     if not room.kv_tokens:
         return CountPlan(gpus, room, (), 0.0, 0.0)
-    decoding = tuple(_decoding(work, gpu, gpus, batch) for batch in batches if batch * work.context <= room.kv_tokens)
+    decoding = tuple(_decoding(work, gpu, gpus, batch) for batch in batches if batch <= room.sequences(work.context))
     prompts = [step_us(work, gpu, gpus, own, Batch.prompts(count, work.prefill, gpus)) for count in (1, gpus)]
     return CountPlan(gpus, room, decoding, *prompts)
 
@@ -91,7 +94,7 @@ def _count(work: Workload, gpu: Gpu, gpus: int, batches: Sequence[int]) -> Count
 def _decoding(work: Workload, gpu: Gpu, gpus: int, batch: int) -> Decoding:
     times: dict[Spread, float] = {}
     for spread in spreads(gpus):
-        if memory(work, gpu, gpus, spread).kv_tokens >= batch * work.context:
+        if memory(work, gpu, gpus, spread).sequences(work.context) >= batch:
             step = Batch.decode(batch, 1 if spread.attention == "tensor" else spread.holders, work.context)
             times[spread] = step_us(work, gpu, gpus, spread, step)
     own = next(spreads(gpus))

@@ -11,8 +11,26 @@ from ..figures import Figure
 from ..weight_bytes import shard_weight_bytes
 from .placement import Spread
 from .plan import CountPlan, Plan
+from .points import layer_points, measured_on, published_of, serving_points
 
 _GB = 1e9
+_CONTEXTS = (1024, 8192, 32768, 131072)
+
+
+def heading(plan: Plan) -> str:
+    """The model, and its checkpoint."""
+    disk = plan.disk
+    kind = "" if disk.read else "a native checkpoint has "
+    more = f", {disk.tensors - disk.text_tensors} of them a vision tower's" if disk.tensors > disk.text_tensors else ""
+    size = f"{kind}{_gigabytes(disk.bytes)} GB in {disk.tensors:,} tensors{more}"
+    return f"{plan.model}, routed experts in {plan.work.format}. On the disk: {size}."
+
+
+def tables(plan: Plan) -> list[Table]:
+    """All that there is to say."""
+    known = (measured_table(plan), published_table(plan))
+    found = [weights_table(plan), memory_table(plan), capacity_table(plan), decode_table(plan)]
+    return found + [table for table in known if table is not None]
 
 
 def weights_table(plan: Plan) -> Table:
@@ -28,35 +46,47 @@ def weights_table(plan: Plan) -> Table:
         f"shared experts, {moe} layers": moe * weights.shared,
         "on every GPU, together": shard_weight_bytes(model, weights, 0),
         f"{model.n_routed_experts} routed experts, {moe} layers": moe * model.n_routed_experts * weights.expert,
-        "a token in the KV cache": plan.work.kv_token_bytes,
+        f"a token in the KV cache, {plan.work.kv_dtype}": plan.work.kv_token_bytes,
     }
-    table = Table("", "GB", title=f"{plan.model}, experts in {plan.work.format}", title_justify="left")
+    table = Table("in a GPU's memory", "GB")
     for name, size in rows.items():
-        table.add_row(name, f"{size / _GB:,.6f}" if size < _GB / 1000 else f"{size / _GB:,.2f}")
+        table.add_row(name, _gigabytes(size))
     table.columns[1].justify = "right"
     return table
 
 
-def counts_table(plan: Plan) -> Table:
-    """What every count of GPUs gives: memory and prefill."""
-    work, gpu = plan.work, plan.gpu
+def memory_table(plan: Plan) -> Table:
+    """What lies on the fullest GPU of every count."""
+    rows = ("routed experts", "all other weights", "KV cache", "step buffers", "free")
+    title = f"a {plan.gpu.name}'s {plan.gpu.memory / _GB:.1f} GB; at least {plan.least} GPUs for the weights and "
+    table = Table("GPUs", *rows, title=f"{title}{plan.work.context:,} tokens", title_justify="left")
+    for count in plan.counts:
+        room = count.memory
+        weights = [_gigabytes(size) for size in (room.routed, room.weights - room.routed)]
+        if not count.fits:
+            table.add_row(str(count.gpus), *weights, "does not fit", "", "")
+            continue
+        rest = room.cache_bytes, room.buffers, plan.gpu.memory - room.weights - room.cache_bytes - room.buffers
+        table.add_row(str(count.gpus), *weights, *map(_gigabytes, rest))
+    return _to_the_right(table)
+
+
+def capacity_table(plan: Plan) -> Table:
+    """How many sequences of which length the caches hold together, and how fast prompts are computed."""
+    work, most = plan.work, plan.work.model.max_position_embeddings
+    contexts = sorted({context for context in (*_CONTEXTS, work.context) if context < most} | {most})
     table = Table(
-        *("GPUs", "weights a GPU, GB", "may fill, GB", "KV tokens", f"sequences of {work.context:,}"),
+        *("GPUs", "KV tokens", *(f"{context:,}" for context in contexts)),
         *(f"prompt of {work.prefill:,}, ms", "prompts, tokens/s"),
-        title=f"{gpu.name}: at least {plan.least} for the weights and {work.context:,} tokens",
+        title="sequences that fit at once, by their length; prompts one at a time, and one on every GPU",
         title_justify="left",
     )
     for count in plan.counts:
-        room = count.memory
-        cells = [str(count.gpus), f"{room.weights / _GB:.1f}", f"{room.usable / _GB:.1f}"]
-        if not count.fits:
-            table.add_row(*cells, "does not fit", "", "", "")
-            continue
-        prompts = f"{count.prefill_us / 1e3:.0f}", f"{_prefill_rate(plan, count):,.0f}"
-        table.add_row(*cells, f"{room.kv_tokens:,}", f"{room.kv_tokens // work.context:,}", *prompts)
-    for column in table.columns:
-        column.justify = "right"
-    return table
+        if count.fits:
+            fit = (f"{count.memory.sequences(context):,}" for context in contexts)
+            prompts = f"{count.prefill_us / 1e3:.0f}", f"{_prefill_rate(plan, count):,.0f}"
+            table.add_row(str(count.gpus), f"{count.memory.kv_tokens:,}", *fit, *prompts)
+    return _to_the_right(table)
 
 
 def decode_table(plan: Plan) -> Table:
@@ -73,19 +103,69 @@ def decode_table(plan: Plan) -> Table:
                 *(str(count.gpus), str(each.batch), *(f"{value:.2f}" for value in ms), f"{each.layer_us:,.0f}"),
                 *(f"{each.tokens_a_second:,.0f}", _way(each.fastest), f"{each.fastest_us / 1e3:.2f}"),
             )
-    for column in table.columns[:6]:
-        column.justify = "right"
-    return table
+    return _to_the_right(table, 6)
+
+
+def measured_table(plan: Plan) -> Table | None:
+    """What was measured on that kind of GPU beside the plan of it; None where nothing was."""
+    runs = measured_on(plan.gpu)
+    if not runs:
+        return None
+    table = Table(
+        *("GPUs", "batch", "planned, µs", "measured, µs", "planned / measured"),
+        title="; ".join(
+            f"a MoE layer of {run.model} in {run.format}, {run.context:,} tokens of context, {run.gpu}, {run.date}"
+            for run in runs
+        ),
+        title_justify="left",
+    )
+    for point in (point for run in runs for point in layer_points(run)):
+        times = point.planned_us, point.measured_us
+        share = point.planned_us / point.measured_us
+        table.add_row(str(point.gpus), point.load, *(f"{time:,.0f}" for time in times), f"{share:.2f}")
+    return _to_the_right(table)
+
+
+def published_table(plan: Plan) -> Table | None:
+    """What others publish for this model, format and kind of GPU, beside the plan for the same load; None where nothing
+    is known."""
+    found = published_of(plan.gpu, plan.work)
+    if not found:
+        return None
+    table = Table(
+        *("requests", "a token, published, ms", "planned", "floor", "prompts, published TTFT, ms", "planned"),
+        title="; ".join(
+            f"published: {each.source}, {each.gpus} x {each.gpu}, {each.tokens_in:,} tokens in, {each.tokens_out} out"
+            for each in found
+        ),
+        title_justify="left",
+    )
+    for point in (point for each in found for point in serving_points(each, plan.work)):
+        step = point.published.tpot_ms, point.step_ms, point.floor_ms
+        prompts = point.published.ttft_ms, point.prompts_ms
+        table.add_row(str(point.batch), *(f"{ms:.2f}" for ms in step), *(f"{ms:,.0f}" for ms in prompts))
+    return _to_the_right(table)
+
+
+def remarks(plan: Plan) -> list[str]:
+    """What the times rest on."""
+    if measured_on(plan.gpu):
+        return []
+    return [f"nothing was measured on {plan.gpu.name}: what is reached of its peaks is taken from an H200"]
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
     """All numbers; those of several counts of GPUs end with `.gN`."""
     yield Figure("least_gpus", plan.least, "1")
+    yield Figure("disk_bytes", plan.disk.bytes, "bytes")
+    yield Figure("disk_tensors", plan.disk.tensors, "1")
+    yield Figure("disk_text_bytes", plan.disk.text_bytes, "bytes")
     yield Figure("kv_bytes_per_token", plan.work.kv_token_bytes, "bytes")
     for count in plan.counts:
         end = f".g{count.gpus}" if len(plan.counts) > 1 else ""
         yield Figure(f"bytes_per_gpu{end}", count.memory.weights, "bytes")
         yield Figure(f"kv_tokens{end}", count.memory.kv_tokens, "tokens")
+        yield Figure(f"sequences{end}", count.memory.sequences(plan.work.context), "1")
         if not count.fits:
             continue
         yield Figure(f"ttft_us{end}", count.prefill_us, "us")
@@ -96,6 +176,12 @@ def figures(plan: Plan) -> Iterator[Figure]:
             yield Figure(f"decode_floor_us{at}", each.floor_us, "us")
             yield Figure(f"decode_fastest_us{at}", each.fastest_us, "us")
             yield Figure(f"us_per_moe_layer{at}", each.layer_us, "us")
+    for each in (point for run in measured_on(plan.gpu) for point in layer_points(run)):
+        load = each.load.replace(" x ", "x").replace(" prompt", "").replace(",", "")
+        yield Figure(f"planned_of_measured.b{load}.g{each.gpus}", each.planned_us / each.measured_us, "1")
+    for each in (point for run in published_of(plan.gpu, plan.work) for point in serving_points(run, plan.work)):
+        yield Figure(f"published_tpot_us.b{each.batch}", 1e3 * each.published.tpot_ms, "us")
+        yield Figure(f"published_load_us.b{each.batch}", 1e3 * each.step_ms, "us")
 
 
 def write_plot(plan: Plan, path: Path) -> None:
@@ -110,7 +196,7 @@ def write_plot(plan: Plan, path: Path) -> None:
     memory.bar(names, weights, color="#4477aa", label="weights")
     free = [max(0.0, count.memory.usable / _GB - used) for count, used in zip(plan.counts, weights, strict=True)]
     memory.bar(names, free, bottom=weights, color="#ccbb44", label="KV cache")
-    memory.axhline(plan.gpu.memory / _GB, color="#cc3311", linewidth=1)
+    memory.axhline(plan.gpu.memory / _GB, color="#cc3311", linewidth=1, label="memory")
     memory.set(xlabel="GPUs", ylabel="GB a GPU")
     memory.legend(fontsize=8)
     for count in plan.counts:
@@ -118,9 +204,23 @@ def write_plot(plan: Plan, path: Path) -> None:
             batches = [each.batch for each in count.decoding]
             steps.plot(batches, [each.us / 1e3 for each in count.decoding], marker="o", label=f"{count.gpus} GPUs")
     steps.set(xlabel="sequences", ylabel="ms a step", xscale="log", ylim=(0, None))
+    batches = sorted({each.batch for count in plan.counts for each in count.decoding})
+    steps.set_xticks(batches, labels=[str(batch) for batch in batches], minor=False)
+    steps.minorticks_off()
     steps.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, format="png")
+
+
+def _gigabytes(size: float) -> str:
+    digits = 2 if size >= _GB else 4 if size >= _GB / 1000 else 6
+    return f"{size / _GB:,.{digits}f}"
+
+
+def _to_the_right(table: Table, columns: int | None = None) -> Table:
+    for column in table.columns[:columns]:
+        column.justify = "right"
+    return table
 
 
 def _way(spread: Spread) -> str:

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
-from ...actors.model.config import ModelConfig
-from ...actors.model.tensors import attention_tensors
 from ...kernels.protocol import ActivationFormat
+from ..layer_work import (
+    attention_values,
+    attention_weights,
+    expert_weights,
+    gate_weights,
+    mlp_weights,
+    shared_weights,
+)
 from .gpu import Gpu
-from .workload import KV_BYTES, Workload
+from .workload import Workload
 
 Attention = Literal["data", "tensor"]
 _HIDDEN_BYTES = 2  # of a value of the residual stream
@@ -79,14 +84,12 @@ class StageCosts:
             case "attention":
                 return self._attention(tokens)
             case "dense":
-                ops = _mlp_ops(model, model.intermediate_size) * tokens / parts
+                ops = 2 * mlp_weights(model, model.intermediate_size) * tokens / parts
                 return self._time(weights.dense / parts, ops, work.activations("dense"))
             case "gate":
-                ops = 2 * tokens * model.n_routed_experts * model.hidden_size
-                return self._time(weights.gate, ops, gate_rate)
+                return self._time(weights.gate, 2 * gate_weights(model) * tokens, gate_rate)
             case "shared":
-                inner = model.moe_intermediate_size * model.n_shared_experts
-                ops = _mlp_ops(model, inner) * tokens / parts
+                ops = 2 * shared_weights(model) * tokens / parts
                 return self._time(weights.shared / parts, ops, work.activations("shared"))
             case "experts":
                 return self._experts(tokens, self.experts[shard])
@@ -102,12 +105,10 @@ class StageCosts:
     def _attention(self, tokens: float) -> float:
         """Projections, and the products with the latents that are cached."""
         model, parts = self.work.model, self._parts
-        elements = sum(prod(spec.shapes[0]) for spec in attention_tensors(model, 0) if len(spec.shapes[0]) == 2)
-        rate = self.work.activations("attention")
-        projections = self._time(self.work.weights.attention / parts, 2 * elements * tokens / parts, rate)
-        cached = tokens / self.batch.each * self.batch.context * model.kv_width * KV_BYTES
-        products = model.num_attention_heads * (model.kv_width + model.kv_lora_rank)
-        ops = 2 * tokens * self.batch.context * products / parts
+        ops = 2 * attention_weights(model) * tokens / parts
+        projections = self._time(self.work.weights.attention / parts, ops, self.work.activations("attention"))
+        cached = tokens / self.batch.each * self.batch.context * self.work.kv_entry_bytes
+        ops = 2 * tokens * self.batch.context * attention_values(model) / parts
         summing = self._all_reduce(tokens) if self.attention == "tensor" else 0.0
         return projections + self._time(cached, ops, ActivationFormat.FLOAT) + summing
 
@@ -115,7 +116,7 @@ class StageCosts:
         model = self.work.model
         visited = model.num_experts_per_tok / model.n_routed_experts
         distinct = held * (1 - (1 - visited) ** tokens)
-        ops = _mlp_ops(model, model.moe_intermediate_size) * tokens * visited * held
+        ops = 2 * expert_weights(model) * tokens * visited * held
         return self._time(distinct * self.work.weights.expert, ops, self.work.expert_activations)
 
     def _link(self, kind: str, shard: int) -> float:
@@ -168,11 +169,6 @@ class StageCosts:
 def _spread(count: int, shards: int) -> tuple[int, ...]:
     share, more = divmod(count, shards)
     return tuple(share + (shard < more) for shard in range(shards))
-
-
-def _mlp_ops(model: ModelConfig, inner: int) -> int:
-    """Of one token."""
-    return 6 * inner * model.hidden_size
 
 
 __all__ = ["Attention", "Batch", "StageCosts"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ...actors.expert_format import ACTIVATIONS
@@ -10,14 +10,14 @@ from ...actors.model.config import ModelConfig
 from ...kernels.protocol import ActivationFormat
 from ..weight_bytes import WeightBytes, weight_bytes
 
-KV_BYTES = 2
-"""Of a cached value on a GPU: bfloat16."""
+KV_VALUE_BYTES = {"bf16": 2, "f32": 4}
+"""Of a cached value on a GPU, by the engine's `kv_dtype`; bf16 is what "auto" takes there."""
 
 
 @dataclass(frozen=True)
 class Workload:
     """format: of the routed experts in memory. int8_weights, int4_weights: as in `EngineConfig`. context: tokens that a
-    decoding sequence has in the cache. prefill: tokens of a prompt."""
+    decoding sequence has in the cache. prefill: tokens of a prompt. kv_dtype: of `KV_VALUE_BYTES`."""
 
     model: ModelConfig
     format: str
@@ -25,6 +25,11 @@ class Workload:
     int4_weights: tuple[str, ...]
     context: int
     prefill: int
+    kv_dtype: str = "bf16"
+
+    def with_load(self, context: int, prefill: int) -> Workload:
+        """The same model with other tokens in the cache and in a prompt."""
+        return replace(self, context=context, prefill=prefill)
 
     @cached_property
     def weights(self) -> WeightBytes:
@@ -42,6 +47,11 @@ class Workload:
         return ActivationFormat.INT8 if rounded else ActivationFormat.FLOAT
 
     @property
+    def kv_entry_bytes(self) -> int:
+        """One token in the cache of one layer."""
+        return self.model.kv_width * KV_VALUE_BYTES[self.kv_dtype]
+
+    @property
     def kv_token_bytes(self) -> int:
         """One token in the cache, over all layers."""
-        return self.model.num_hidden_layers * self.model.kv_width * KV_BYTES
+        return self.model.num_hidden_layers * self.kv_entry_bytes

@@ -10,15 +10,19 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from flyray.actors.model.config import ModelConfig
+from flyray.actors.model.kv_pages import KvPages
 from flyray.cluster.cli import app
+from flyray.cluster.config import DEMO_MODEL
 from flyray.cluster.figures import read_figures
 from flyray.cluster.plan.command import plan_model
 from flyray.cluster.plan.gpu import find_gpu, gpus
-from flyray.cluster.plan.placement import layer_us, memory, spreads, step_us
+from flyray.cluster.plan.placement import GpuMemory, layer_us, memory, spreads, step_us
 from flyray.cluster.plan.plan import Plan
+from flyray.cluster.plan.points import layer_points, measured_on
 from flyray.cluster.plan.stage_costs import Batch
 from flyray.cluster.plan.workload import Workload
 from flyray.cluster.synthesize import Synthesis
+from flyray.kernels.select import describe_kernels
 
 KIMI = ModelConfig.from_dict(Synthesis("kimi-k2.5").config())
 SMALL = ModelConfig.from_dict(Synthesis("bench-1b").config())
@@ -97,3 +101,42 @@ def test_what_cannot_be_planned_is_refused(call: list[str], message: str) -> Non
     done = CliRunner().invoke(app, ["plan", *call])
     assert done.exit_code in (1, 2)
     assert message in done.output
+
+
+def test_the_command_stands_beside_what_is_published(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    call = ["plan", "--gpus", "8", "--context", "10496", "--batch", "2,40", "--json", str(out)]
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    found = read_figures(out)
+    for batch, published in ((2, 16.95), (40, 46.78)):
+        assert f"{published}" in done.output
+        assert found[f"published_tpot_us.b{batch}"].value == pytest.approx(1e3 * published)
+        assert found[f"published_load_us.b{batch}"].value == pytest.approx(found[f"decode_us.b{batch}"].value)
+    assert "nothing was measured on MI325X" in done.output
+
+
+def test_the_plan_is_near_what_was_measured() -> None:
+    """On an H200, µs a MoE layer, by `flyray bench layers`."""
+    points = [point for run in measured_on(find_gpu("H200")) for point in layer_points(run)]
+    assert {point.gpus for point in points} == {1, 2}
+    for point in points:
+        assert point.planned_us == pytest.approx(point.measured_us, rel=0.25), point
+    assert not measured_on(find_gpu("MI325X"))
+
+
+def test_a_sequence_lies_in_one_cache() -> None:
+    """Four GPUs of room for 1.5 sequences each hold four sequences, not six."""
+    room = GpuMemory(weights=0, routed=0, usable=0, caches=4, cache_tokens=1536, token_bytes=1, buffers=0)
+    assert (room.kv_tokens, room.sequences(1024), room.sequences(2048)) == (6144, 4, 0)
+
+
+def test_default_contexts_end_with_the_models() -> None:
+    found = plan_model(str(DEMO_MODEL), "MI325X", (1,), "", (), (), 0, 0, (1,))
+    assert (found.work.context, found.work.prefill, found.work.format) == (4096, 2048, "w4a16")
+
+
+@pytest.mark.parametrize("kv_dtype", ["bf16", "f32"])
+def test_a_token_in_the_cache_takes_what_the_engines_pages_take(kv_dtype: str) -> None:
+    kernels = describe_kernels("triton", 1, kv_dtype)
+    assert Workload(KIMI, "w4a8", (), (), 1, 1, kv_dtype).kv_token_bytes == KvPages.page_bytes(KIMI, 1, kernels)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
-
 import pytest
-from torch import Tensor
+from loaded_bytes import held
 
 from flyray.actors.checkpoint import Checkpoint
 from flyray.actors.model.config import ModelConfig
@@ -14,17 +12,6 @@ from flyray.actors.weights import load_shard
 from flyray.cluster.config import DEMO_MODEL
 from flyray.cluster.weight_bytes import shard_weight_bytes, weight_bytes
 from flyray.kernels.select import select_kernels
-
-
-def held(value: object) -> int:
-    """Bytes of all floats and codes in dataclasses; not of the numbers by which experts are found."""
-    if isinstance(value, Tensor):
-        return value.nbytes
-    if isinstance(value, tuple):
-        return sum(map(held, value))
-    if not is_dataclass(value) or isinstance(value, type):
-        return 0
-    return sum(held(getattr(value, field.name)) for field in fields(value) if field.name not in ("block", "place"))
 
 
 @pytest.mark.parametrize(
