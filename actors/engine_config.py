@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..kernels.select import ACCELERATED, BACKENDS, check_kv_dtype
+from ..kernels.select import ACCELERATED, BACKENDS, check_kv_dtype, check_sources
 from .linear_kinds import check_linear_kinds
 
 TRANSPORTS = ("auto", "ipc", "tcp")
@@ -28,6 +28,8 @@ class EngineConfig:
     shards: actors that the experts and sequences are spread over. threads_per_shard: compute threads of each; on CPU
         also the CPUs that Ray reserves for it. backend: the kernels, of `BACKENDS`; a shard of an accelerated one has a
         GPU to itself, which Ray reserves.
+    kernels: for a backend that is composed of sources, operations with the sources that may run them, in their order
+        (`composition.SourceOrder`).
     page_size: tokens a KV page. kv_pages: pages a shard; 0: as many as fit the memory that the next two give.
     kv_memory_bytes: of each shard's KV pages; 0: 256 MiB on CPUs, on GPUs what gpu_memory_utilization leaves.
     gpu_memory_utilization: the part of its GPU's memory that a shard's weights and KV pages may fill together; the
@@ -55,6 +57,7 @@ class EngineConfig:
     shards: int = 1
     threads_per_shard: int = 1
     backend: str = "cpu"
+    kernels: tuple[tuple[str, tuple[str, ...]], ...] = ()
     page_size: int = 16
     kv_pages: int = 0
     kv_memory_bytes: int = 0
@@ -87,6 +90,7 @@ class EngineConfig:
         self._one_of("backend", BACKENDS)
         self._one_of("weights", WEIGHTS)
         check_kv_dtype(self.backend, self.kv_dtype)
+        check_sources(self.backend, [name for _, names in self.kernels for name in names])
         self._one_of("transport", TRANSPORTS)
         self._check_gpu_memory()
         if self.statistics and not os.path.isabs(self.statistics):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..kernels.select import describe_kernels
+from ..kernels.composition import KernelPlan
+from ..kernels.select import SOURCES, describe_kernels, device_kv_dtype, plan_kernels
 from .checkpoint import Checkpoint, read_config
 from .engine_config import CPU_KV_MEMORY, EngineConfig, expert_ranges
+from .kernel_shapes import kernel_shapes, loaded_formats, loaded_linears, rounded_linears
 from .model.config import ModelConfig
 from .model.expert_matrix import MATRIX_KINDS
 from .model.fields import ConfigError
@@ -23,7 +25,8 @@ class EngineShape:
     """kv_pages: of each shard, at most: where its GPU's memory decides, it says how many when it has loaded its
     weights (`with_pages`). context_length: of prompt and answer together. experts: the range of each shard.
 
-    program: what every shard runs. precision_plan: lines to print. statistics: what is gathered, if anything is.
+    program: what every shard runs. precision_plan: lines to print. kernel_plan: of a backend that is composed of
+    sources. statistics: what is gathered, if anything is.
     """
 
     model: ModelConfig
@@ -32,6 +35,7 @@ class EngineShape:
     experts: tuple[range, ...]
     program: StageProgram
     precision_plan: tuple[str, ...]
+    kernel_plan: KernelPlan | None = None
     statistics: StatisticsPlan | None = None
 
     @staticmethod
@@ -41,28 +45,30 @@ class EngineShape:
         moments that do not fit."""
         model = _model_config(config.model_path)
         experts = expert_ranges(model.n_routed_experts, config.shards)
-        kernels = describe_kernels(config.backend, config.threads_per_shard, config.kv_dtype)
         context = config.context_length or model.max_position_embeddings
         if context > model.max_position_embeddings:
             raise ValueError(
                 f"context_length: {context} is more than the model's max_position_embeddings, "
                 f"{model.max_position_embeddings}"
             )
+        checkpoint = Checkpoint(config.model_path) if config.weights == "checkpoint" else None
+        if checkpoint is None and config.precision not in MATRIX_KINDS:
+            raise ValueError(
+                f"precision: {config.precision!r} is no format of random weights; {', '.join(MATRIX_KINDS)} are"
+            )
+        chosen = _kernel_plan(config, model, checkpoint, max(map(len, experts)))
+        kernels = describe_kernels(config.backend, config.threads_per_shard, config.kv_dtype, chosen)
         pages = _pages(config, context, KvPages.page_bytes(model, config.page_size, kernels))
         program = sequence(model, COLOCATED, 1)
-        if config.weights == "random":
-            if config.precision not in MATRIX_KINDS:
-                raise ValueError(
-                    f"precision: {config.precision!r} is no format of random weights; {', '.join(MATRIX_KINDS)} are"
-                )
+        if checkpoint is None:
             lines = (f"random weights, routed experts in {config.precision}; nothing is read but config.json",)
-            return EngineShape(model, pages, context, experts, program, lines)
-        checkpoint = Checkpoint(config.model_path)
+            lines += chosen.lines() if chosen else ()
+            return EngineShape(model, pages, context, experts, program, lines, chosen)
         plan = precision_plan(model, checkpoint, config.precision, kernels, config.int8_weights, config.int4_weights)
         statistics = None
         if config.statistics:
             statistics = StatisticsPlan.of(checkpoint, model, experts, plan.memory, config.moments_block)
-        return EngineShape(model, pages, context, experts, program, plan.lines(), statistics)
+        return EngineShape(model, pages, context, experts, program, plan.lines(), chosen, statistics)
 
     def with_pages(self, pages: Sequence[int]) -> EngineShape:
         """With as many pages as every shard has, `pages` of each."""
@@ -95,6 +101,20 @@ def _model_config(path: str) -> ModelConfig:
         return ModelConfig.from_dict(read_config(path))
     except ConfigError as error:
         raise ConfigError(f"{path}/config.json: {error}") from None
+
+
+def _kernel_plan(
+    config: EngineConfig, model: ModelConfig, checkpoint: Checkpoint | None, local_experts: int
+) -> KernelPlan | None:
+    """checkpoint: None for random weights."""
+    if config.backend not in SOURCES:
+        return None
+    rounded = config.int8_weights, config.int4_weights
+    formats = {config.precision} if checkpoint is None else loaded_formats(checkpoint, config.precision)
+    linears = rounded_linears(*rounded) if checkpoint is None else loaded_linears(checkpoint, *rounded)
+    kv_dtype = device_kv_dtype(config.kv_dtype)
+    shapes = kernel_shapes(model, formats, linears, local_experts, kv_dtype, config.page_size)
+    return plan_kernels(config.backend, config.kv_dtype, shapes, dict(config.kernels))
 
 
 def _pages(config: EngineConfig, context_length: int, page_bytes: int) -> int:

@@ -10,15 +10,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
 import torch
+from torch import Tensor
 
+from ..kernels.composed import ComposedKernels, kernel_name
 from ..kernels.formats import FORMATS, GROUP_SIZE
-from ..kernels.protocol import ActivationFormat, Kernels
-from ..kernels.select import kernel_name
+from ..kernels.protocol import ActivationFormat, Int4Weight, Int8Weight, Kernels
 from .checkpoint import Checkpoint
 from .expert_format import ACTIVATIONS
 from .linear_kinds import LINEAR_KINDS, check_linear_kinds
 from .model.config import ModelConfig
-from .model.expert_matrix import memory_formats
+from .model.expert_matrix import MATRIX_KINDS, memory_formats
 from .model.tensors import TensorSpec, check_tensors, shard_tensors
 from .quantization_config import MIXED
 
@@ -53,19 +54,20 @@ class PrecisionRow:
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """disk and memory: the routed experts' formats, of `formats.FORMATS`, or "mixed"."""
+    """disk and memory: the routed experts' formats, of `formats.FORMATS`, or "mixed". sources: which source of the
+    backend runs what, and why others do not; none of a backend that is one."""
 
     disk: str
     memory: str
     rows: tuple[PrecisionRow, ...]
+    sources: tuple[str, ...] = ()
 
     def lines(self) -> tuple[str, ...]:
-        """The plan as an aligned table, one line a row under a line of headings."""
+        """The plan as an aligned table, one line a row under a line of headings, and a line for each of `sources`."""
         table = [tuple(field.name for field in fields(PrecisionRow)), *(astuple(row) for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        return tuple(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
-        )
+        rows = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
+        return (*(row.rstrip() for row in rows), *self.sources)
 
 
 def memory_format(disk: str, precision: str) -> str:
@@ -120,7 +122,8 @@ def precision_plan(
         kinds = [(disk, disk, f", {counts[disk]} of {total}") for disk in FORMATS if counts[disk]]
     else:
         kinds = [(formats.experts, memory, "")]
-    return PrecisionPlan(formats.experts, memory, tuple(_rows(config, kinds, dtypes, kernels, rounded)))
+    sources = kernels.plan.lines() if isinstance(kernels, ComposedKernels) else ()
+    return PrecisionPlan(formats.experts, memory, tuple(_rows(config, kinds, dtypes, kernels, rounded)), sources)
 
 
 def check_int4_weights(config: ModelConfig, checkpoint: Checkpoint, int4_weights: Collection[str]) -> None:
@@ -164,32 +167,47 @@ def _rows(
     """experts: disk format, memory format and how many, for each that there is. rounded: what kinds become."""
     activation = _short(kernels.activation_dtype)
 
-    def run(*operations: str) -> str:
-        first, *others = operations
-        return ", ".join([kernel_name(kernels, first), *(f".{operation}" for operation in others)])
-
     def plain(kind: str, *operations: str, memory: str = "") -> PrecisionRow:
         disk, multiplied = dtypes[kind], activation
         kept = _kept(kind, disk, rounded)
-        if _INT8_ROWS in kept or _INT4_GROUPS in kept:
+        weights = _weight_kind(kept)
+        if weights is not Tensor:
             # Attention's split kv_b_proj, and what else is in floats, multiplies activations as they are.
             integers = kept in (_INT8_ROWS, _INT4_GROUPS)
             multiplied = "INT8 per token" if integers else f"{activation}, INT8 per token"
-        return PrecisionRow(kind, disk, memory or kept, multiplied, run(*operations))
+            operations = ("mlp",) if "silu_mul" in operations else operations
+        return PrecisionRow(kind, disk, memory or kept, multiplied, _run(kernels, operations, weights))
 
-    yield PrecisionRow("embedding", dtypes["embedding"], dtypes["embedding"], "-", "row lookup")
+    yield PrecisionRow("embedding", dtypes["embedding"], dtypes["embedding"], "-", _run(kernels, ["take_rows"]))
     attention = f"{_kept('attention', dtypes['attention'], rounded)}, kv_b split"
-    yield plain("attention", "linear", "head_linear", "rope", "mla_attention", memory=attention)
+    yield plain("attention", "linear", "absorb", "mla_attention", "head_linear", memory=attention)
     yield plain("norms", "rms_norm")
     if config.first_k_dense_replace:
         yield plain("dense MLP", "linear", "silu_mul")
     yield plain("gate", "gate")
     yield plain("gate bias", "gate", memory="f32")
     yield plain("shared experts", "linear", "silu_mul")
-    yield from _expert_rows(experts, activation, run("quantize"), run("experts"))
+    yield from _expert_rows(experts, activation, kernels)
     yield plain("lm_head", "linear")
     entries = _short(kernels.kv_dtype)
-    yield PrecisionRow("KV cache", "-", entries, entries, run("write_kv", "mla_attention"))
+    yield PrecisionRow("KV cache", "-", entries, entries, _run(kernels, ["write_kv", "mla_attention"]))
+
+
+def _run(kernels: Kernels, operations: Sequence[str], weights: type | None = None) -> str:
+    """Which kernels run these operations, such as "cpu.linear, .rope". weights: of the kind that they multiply."""
+    names: list[str] = []
+    last = ""
+    for operation in operations:
+        kind = weights if operation in ("linear", "mlp", "experts") else None
+        source, _, name = kernel_name(kernels, operation, kind).partition(".")
+        names.append(f".{name}" if source == last else f"{source}.{name}")
+        last = source
+    return ", ".join(names)
+
+
+def _weight_kind(kept: str) -> type:
+    """What a linear in memory is; an integer where some of a kind are."""
+    return Int4Weight if _INT4_GROUPS in kept else Int8Weight if _INT8_ROWS in kept else Tensor
 
 
 def _kept(kind: str, disk: str, rounded: Mapping[str, str]) -> str:
@@ -199,18 +217,17 @@ def _kept(kind: str, disk: str, rounded: Mapping[str, str]) -> str:
     return ", ".join(sorted({*disk.split(", "), rounded[kind]})) if kind == "attention" else rounded[kind]
 
 
-def _expert_rows(
-    experts: Sequence[tuple[str, str, str]], activation: str, quantize: str, run: str
-) -> Iterator[PrecisionRow]:
+def _expert_rows(experts: Sequence[tuple[str, str, str]], activation: str, kernels: Kernels) -> Iterator[PrecisionRow]:
     names = {ActivationFormat.INT8: "INT8", ActivationFormat.FP8: "FP8 e4m3"}
     incoming: dict[str, None] = {}
     for disk, memory, count in experts:
         name = names.get(ACTIVATIONS[memory])
         one, two = (f"{name} per token", f"{name} per token and expert") if name else (activation, activation)
         incoming[one] = None
+        run = _run(kernels, ["experts"], MATRIX_KINDS[memory])
         yield PrecisionRow(f"routed experts gate/up{count}", _DISK[disk], _MEMORY[memory], one, run)
         yield PrecisionRow(f"routed experts down{count}", _DISK[disk], _MEMORY[memory], two, run)
-    yield PrecisionRow("activations of experts", "-", "-", ", ".join(incoming), quantize)
+    yield PrecisionRow("activations of experts", "-", "-", ", ".join(incoming), _run(kernels, ["quantize"]))
 
 
 def _short(dtype: torch.dtype) -> str:

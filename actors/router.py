@@ -209,6 +209,7 @@ class Router:
             int8_weights=config.int8_weights,
             int4_weights=config.int4_weights,
             backend=config.backend,
+            kernel_plan=self.shape.kernel_plan,
             threads=config.threads_per_shard,
             experts=self.shape.experts,
             kv_pages=self.shape.kv_pages,

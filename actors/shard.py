@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 import zmq
 
+from ..kernels.composition import KernelPlan
 from ..kernels.protocol import AheadKernels
 from ..kernels.select import ACCELERATED, select_kernels
 from .calibration import Collector
@@ -67,6 +68,7 @@ class ShardStart:
     int8_weights: tuple[str, ...]
     int4_weights: tuple[str, ...]
     backend: str
+    kernel_plan: KernelPlan | None
     threads: int
     experts: tuple[range, ...]
     kv_pages: int
@@ -153,7 +155,7 @@ class Shard:
             raise LinkError(f"shard {start.shard} was stopped while it started")
         # Twice the same number, for the kernels and for what torch itself computes between them.
         torch.set_num_threads(start.threads)
-        kernels = self._kernels = select_kernels(start.backend, start.threads, start.kv_dtype)
+        kernels = self._kernels = select_kernels(start.backend, start.threads, start.kv_dtype, start.kernel_plan)
         model = ModelConfig.from_dict(read_config(start.model_path))
         fixed = None
         if isinstance(self._exchange, CollectiveExchange):

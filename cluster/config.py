@@ -66,8 +66,11 @@ class EngineSection(Section):
     threads_per_shard: int = Field(default=EngineConfig.threads_per_shard, ge=1)
     """CPU threads of each shard, also the CPUs that Ray reserves for it."""
     backend: str = EngineConfig.backend
-    """The kernels: "cpu" or "reference" on CPUs; "triton" on GPUs, one a shard, which Ray reserves; "torch" there is
-    the reference, for comparing."""
+    """The kernels: "cpu" or "reference" on CPUs; "triton" on GPUs, one a shard, which Ray reserves; "rocm" on AMD's,
+    which has FlyDSL and AITER beside Triton; "torch" there is the reference, for comparing."""
+    kernels: dict[str, list[str]] = {}
+    """With rocm, which of "flydsl", "aiter" and "triton" may run an operation, the first that can does, such as
+    {experts: [triton], mla_attention: [aiter, triton]}; flyray starts with a plan that says what runs and why."""
     page_size: int = Field(default=EngineConfig.page_size, ge=1)
     """Tokens a KV page."""
     kv_memory: Annotated[int, BeforeValidator(_bytes)] = Field(default=EngineConfig.kv_memory_bytes, ge=0)
@@ -149,6 +152,7 @@ class FlyrayConfig(Section):
         values["kv_memory_bytes"] = values.pop("kv_memory")
         for field in ("int8_weights", "int4_weights"):
             values[field] = tuple(values[field])
+        values["kernels"] = tuple((operation, tuple(names)) for operation, names in self.engine.kernels.items())
         try:
             model = self.model
             return EngineConfig(model_path=model.path, precision=model.precision, weights=model.weights, **values)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+    from .composition import KernelPlan, SourceOrder
     from .protocol import Kernels
     from .quantizer import WeightQuantizer
+    from .source import KernelShapes
+    from .triton.backend import TritonKernels
 
 # Torch is imported with a backend, not with this module: configuration only needs the names.
 CPU_BACKENDS = ("cpu", "reference")
-ACCELERATED = ("torch", "triton")
+ACCELERATED = ("torch", "triton", "rocm")
 """Backends that need a GPU of their own in each process."""
 BACKENDS = CPU_BACKENDS + ACCELERATED
 KV_DTYPES = ("auto", "bf16", "f32")
 """Of KV pages; "auto": the backend's own."""
+SOURCES = {"rocm": ("flydsl", "aiter", "triton")}
+"""The backends that are composed of several sources, in the order in which these are asked."""
 
 
 class NoAccelerator(ValueError):
@@ -28,15 +34,44 @@ def check_kv_dtype(backend: str, kv_dtype: str) -> None:
     """Raises ValueError for KV pages of a dtype that the backend does not keep."""
     if kv_dtype not in KV_DTYPES:
         raise ValueError(f"kv_dtype: {kv_dtype!r} is none of {', '.join(KV_DTYPES)}")
-    if kv_dtype == "bf16" and backend != "triton":
+    if kv_dtype == "bf16" and backend not in ("triton", "rocm"):
         raise ValueError(f"kv_dtype: 'bf16', but the backend {backend!r} keeps KV pages in f32; 'triton' in either")
 
 
-def select_kernels(backend: str, threads: int, kv_dtype: str = "auto") -> Kernels:
+def check_sources(backend: str, names: Collection[str]) -> None:
+    """Raises ValueError for sources that the backend is not composed of."""
+    if names and backend not in SOURCES:
+        raise ValueError(f"kernels: the backend {backend!r} is one source; {', '.join(SOURCES)} has several")
+    for name in names:
+        if name not in SOURCES[backend]:
+            raise ValueError(f"kernels: {name!r} is no source of {backend!r}; {', '.join(SOURCES[backend])} are")
+
+
+def device_kv_dtype(kv_dtype: str) -> torch.dtype:
+    """Of KV pages of Triton's backend and those composed with it."""
+    import torch
+
+    return torch.float32 if kv_dtype == "f32" else torch.bfloat16
+
+
+def plan_kernels(backend: str, kv_dtype: str, shapes: KernelShapes, orders: SourceOrder) -> KernelPlan | None:
+    """Which source runs which operation; None for a backend that is one. Needs no accelerator. shapes: of KV pages of
+    `kv_dtype`. Raises what `composition.choose` raises."""
+    if backend not in SOURCES:
+        return None
+    import torch
+
+    from .rocm import plan_rocm
+
+    return plan_rocm(_triton_kernels(torch.device("meta"), kv_dtype), shapes, orders)
+
+
+def select_kernels(backend: str, threads: int, kv_dtype: str = "auto", plan: KernelPlan | None = None) -> Kernels:
     """The kernels of `backend` with `threads` compute threads, on this process's current accelerator if it needs one.
 
-    kv_dtype: of KV_DTYPES. Raises NoAccelerator where there is none, and a ValueError that lists the backends for
-    another name. The reference backend computes on torch's intra-op threads, so it sets their number in this process.
+    kv_dtype: of KV_DTYPES. plan: of `plan_kernels`, for the same backend and kv_dtype. Raises NoAccelerator where there
+    is none, SourceError where the plan cannot be followed here, and a ValueError that lists the backends for another
+    name. The reference backend computes on torch's intra-op threads, so it sets their number in this process.
     """
     _check(backend, threads)
     check_kv_dtype(backend, kv_dtype)
@@ -48,17 +83,17 @@ def select_kernels(backend: str, threads: int, kv_dtype: str = "auto") -> Kernel
 
     torch.set_num_threads(threads)
     device = _accelerator(backend) if backend in ACCELERATED else torch.device("cpu")
-    return _torch_kernels(backend, device, kv_dtype)
+    return _torch_kernels(backend, device, kv_dtype, plan)
 
 
-def describe_kernels(backend: str, threads: int, kv_dtype: str = "auto") -> Kernels:
+def describe_kernels(backend: str, threads: int, kv_dtype: str = "auto", plan: KernelPlan | None = None) -> Kernels:
     """Kernels to ask for names and sizes, not to compute with: they need no accelerator."""
     if backend not in ACCELERATED:
         return select_kernels(backend, threads, kv_dtype)
     import torch
 
     check_kv_dtype(backend, kv_dtype)
-    return _torch_kernels(backend, torch.device("meta"), kv_dtype)
+    return _torch_kernels(backend, torch.device("meta"), kv_dtype, plan)
 
 
 def select_quantizer(backend: str, threads: int) -> WeightQuantizer:
@@ -78,13 +113,6 @@ def select_quantizer(backend: str, threads: int) -> WeightQuantizer:
     return ReferenceQuantizer()
 
 
-def kernel_name(kernels: Kernels, operation: str) -> str:
-    """What the precision plan prints for one operation, such as "cpu.experts"."""
-    if not callable(getattr(kernels, operation, None)):
-        raise ValueError(f"backend {kernels.name} has no operation {operation!r}")
-    return f"{kernels.name}.{operation}"
-
-
 def _check(backend: str, threads: int) -> None:
     if threads < 1:
         raise ValueError(f"threads is {threads}, expected at least 1")
@@ -92,27 +120,38 @@ def _check(backend: str, threads: int) -> None:
         raise ValueError(f"unknown kernel backend {backend!r}; known: {', '.join(BACKENDS)}")
 
 
-def _torch_kernels(backend: str, device: torch.device, kv_dtype: str) -> Kernels:
+def _torch_kernels(backend: str, device: torch.device, kv_dtype: str, plan: KernelPlan | None) -> Kernels:
+    if backend == "rocm":
+        from .rocm import rocm_kernels
+
+        return rocm_kernels(_triton_kernels(device, kv_dtype), plan)
     if backend == "triton":
-        if find_spec("triton") is None:
-            raise ValueError(
-                "backend: 'triton' needs the package triton, which torch for CUDA and for ROCm brings; it is not here"
-            )
-        import torch
-
-        from .triton.backend import TritonKernels
-
-        return TritonKernels(device, torch.float32 if kv_dtype == "f32" else torch.bfloat16)
+        return _triton_kernels(device, kv_dtype)
     from .reference import ReferenceKernels
     from .torch_kernels import TorchKernels
 
     return TorchKernels(device) if backend == "torch" else ReferenceKernels(device)
 
 
+def _triton_kernels(device: torch.device, kv_dtype: str) -> TritonKernels:
+    if find_spec("triton") is None:
+        raise ValueError(
+            "backend: GPUs need the package triton, which torch for CUDA and for ROCm brings; it is not here"
+        )
+    from .triton.backend import TritonKernels
+
+    return TritonKernels(device, device_kv_dtype(kv_dtype))
+
+
 def _accelerator(backend: str) -> torch.device:
     """This process's current accelerator, with its index."""
     import torch
 
+    if backend == "rocm":
+        from .rocm import missing_rocm
+
+        if missing := missing_rocm():
+            raise NoAccelerator(f"backend: 'rocm' computes on AMD's GPUs and {missing}")
     kind = torch.accelerator.current_accelerator(check_available=True)
     if kind is None:
         raise NoAccelerator(

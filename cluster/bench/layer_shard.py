@@ -18,12 +18,15 @@ from torch import Tensor
 from ...actors.collective_exchange import CollectiveExchange
 from ...actors.engine_config import expert_ranges
 from ...actors.exchange import Exchange, LocalExchange
+from ...actors.kernel_shapes import kernel_shapes, rounded_linears
+from ...actors.linear_kinds import LINEAR_KINDS
 from ...actors.link import LinkPlace
 from ...actors.model.config import ModelConfig
 from ...actors.model.kv_pages import KvPages
 from ...actors.random_weights import random_shard
+from ...kernels.composition import KernelPlan
 from ...kernels.protocol import Kernels, PagedBatch, SamplingRow
-from ...kernels.select import ACCELERATED, select_kernels
+from ...kernels.select import ACCELERATED, device_kv_dtype, plan_kernels, select_kernels
 from .device_ceilings import DeviceCeilings, measure_ceilings
 from .kernel_cases import PAGE, paged_batch
 from .layer_pass import ModelPass, Repeated, WatchedStages
@@ -140,8 +143,17 @@ class _LayerShard:
         self._task, self._pipe = task, pipe
         if task.backend in ACCELERATED:
             torch.accelerator.set_device_index(task.shard)
-        self._kernels: Kernels = select_kernels(task.backend, task.threads)
         self._experts = expert_ranges(task.config.n_routed_experts, task.shards)
+        self._kernels: Kernels = select_kernels(task.backend, task.threads, plan=self._plan())
+
+    def _plan(self) -> KernelPlan | None:
+        """Of all formats together; each has kinds of experts and linears of its own."""
+        task = self._task
+        each = [rounded_linears(bits.int8, bits.int4) for bits in task.formats.values()]
+        linears = {word: tuple(dict.fromkeys(kind for one in each for kind in one[word])) for word in LINEAR_KINDS}
+        most, dtype = max(map(len, self._experts)), device_kv_dtype("auto")
+        shapes = kernel_shapes(task.config, task.formats.keys(), linears, most, dtype, PAGE)
+        return plan_kernels(task.backend, "auto", shapes, {})
 
     def measure(self) -> ShardTimes:
         task, device = self._task, self._kernels.device

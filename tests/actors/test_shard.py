@@ -69,6 +69,7 @@ class Bench:
             int8_weights=(),
             int4_weights=(),
             backend="cpu",
+            kernel_plan=None,
             threads=1,
             experts=(range(8),),
             kv_pages=16,

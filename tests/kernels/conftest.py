@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from composed_kernels import composed_kernels
 from cpu_variants import CPU_VARIANTS, open_cpu, open_cpu_quantizer
 from moved_kernels import triton_kernels
 
@@ -17,9 +18,15 @@ from flyray.kernels.reference_quantizer import ReferenceQuantizer
 TRITON = {"triton": torch.bfloat16, "triton float32 pages": torch.float32}
 
 
-@pytest.fixture(scope="session", params=("reference", *TRITON, *CPU_VARIANTS))
+@pytest.fixture(scope="session", params=("reference", "composed", *TRITON, *CPU_VARIANTS))
 def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
-    """Every backend, the CPU one in each of its variants; Triton's, with either kind of pages, where there is a GPU."""
+    """Every backend, the CPU one in each of its variants; Triton's, with either kind of pages, where there is a GPU;
+    and one composed of CPU and reference."""
+    if request.param == "composed":
+        opened = open_cpu("portable", threads=2)
+        yield composed_kernels(opened)
+        opened.close()
+        return
     if request.param == "reference" or request.param in TRITON:
         yield triton_kernels(TRITON[request.param]) if request.param in TRITON else ReferenceKernels()
         return

@@ -10,11 +10,12 @@ import pytest
 import torch
 from kernel_cases import expert_weights, normal, pairs
 
+from flyray.kernels.composed import kernel_name
 from flyray.kernels.cpu.backend import CpuKernels
 from flyray.kernels.cpu.library import LibraryError, library_path
 from flyray.kernels.protocol import ActivationFormat, Int4Matrix
 from flyray.kernels.reference import ReferenceKernels
-from flyray.kernels.select import kernel_name, select_kernels
+from flyray.kernels.select import select_kernels
 
 
 def threads_of_this_process() -> int:

@@ -45,4 +45,4 @@ def test_demo_model_has_a_plan() -> None:
     checkpoint = Checkpoint(DEMO)
     plan = precision_plan(ModelConfig.from_dict(checkpoint.config), checkpoint, "w4a8", select_kernels("cpu", 1))
     assert (plan.disk, plan.memory) == ("w4a16", "w4a8")
-    assert {row.kernel.split(".")[0] for row in plan.rows} == {"cpu", "row lookup"}
+    assert {row.kernel.split(".")[0] for row in plan.rows} == {"cpu"}

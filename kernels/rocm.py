@@ -1,0 +1,54 @@
+"""The backend for AMD's GPUs: FlyDSL's experts, AITER's attention, and Triton for whatever these two do not run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+
+from .composed import ComposedKernels, compose
+from .composition import BackendSource, KernelPlan, SourceOrder, choose
+from .protocol import Kernels
+from .source import KernelShapes, KernelSource
+
+NAME = "rocm"
+TARGET = "gfx942"
+"""The architecture that is planned for where no GPU is: MI300X and MI325X."""
+_OPTIONAL = {"flydsl": "flydsl", "aiter": "amd-aiter"}
+"""Modules of the sources beside Triton, and the packages that bring them."""
+
+
+def plan_rocm(base: Kernels, shapes: KernelShapes, orders: SourceOrder) -> KernelPlan:
+    """base: the Triton backend. Raises what `choose` raises."""
+    return choose([*_sources(base), BackendSource(base)], shapes, orders)
+
+
+def rocm_kernels(base: Kernels, plan: KernelPlan | None) -> ComposedKernels:
+    """base: the Triton backend, on a GPU or on "meta". Raises SourceError where the plan cannot be followed here."""
+    if plan is None:
+        raise ValueError("backend: 'rocm' is composed for a model's shapes; give it what `plan_kernels` plans for them")
+    return compose(NAME, base, _sources(base), plan)
+
+
+def missing_rocm() -> str:
+    """Why torch computes on no AMD GPU here, and what else is not installed; empty where it is built for them."""
+    if torch.version.hip is not None:
+        return ""
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
+    absent = [package for module, package in _OPTIONAL.items() if find_spec(module) is None]
+    optional = (
+        f"; not installed and optional: {', '.join(absent)}, without which Triton runs their part" if absent else ""
+    )
+    return (
+        f"needs a torch for ROCm, which brings triton; torch {torch.__version__} here is built for {built}{optional}; "
+        "docs/mi325x.md says how to install them"
+    )
+
+
+def _sources(base: Kernels) -> Sequence[KernelSource]:
+    """All but the base, in the order of `select.SOURCES`."""
+    return ()
+
+
+__all__ = ["NAME", "TARGET", "missing_rocm", "plan_rocm", "rocm_kernels"]
