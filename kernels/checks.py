@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +38,22 @@ class PairShapes:
     experts: int
     hidden: int
     intermediate: int
+
+
+class LaidOutMatrix(Protocol):
+    """A `PreparedMatrix` that tells its sizes E, N and K."""
+
+    @property
+    def kind(self) -> type[ExpertMatrix]: ...
+
+    @property
+    def experts(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def inner(self) -> int: ...
 
 
 class ArgumentChecks:
@@ -187,6 +204,17 @@ class ArgumentChecks:
         self._require("experts", "pair_token", pair_token, (torch.int32,), (pairs,))
         self._require("experts", "pair_expert", pair_expert, (torch.int32,), (pairs,))
         return PairShapes(tokens, pairs, experts, hidden, intermediate)
+
+    def prepared_experts(
+        self, x: Activations, pair_token: Tensor, pair_expert: Tensor, gate_up: LaidOutMatrix, down: LaidOutMatrix
+    ) -> PairShapes:
+        """As `experts`, of weights that a backend's `prepare` has checked."""
+        tokens = self._shape("experts", "x.values", x.values, 2)[0]
+        self._activations(x, activation_format(gate_up), tokens, gate_up.inner)
+        pairs = self._shape("experts", "pair_token", pair_token, 1)[0]
+        self._require("experts", "pair_token", pair_token, (torch.int32,), (pairs,))
+        self._require("experts", "pair_expert", pair_expert, (torch.int32,), (pairs,))
+        return PairShapes(tokens, pairs, gate_up.experts, down.rows, down.inner)
 
     def expert_matrix(self, name: str, matrix: ExpertMatrix) -> tuple[int, int, int]:
         """E, N and K of one expert matrix."""
@@ -351,6 +379,7 @@ def _describe(tensor: Tensor) -> str:
 
 __all__ = [
     "ArgumentChecks",
+    "LaidOutMatrix",
     "PairShapes",
     "check_gate_config",
     "check_indices",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..checks import ArgumentChecks
 from ..protocol import (
     ActivationFormat,
     Activations,
@@ -30,7 +31,6 @@ from ..protocol import (
 from ..single_expert import single_expert
 from . import rows as row_kernels
 from .absorb import absorb
-from .argument_checks import TritonChecks
 from .attention import attention_tile, mla_attention
 from .experts import run_experts
 from .gate import choose
@@ -61,7 +61,7 @@ class TritonKernels:
         if kv_dtype not in (torch.bfloat16, torch.float32):
             raise ValueError(f"kv_dtype is {kv_dtype}, expected torch.bfloat16 or torch.float32")
         self.device, self.kv_dtype = device, kv_dtype
-        self._check = TritonChecks(self.activation_dtype, device, kv_dtype)
+        self._check = ArgumentChecks(self.activation_dtype, device, kv_dtype)
         self._tiles = TileTable.of("default" if described else gpu_name(device))
         self._attention = attention_tile(kv_dtype, "gfx942" if torch.version.hip is not None else "cuda")
 
@@ -132,7 +132,7 @@ class TritonKernels:
             weights = self.prepare(weights)
         if not isinstance(weights, TiledExperts):
             raise ValueError(f"experts: weights is {type(weights).__name__}, another backend's layout of ExpertWeights")
-        shapes = self._check.tiled_experts(x, pair_token, pair_expert, weights)
+        shapes = self._check.prepared_experts(x, pair_token, pair_expert, weights.gate_up, weights.down)
         return run_experts(x, pair_token, pair_expert, weights, shapes, self._tiles)
 
     def combine(self, slots: Tensor, weights: Tensor, shared: Tensor, residual: Tensor) -> Tensor:
