@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels.protocol import ActivationFormat, Activations, AheadKernels, Kernels
+from ..kernels.protocol import ActivationFormat, Activations, AheadKernels, JoiningKernels, Kernels
 from .calibration import Collector
 from .captured_step import CapturedStep, CapturedSteps, DecodeInputs, can_capture, static_copy
 from .device_steps import DeviceRows, DeviceSteps, padded_rows
@@ -120,7 +121,7 @@ class Interpreter:
         rows = padded_rows(decode_rows if self._fixed is not None else len(batch.ids))
         device.take(batch, rows)
         step = device.captured.find(rows)
-        try:
+        with _named_all(f"decode step of {rows} rows"):
             if step is None:
                 step = CapturedStep(self._kernels, device.inputs(rows), device.captured.last)
                 self._capture_on(device, step)
@@ -129,8 +130,6 @@ class Interpreter:
                 self._inputs = step.inputs  # for kernels that run a captured function again
                 step.run()
             return device.answer(step, batch)
-        except ValueError as error:
-            raise _refused(rows, error) from error
 
     def _capture_on(self, device: DeviceSteps, step: CapturedStep[DeviceRows]) -> None:
         """Runs a decode step, from its tokens to the next ones, and records it."""
@@ -146,32 +145,47 @@ class Interpreter:
         self._inputs = batch.on(self._kernels.device)
         idle = len(batch.ids) == 0
         buffers: dict[str, Any] = {}
-        for stage in self._order:
-            if idle and stage.kind not in ("dispatch", "experts"):
-                continue
+        order = [stage for stage in self._order if not idle or stage.kind in ("dispatch", "experts")]
+        if times is None and self.collector is None and isinstance(self._kernels, JoiningKernels):
+            for computes, stages in groupby(order, self._computes):
+                part = tuple(stages)
+                run = partial(self._run_stages, part, buffers, idle)
+                with _named_all(f"stages {part[0].name} to {part[-1].name}"):
+                    self._kernels.joined(run) if computes else run()
+        else:
+            self._run_stages(order, buffers, idle, times)
+        if self.collector is not None:
+            self.collector.tokens += len(batch.ids)
+        return StepAnswer((), ()) if idle else buffers[self._order[-1].writes[0]]
+
+    def _run_stages(
+        self, stages: Sequence[Stage], buffers: dict[str, Any], idle: bool, times: list[StageTime] | None = None
+    ) -> None:
+        for stage in stages:
             begin = time.perf_counter_ns()
             self._run_stage(stage, buffers, idle)
             if times is not None:
                 times.append(StageTime(stage.name, begin, time.perf_counter_ns()))
-        if self.collector is not None:
-            self.collector.tokens += len(batch.ids)
-        return StepAnswer((), ()) if idle else buffers[self._order[-1].writes[0]]
+
+    def _computes(self, stage: Stage) -> bool:
+        """Whether the stage is kernels alone, whatever the values that it reads."""
+        if stage.kind in ("dispatch", "experts", "combine"):
+            return self._records_exchange(stage.layer)
+        return stage.kind != "sample" and not (stage.kind == "head" and self._batch.scored)
 
     def _decode(self, batch: StepBatch) -> StepAnswer:
         """A step of one token a sequence: captured when it is the first of its number of rows, else replayed."""
         self._forget_changed()
         rows, sample, captured = len(batch.ids), self._order[-1], self._captured[batch.plain]
         step = captured.find(rows)
-        if step is None:
-            step = self._capture(batch)
-            captured.keep(rows, step)
-        else:
-            self._inputs = step.inputs  # for kernels that run a captured function again
-            step.inputs.take(batch)
-            try:
+        with _named_all(f"decode step of {rows} rows"):
+            if step is None:
+                step = self._capture(batch)
+                captured.keep(rows, step)
+            else:
+                self._inputs = step.inputs  # for kernels that run a captured function again
+                step.inputs.take(batch)
                 step.run()
-            except ValueError as error:
-                raise _refused(rows, error) from error
         if batch.plain:
             return step.inputs.answer(batch.sampled)
         self._run_stage(sample, step.buffers, idle=False)
@@ -333,11 +347,14 @@ def _named(stage: Stage) -> Iterator[None]:
         raise StageError(f"{where}: {type(error).__name__}: {error}") from error
 
 
-def _refused(rows: int, error: ValueError) -> StageError:
-    """What a captured step refuses."""
-    what = f"decode step of {rows} rows"
-    logger.exception(what)
-    return StageError(f"{what}: {error}")
+@contextmanager
+def _named_all(what: str) -> Iterator[None]:
+    """What kernels refuse that run for many stages becomes a StageError."""
+    try:
+        yield
+    except ValueError as error:
+        logger.exception(what)
+        raise StageError(f"{what}: {error}") from error
 
 
 def _logprobs(logits: Tensor, tokens: Tensor) -> list[float]:

@@ -379,13 +379,23 @@ class Kernels(Protocol):
         ...
 
     def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:
-        """Runs `run` once, in this thread, and records the operations of this backend that it calls.
+        """Runs `run` once, in this thread, with the operations of this backend that it calls, and records these.
 
         What `run` computes otherwise (with torch, or from the contents of tensors) is not run again, so it may only
         make constants and views. The graph keeps every tensor that the operations read or write. beside: a graph
         whose memory this one shares: both may not run at the same time, and what one leaves in tensors that nobody
         holds any more the other overwrites.
         """
+        ...
+
+
+@runtime_checkable
+class JoiningKernels(Kernels, Protocol):
+    """A backend to which many operations are handed at once: what calls them one by one is cold code after each."""
+
+    def joined(self, run: Callable[[], T]) -> T:
+        """Calls `run`, then runs the operations that it called, in their order; until then their results have
+        undefined contents. As for `capture`, what `run` computes otherwise may only be constants and views."""
         ...
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ...kernels.protocol import Kernels
 from .config import ModelConfig
+from .weight_memory import WeightMemory
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class KvPages:
         if num_pages < 1 or page_size < 1:
             raise ValueError(f"a KV cache needs at least one page of one token, not {num_pages} of {page_size}")
         shape = (config.num_hidden_layers, num_pages, page_size, config.kv_width)
-        return KvPages(torch.zeros(shape, dtype=kernels.kv_dtype, device=kernels.device))
+        return KvPages(WeightMemory(kernels.device).zeros(kernels.kv_dtype, *shape))
 
     @staticmethod
     def page_bytes(config: ModelConfig, page_size: int, kernels: Kernels) -> int:

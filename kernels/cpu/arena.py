@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import threading
 import weakref
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..huge_pages import huge_block
+
 _ALIGNMENT = 64
+_BLOCK = 32 << 20  # of addresses
 
 
 class Arena:
@@ -23,13 +27,15 @@ class Arena:
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = {}
         self._places: set[int] = set()
+        self._block = np.empty(0, np.uint8)
+        self._lock = threading.Lock()
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor with undefined values."""
         size = math.prod(shape) * dtype.itemsize
         if not size:
             return torch.empty(shape, dtype=dtype)
-        rounded = 1 << (size - 1).bit_length()
+        rounded = max(_ALIGNMENT, 1 << (size - 1).bit_length())
         free = self._free.setdefault(rounded, [])
         try:
             place = free.pop()
@@ -44,7 +50,10 @@ class Arena:
         return tensor.untyped_storage().data_ptr() in self._places
 
     def _place(self, size: int) -> np.ndarray:
-        memory = np.empty(size + _ALIGNMENT, np.uint8)
-        place = memory[-memory.ctypes.data % _ALIGNMENT :][:size]
-        self._places.add(place.ctypes.data)
+        """Places lie one behind another in huge pages."""
+        with self._lock:
+            if size > len(self._block):
+                self._block = huge_block(max(size, _BLOCK)).numpy()
+            place, self._block = self._block[:size], self._block[size:]
+            self._places.add(place.ctypes.data)
         return place

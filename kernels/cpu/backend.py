@@ -39,7 +39,7 @@ from ..sampling import SamplingRows, check_sampling
 from ..single_expert import run_single_expert
 from . import commands
 from .arena import Arena
-from .graph import CpuGraph
+from .graph import CpuGraph, Recording
 from .handle import CpuHandle
 
 # Bytes of a result from which on its memory is kept for others: what the allocator gives back to the system, and the
@@ -245,11 +245,19 @@ class CpuKernels:
             raise ValueError(f"capture: beside is a {type(beside).__name__}, expected a graph of this backend")
         return CpuGraph(self._handle, Arena() if beside is None else beside.arena, run)
 
+    def joined(self, run: Callable[[], T]) -> T:
+        recording = Recording(self._handle.thread.arena)
+        with self._handle.recording(recording):
+            result = run()
+        self._handle.run(b"".join(recording.words))
+        return result
+
     def _run(self, words: bytes) -> None:
         recording = self._handle.thread.recording
-        if recording is not None:
+        if recording is None:
+            self._handle.run(words)
+        else:
             recording.words.append(words)
-        self._handle.run(words)
 
     def _at(self, tensor: Tensor) -> int:
         """Its address, which a graph may go on to use."""

@@ -38,6 +38,7 @@ class CpuGraph(Generic[R]):
             self.result = run()
         self.commands = b"".join(recording.words)
         self._kept = tuple(recording.kept.values())
+        self.replay()
 
     def replay(self) -> None:
         """Runs the operations again; a ValueError for indices that point outside their tensors."""

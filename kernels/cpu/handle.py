@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .arena import Arena
 from .commands import WORD
 from .library import LibraryError, load_library
 
@@ -66,9 +67,11 @@ class CpuHandle:
 
 
 class _Thread(threading.local):
-    """recording: of the capture that runs in this thread, or None."""
+    """recording: of what runs in this thread, or None. arena: of what it joins."""
 
-    recording: Recording | None = None
+    def __init__(self) -> None:
+        self.recording: Recording | None = None
+        self.arena = Arena()
 
 
 def _close(library: ctypes.CDLL, handle: int, process: int) -> None:

@@ -217,7 +217,7 @@ def test_plans_of_another_engine_or_epoch_are_dropped_and_counted(bench: Bench) 
         (replace(FIRST, starts=()), "step 0: the plan runs sequence 1, which is not here"),
         (
             replace(FIRST, slices=(Slice(1, 0, (256,), (5,), True),)),
-            "step 0: stage embed.0: ValueError: take_rows: rows[0] is 256, expected 0 to 255",
+            "step 0: stages embed.0 to combine.2.0: take_rows: rows[0] is 256, expected 0 to 255",
         ),
     ],
 )

@@ -122,6 +122,17 @@ def test_captures_do_not_nest(cpu: CpuKernels) -> None:
         cpu.capture(lambda: cpu.add(x, x), beside=other)
 
 
+def test_joined_operations_compute_what_calls_compute(cpu: CpuKernels) -> None:
+    tokens, pages, eager_pages = torch.tensor([4, 0, 19]), empty_pages(), empty_pages()
+    first = cpu.joined(lambda: layer(cpu, tokens, pages))
+    second = cpu.joined(lambda: layer(cpu, tokens + 1 - tokens, empty_pages()))
+    assert torch.equal(first, layer(cpu, tokens, eager_pages)), "what is held stays"
+    assert torch.equal(pages, eager_pages)
+    assert torch.equal(second, layer(cpu, torch.ones_like(tokens), empty_pages()))
+    with pytest.raises(ValueError, match="take_rows: rows\\[2\\] is 19, expected 0 to 9"):
+        cpu.joined(lambda: cpu.take_rows(EMBEDDING[:10], tokens))
+
+
 def test_the_memory_of_what_nobody_holds_is_used_again() -> None:
     arena = Arena()
     first = arena.empty((4, 6), torch.float32)
