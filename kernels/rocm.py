@@ -9,8 +9,10 @@ import torch
 
 from .composed import ComposedKernels, compose
 from .composition import BackendSource, KernelPlan, SourceOrder, choose
+from .flydsl.source import FlyDslSource
 from .protocol import Kernels
 from .source import KernelShapes, KernelSource
+from .triton.tiles import gpu_name
 
 NAME = "rocm"
 TARGET = "gfx942"
@@ -48,7 +50,8 @@ def missing_rocm() -> str:
 
 def _sources(base: Kernels) -> Sequence[KernelSource]:
     """All but the base, in the order of `select.SOURCES`."""
-    return ()
+    target = TARGET if base.device.type == "meta" else gpu_name(base.device)
+    return (FlyDslSource(base, target),)
 
 
 __all__ = ["NAME", "TARGET", "missing_rocm", "plan_rocm", "rocm_kernels"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,7 +13,15 @@ from torch import Tensor
 
 from flyray.kernels.composed import ComposedAheadKernels, ComposedKernels, compose, kernel_name
 from flyray.kernels.composition import BackendSource, KernelPlan, SourceError, SourceOrder, choose
-from flyray.kernels.protocol import ActivationFormat, AheadKernels, Int4Matrix, Int4Weight, Int8Matrix, Int8Weight
+from flyray.kernels.protocol import (
+    ActivationFormat,
+    AheadKernels,
+    Fp8Matrix,
+    Int4Matrix,
+    Int4Weight,
+    Int8Matrix,
+    Int8Weight,
+)
 from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.select import NoAccelerator, describe_kernels, plan_kernels, select_kernels
 from flyray.kernels.selfcheck import KernelMismatch, self_check
@@ -152,6 +161,9 @@ def test_rocm_is_planned_without_a_gpu() -> None:
     assert isinstance(kernels, AheadKernels)
     assert kernels.leaves_out
     assert kernel_name(kernels, "linear", Int8Weight) == "triton.linear"
+    assert kernel_name(kernels, "experts", Int4Matrix) == f"{'flydsl' if find_spec('flydsl') else 'triton'}.experts"
+    assert kernel_name(kernels, "experts", Fp8Matrix) == "triton.experts"
+    assert any("flydsl does not: multiplies INT4 and INT8 experts" in line for line in made.lines())
     assert plan_kernels("triton", "auto", shapes, {}) is None
     with pytest.raises(ValueError, match="give it what `plan_kernels` plans"):
         describe_kernels("rocm", 1)
