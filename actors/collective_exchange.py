@@ -21,6 +21,7 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 
 from ..kernels.protocol import ActivationFormat, Activations
 from .exchange import Exchange, ExchangePoint, MostRows, Received, Sent
+from .expert_routes import ExpertRoutes
 from .fixed_exchange import FixedExchange
 from .link import LinkError, LinkPlace
 
@@ -62,13 +63,11 @@ class CollectiveExchange:
     dropped = 0
     captures = False
 
-    def __init__(
-        self, engine: str, epoch: int, shard: int, experts: Sequence[range], hidden_size: int, timeout_s: float
-    ) -> None:
-        """experts: the contiguous experts of every shard, in shard order. hidden_size: D of every row."""
-        self._name, self._shard, self._shards = f"{engine}/{epoch}", shard, len(experts)
-        self._experts = tuple(experts)
-        self._starts = [held.start for held in experts]
+    def __init__(self, engine: str, epoch: int, routes: ExpertRoutes, hidden_size: int, timeout_s: float) -> None:
+        """routes: this shard's, which `connect` moves to the device. hidden_size: D of every row."""
+        self._name, self._shard, self._shards = f"{engine}/{epoch}", routes.shard, len(routes.slots)
+        self._routes = routes
+        self._starts = [slots.start for slots in routes.slots]
         self._columns = hidden_size
         self._timeout = timedelta(seconds=timeout_s)
         self._store: TCPStore | None = None
@@ -97,6 +96,7 @@ class CollectiveExchange:
                 backend, store=store, rank=self._shard, world_size=self._shards, timeout=self._timeout
             )
             self._device = device
+            self._routes.move_to(device)
             self._dtypes = {
                 ActivationFormat.FLOAT: float_dtype,
                 ActivationFormat.INT8: torch.int8,
@@ -113,13 +113,13 @@ class CollectiveExchange:
         CUDA's GPUs of one node write into each other's memory; elsewhere the collectives do it.
         """
         if not self._one_node or self._device.type != "cuda" or torch.version.hip is not None:
-            return FixedExchange(self._shard, self._experts, self._device)
+            return FixedExchange(self._routes)
         from .peer_exchange import PeerExchange  # needs Triton
 
         assert self._store is not None
         most, store = MostRows(rows, self._columns, slots), PrefixStore(self._name, self._store)
         with self._failing("mapping the shards' memory"):
-            return PeerExchange(self._shard, self._experts, most, self._device, store)
+            return PeerExchange(self._routes, most, store)
 
     def close(self) -> None:
         """Ends the group; no collective may run."""
@@ -133,7 +133,7 @@ class CollectiveExchange:
 
     def dispatch(self, point: ExchangePoint, activations: Activations, ids: Tensor) -> Sent:
         tokens, slots = ids.shape
-        flat = ids.reshape(-1)
+        flat = self._routes.route(point.layer, ids).reshape(-1)
         owner = torch.bucketize(flat, self._starts_there[1:], right=True)
         order = owner.argsort(stable=True)
         token, owner = order // slots, owner[order]

@@ -9,6 +9,7 @@ from ..kernels.composition import KernelPlan
 from ..kernels.select import SOURCES, describe_kernels, device_kv_dtype, plan_kernels
 from .checkpoint import Checkpoint, read_config
 from .engine_config import CPU_KV_MEMORY, EngineConfig, expert_ranges
+from .expert_placement import LayerPlacement
 from .kernel_shapes import kernel_shapes, loaded_formats, loaded_linears, rounded_linears
 from .model.config import ModelConfig
 from .model.expert_matrix import MATRIX_KINDS
@@ -23,7 +24,8 @@ from .statistics_plan import StatisticsPlan
 @dataclass(frozen=True)
 class EngineShape:
     """kv_pages: of each shard, at most: where its GPU's memory decides, it says how many when it has loaded its
-    weights (`with_pages`). context_length: of prompt and answer together. experts: the range of each shard.
+    weights (`with_pages`). context_length: of prompt and answer together. placement: of every layer's
+    experts at first.
 
     program: what every shard runs. precision_plan: lines to print. kernel_plan: of a backend that is composed of
     sources. statistics: what is gathered, if anything is.
@@ -32,7 +34,7 @@ class EngineShape:
     model: ModelConfig
     kv_pages: int
     context_length: int
-    experts: tuple[range, ...]
+    placement: LayerPlacement
     program: StageProgram
     precision_plan: tuple[str, ...]
     kernel_plan: KernelPlan | None = None
@@ -44,7 +46,7 @@ class EngineShape:
         a tensor, a field, a precision, more shards than experts, a cache of no page, too long a context, blocks of
         moments that do not fit."""
         model = _model_config(config.model_path)
-        experts = expert_ranges(model.n_routed_experts, config.shards)
+        placement = LayerPlacement.contiguous(model.n_routed_experts, config.shards)
         context = config.context_length or model.max_position_embeddings
         if context > model.max_position_embeddings:
             raise ValueError(
@@ -56,19 +58,20 @@ class EngineShape:
             raise ValueError(
                 f"precision: {config.precision!r} is no format of random weights; {', '.join(MATRIX_KINDS)} are"
             )
-        chosen = _kernel_plan(config, model, checkpoint, max(map(len, experts)))
+        chosen = _kernel_plan(config, model, checkpoint, max(placement.sizes))
         kernels = describe_kernels(config.backend, config.threads_per_shard, config.kv_dtype, chosen)
         pages = _pages(config, context, KvPages.page_bytes(model, config.page_size, kernels))
         program = sequence(model, COLOCATED, 1)
         if checkpoint is None:
             lines = (f"random weights, routed experts in {config.precision}; nothing is read but config.json",)
             lines += chosen.lines() if chosen else ()
-            return EngineShape(model, pages, context, experts, program, lines, chosen)
+            return EngineShape(model, pages, context, placement, program, lines, chosen)
         plan = precision_plan(model, checkpoint, config.precision, kernels, config.int8_weights, config.int4_weights)
         statistics = None
         if config.statistics:
-            statistics = StatisticsPlan.of(checkpoint, model, experts, plan.memory, config.moments_block)
-        return EngineShape(model, pages, context, experts, program, plan.lines(), chosen, statistics)
+            ranges = expert_ranges(model.n_routed_experts, config.shards)
+            statistics = StatisticsPlan.of(checkpoint, model, ranges, plan.memory, config.moments_block)
+        return EngineShape(model, pages, context, placement, program, plan.lines(), chosen, statistics)
 
     def with_pages(self, pages: Sequence[int]) -> EngineShape:
         """With as many pages as every shard has, `pages` of each."""

@@ -1,8 +1,8 @@
 """The exchange between GPUs in steps in which every shard has the same number of rows, as in padded decode steps.
 
 Then no size depends on what the gate chose, the host waits for nothing, and the whole exchange can be captured with the
-kernels around it. A layer takes two transfers: every shard's rows go to all shards, each with its scale and the ids of
-its experts in one buffer (with several experts a token nearly every shard is chosen by every token); and every shard
+kernels around it. A layer takes two transfers: every shard's rows go to all shards, each with its scale and the slots
+of its experts in one buffer (with several experts a token nearly every shard is chosen by every token); and every shard
 sends each other one float32 row for each of that shard's slots. Rows of slots whose expert is elsewhere are not
 written and not read. Sending sums of slots instead would be a K-th of the bytes, but the sums' order, and so their
 bits, would then depend on the number of shards.
@@ -10,7 +10,6 @@ bits, would then depend on the number of shards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +18,14 @@ from torch import Tensor
 
 from ..kernels.protocol import Activations
 from .exchange import ExchangePoint, Received, Sent
+from .expert_routes import ExpertRoutes
 from .pair_tokens import PairTokens
 
 
 @dataclass(frozen=True)
 class _Dispatch:
-    """everyone: [shards * T, bytes] uint8, complete when `work` is done; values, scale and ids of a row in turn."""
+    """ids: the slots that the rows are for. everyone: [shards * T, bytes] uint8, complete when `work` is done; values,
+    scale and ids of a row in turn."""
 
     sent: Activations
     ids: Tensor
@@ -51,12 +52,13 @@ class FixedExchange:
 
     dropped = 0
 
-    def __init__(self, shard: int, experts: Sequence[range], device: torch.device) -> None:
-        """experts: the contiguous experts of every shard, in shard order. device: of all tensors."""
-        self._shard, self._shards, self._held = shard, len(experts), experts[shard]
+    def __init__(self, routes: ExpertRoutes) -> None:
+        """routes: this shard's; all tensors are on its device."""
+        device, self._routes = routes.device, routes
+        self._shard, self._shards, self._held = routes.shard, len(routes.slots), routes.slots[routes.shard]
         # What a graph of a CPU backend records are its own kernels.
         self.captures = device.type != "cpu"
-        starts = [held.start for held in experts[1:]]
+        starts = [slots.start for slots in routes.slots[1:]]
         self._starts = torch.tensor(starts, dtype=torch.int32, device=device)
         self._device = device
         self._pair_tokens = PairTokens()
@@ -69,6 +71,7 @@ class FixedExchange:
 
     def dispatch(self, point: ExchangePoint, activations: Activations, ids: Tensor) -> Sent:
         tokens, slots = ids.shape
+        ids = self._routes.route(point.layer, ids)
         scale = () if activations.scale is None else (activations.scale[:, None],)
         rows = torch.cat([part.view(torch.uint8) for part in (activations.values, *scale, ids)], dim=1)
         everyone = rows.new_empty(self._shards * tokens, rows.shape[1])

@@ -38,11 +38,11 @@ class Overrides:
         """
         self._prepared.clear()
         here = self._stages.weights.experts
-        mine = sorted(set(experts) & set(here))
+        mine = [slot for slot, expert in enumerate(here) if expert in experts]
         if not mine:
             return
         checkpoint, config = Checkpoint(path), self._stages.config
-        memory = {expert: checkpoint.matrix_format(layer, expert) for expert in mine}
+        memory = {here[slot]: checkpoint.matrix_format(layer, here[slot]) for slot in mine}
         blocks = self._stages.experts_of(layer)
         for expert, format in memory.items():
             if ACTIVATIONS[format] != blocks.activations:
@@ -54,10 +54,11 @@ class Overrides:
         reader = ExpertReader(checkpoint, config, self._kernels, WeightMemory(self._kernels.device), self._converter)
         for kind in dict.fromkeys(MATRIX_KINDS[format] for format in memory.values()):
             self._check(kind)
-            members = [expert for expert in mine if MATRIX_KINDS[memory[expert]] is kind]
+            slots = [slot for slot in mine if MATRIX_KINDS[memory[here[slot]]] is kind]
+            members = [here[slot] for slot in slots]
             with one_torch_thread():
                 weights = reader.block(layer, members, [memory[expert] for expert in members])
-            blocks = blocks.replaced([expert - here.start for expert in members], weights)
+            blocks = blocks.replaced(slots, weights)
         self._prepared[layer] = blocks
 
     def apply(self) -> None:

@@ -11,8 +11,6 @@ this one had read theirs; who writes outputs has met all after they had combined
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
@@ -20,6 +18,7 @@ from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from ..kernels.protocol import Activations
 from ..kernels.triton.peers import meet, push_outputs, push_rows
 from .exchange import ExchangePoint, MostRows, Received, Sent
+from .expert_routes import ExpertRoutes
 from .pair_tokens import PairTokens
 from .peer_memory import PeerMemory
 
@@ -34,14 +33,12 @@ class PeerExchange:
     dropped = 0
     captures = True
 
-    def __init__(
-        self, shard: int, experts: Sequence[range], most: MostRows, device: torch.device, store: Store
-    ) -> None:
-        """experts: the contiguous experts of every shard, in shard order. store: see `PeerMemory`. All shards make
-        theirs at once."""
+    def __init__(self, routes: ExpertRoutes, most: MostRows, store: Store) -> None:
+        """routes: this shard's, on its device. store: see `PeerMemory`. All shards make theirs at once."""
         if most.columns % 4:
             raise ValueError(f"rows of {most.columns} columns cannot be sent in words of four")
-        self._shard, self._shards, self._most, self._device = shard, len(experts), most, device
+        shard, device, self._routes = routes.shard, routes.device, routes
+        self._shard, self._shards, self._most, self._device = shard, len(routes.slots), most, device
         rows = most.rows * self._shards
         parts = (
             (torch.float32, rows * most.columns),
@@ -55,8 +52,8 @@ class PeerExchange:
         *self._row_places, self._slot_places, self._flag_places = self._memory.places
         self._turn = torch.zeros(1, dtype=torch.int32, device=device)
         self._held = (
-            torch.tensor([held.start for held in experts], dtype=torch.int32, device=device),
-            torch.tensor([len(held) for held in experts], dtype=torch.int32, device=device),
+            torch.tensor([slots.start for slots in routes.slots], dtype=torch.int32, device=device),
+            torch.tensor([len(slots) for slots in routes.slots], dtype=torch.int32, device=device),
         )
         self._pair_tokens = PairTokens()
         self._sent: dict[ExchangePoint, tuple[Activations, Tensor]] = {}
@@ -68,7 +65,8 @@ class PeerExchange:
         if len(ids) > self._most.rows or activations.values.shape[1] != self._most.columns:
             raise ValueError(f"rows {tuple(activations.values.shape)} do not fit {self._most}")
         values, scale, expert = self._row_places
-        push_rows(activations, ids, (values, scale, expert), self._held, self._shard)
+        routes = self._routes.table[point.layer], self._routes.counts[point.layer]
+        push_rows(activations, ids, routes, (values, scale, expert), self._held, self._shard)
         self._sent[point] = activations, ids
         return Sent(len(ids), ids.shape[1], ())
 

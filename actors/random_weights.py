@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -43,14 +43,15 @@ _LEAST_MULTIPLIER, _MOST_MULTIPLIER = 8, 15
 def random_shard(
     config: ModelConfig,
     format: str,
-    expert_range: range,
+    experts: Sequence[int],
     kernels: Kernels,
     int8_weights: Collection[str] = (),
     int4_weights: Collection[str] = (),
     seed: int = 0,
     tensor: TensorSlice | None = None,
 ) -> ShardWeights:
-    """What `load_shard` gives for such a checkpoint. format: of the routed experts in memory. tensor: as in it.
+    """What `load_shard` gives for such a checkpoint. experts: those that this shard holds, by slot. format: theirs in
+    memory. tensor: as in `load_shard`.
 
     Raises ValueError for a format or kinds of weights that there are not.
     """
@@ -59,7 +60,7 @@ def random_shard(
     check_linear_kinds(int8_weights, int4_weights)
     bits = {**dict.fromkeys(int8_weights, "w8a8"), **dict.fromkeys(int4_weights, "w4a8")}
     whole = TensorSlice(range(config.num_attention_heads), range(config.vocab_size))
-    return _Drawing(config, format, expert_range, kernels, bits, seed, tensor or whole).shard()
+    return _Drawing(config, format, experts, kernels, bits, seed, tensor or whole).shard()
 
 
 class _Drawing:
@@ -69,7 +70,7 @@ class _Drawing:
         self,
         config: ModelConfig,
         format: str,
-        experts: range,
+        experts: Sequence[int],
         kernels: Kernels,
         linears: dict[str, str],
         seed: int,
@@ -87,7 +88,7 @@ class _Drawing:
         embed = self._floats("embed", *table)
         head = _part(self._linear("head", "head", *table), self._tensor.vocabulary)
         layers = tuple(self._layer(layer) for layer in range(config.num_hidden_layers))
-        return ShardWeights(embed, head, self._ones(config.hidden_size), layers, self._experts)
+        return ShardWeights(embed, head, self._ones(config.hidden_size), layers, tuple(self._experts))
 
     def _layer(self, layer: int) -> LayerWeights:
         config, at = self._config, f"layers.{layer}"

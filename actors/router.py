@@ -211,7 +211,7 @@ class Router:
             backend=config.backend,
             kernel_plan=self.shape.kernel_plan,
             threads=config.threads_per_shard,
-            experts=self.shape.experts,
+            placement=self.shape.placement,
             kv_pages=self.shape.kv_pages,
             kv_memory_share=config.kv_memory_share,
             kv_dtype=config.kv_dtype,

@@ -25,6 +25,8 @@ from .collective_exchange import CollectiveExchange
 from .device_memory import fitting_pages
 from .device_steps import MAX_ROWS
 from .exchange import Exchange, LocalExchange
+from .expert_placement import LayerPlacement
+from .expert_routes import ExpertRoutes
 from .interpreter import Interpreter, StageError
 from .link import LinkError, LinkKeys, LinkPlace, Links
 from .model.config import ModelConfig
@@ -55,8 +57,8 @@ logger = logging.getLogger(__name__)
 class ShardStart:
     """All that one shard must know. Fields of the same names as in EngineConfig mean the same.
 
-    experts: the range of every shard. kv_pages: as many, or at most, if kv_memory_share of the device's memory decides;
-    0 for no share. plan_address: the router's socket for this shard; place: where to bind its own.
+    placement: of every layer's experts at first. kv_pages: as many, or at most, if kv_memory_share of the device's
+    memory decides; 0 for no share. plan_address: the router's socket for this shard; place: where to bind its own.
     """
 
     engine: str
@@ -70,7 +72,7 @@ class ShardStart:
     backend: str
     kernel_plan: KernelPlan | None
     threads: int
-    experts: tuple[range, ...]
+    placement: LayerPlacement
     kv_pages: int
     kv_memory_share: float
     kv_dtype: str
@@ -135,11 +137,12 @@ class Shard:
         self._interrupt = links.context.socket(zmq.PULL)
         self._interrupt.bind(_INTERRUPT)
         self._table = SequenceTable(start.kv_pages, start.page_size)
-        if len(start.experts) == 1:
+        if len(start.placement.held) == 1:
             self._exchange: Exchange = LocalExchange()
             return ""
-        hidden = ModelConfig.from_dict(read_config(start.model_path)).hidden_size
-        shape = start.engine, start.epoch, start.shard, start.experts, hidden, start.timeout_s
+        model = ModelConfig.from_dict(read_config(start.model_path))
+        routes = ExpertRoutes(start.shard, start.placement, model.num_hidden_layers)
+        shape = start.engine, start.epoch, routes, model.hidden_size, start.timeout_s
         if start.backend in ACCELERATED:
             collective = self._exchange = CollectiveExchange(*shape)
             return collective.open(start.place)
@@ -236,7 +239,7 @@ class Shard:
     def _weights(self, model: ModelConfig) -> tuple[ShardWeights, int]:
         """The shard's weights, and how many bytes were read for them."""
         start, kernels = self._start, self._kernels
-        mine, rounded = start.experts[start.shard], (start.int8_weights, start.int4_weights)
+        mine, rounded = start.placement.held[start.shard], (start.int8_weights, start.int4_weights)
         if start.weights == "random":
             return random_shard(model, start.precision, mine, kernels, *rounded), 0
         checkpoint, progress = Checkpoint(start.model_path), self._report_progress

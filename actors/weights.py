@@ -1,5 +1,5 @@
 """Loads one shard's weights: everything but the routed experts whole, or its slice of what is sliced in tensor-parallel
-attention, and of those only the shard's own range.
+attention, and of those only the shard's own.
 
 Each tensor's own bytes are read, ahead of their use by another thread, and converted right into the shard's stacked
 matrices, so that beside the result little more than what is read ahead is alive.
@@ -7,7 +7,7 @@ matrices, so that beside the result little more than what is read ahead is alive
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -35,7 +35,7 @@ def load_shard(
     checkpoint: Checkpoint,
     config: ModelConfig,
     precision: str,
-    expert_range: range,
+    experts: Sequence[int],
     kernels: Kernels,
     progress: Progress | None = None,
     threads: int = 1,
@@ -45,26 +45,26 @@ def load_shard(
 ) -> ShardWeights:
     """Reads a shard's weights to the backend's device.
 
-    precision: "auto" or a format that `precision.memory_format` allows. expert_range: the routed experts of every
-    layer that this shard holds. progress: called with (bytes done, bytes total), first with 0 done. threads: what
+    precision: "auto" or a format that `precision.memory_format` allows. experts: those of every layer that this shard
+    holds, by slot. progress: called with (bytes done, bytes total), first with 0 done. threads: what
     converting may use. int8_weights: kinds of `LINEAR_KINDS` that become INT8 where they are not already; int4_weights:
     others that become INT4. tensor: what a shard has with tensor-parallel attention of what is sliced; None: all.
     Raises CheckpointError (before anything is read for what the headers show: missing, misshaped or mistyped
-    tensors), PrecisionError, or ValueError for an expert range outside the model's.
+    tensors), PrecisionError, or ValueError for experts that the model has not, or none, or one twice.
     """
-    if expert_range.step != 1 or not 0 <= expert_range.start < expert_range.stop <= config.n_routed_experts:
-        raise ValueError(f"experts {expert_range} are not a range within 0..{config.n_routed_experts}")
+    if not experts or len(set(experts)) < len(experts) or not set(experts) <= set(range(config.n_routed_experts)):
+        raise ValueError(f"experts {list(experts)} are not different ones within 0..{config.n_routed_experts - 1}")
     check_linear_kinds(int8_weights, int4_weights)
     formats = checkpoint.formats
     memory = memory_format(formats.experts, precision)
-    specs = tuple(shard_tensors(config, formats, expert_range))
+    specs = tuple(shard_tensors(config, formats, experts))
     check_tensors(checkpoint, specs)
     check_int4_weights(config, checkpoint, int4_weights)
     names = [spec.name for spec in specs if checkpoint.has(spec.name)]
     with checkpoint.only_rows({} if tensor is None else tensor.rows(config)):
         total = sum(checkpoint.entry(name).bytes for name in names)
         with one_torch_thread(), checkpoint.reading_ahead(names):
-            loading = _Loading(checkpoint, config, memory, expert_range, kernels, threads, progress, total)
+            loading = _Loading(checkpoint, config, memory, experts, kernels, threads, progress, total)
             return loading.shard(frozenset(int8_weights), frozenset(int4_weights))
 
 
@@ -88,7 +88,7 @@ class _Loading:
         checkpoint: Checkpoint,
         config: ModelConfig,
         memory: str,
-        experts: range,
+        experts: Sequence[int],
         kernels: Kernels,
         threads: int,
         progress: Progress | None,
@@ -113,7 +113,7 @@ class _Loading:
         embed, norm = self._read("model.embed_tokens.weight"), self._read("model.norm.weight")
         head = self._linear("lm_head")
         layers = tuple(self._layer(layer) for layer in range(self._config.num_hidden_layers))
-        return ShardWeights(embed, head, norm, layers, self._experts)
+        return ShardWeights(embed, head, norm, layers, tuple(self._experts))
 
     def _layer(self, layer: int) -> LayerWeights:
         at = f"model.layers.{layer}"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..kernels.protocol import ActivationFormat, Activations
 from .exchange import ExchangePoint, Received, Sent
+from .expert_routes import ExpertRoutes
 from .link import LinkError, LinkPlace, Links
 from .pair_split import split_pairs
 from .zmq_mail import DTYPES, ExchangeHeader, ZmqMail
@@ -42,16 +43,15 @@ class ZmqExchange:
         self,
         engine: str,
         epoch: int,
-        shard: int,
-        experts: Sequence[range],
+        routes: ExpertRoutes,
         hidden_size: int,
         timeout_s: float,
     ) -> None:
-        """experts: the contiguous experts of every shard, in shard order. hidden_size: D of every row."""
-        self._shard, self._columns = shard, hidden_size
-        self._mail = ZmqMail(engine, epoch, shard, len(experts), timeout_s, self._fits)
-        self._first = np.array([held.start for held in experts], dtype=np.int32)
-        self._held = np.array([len(held) for held in experts], dtype=np.int32)
+        """routes: this shard's. hidden_size: D of every row."""
+        self._shard, self._columns, self._routes = routes.shard, hidden_size, routes
+        self._mail = ZmqMail(engine, epoch, routes.shard, len(routes.slots), timeout_s, self._fits)
+        self._first = np.array([slots.start for slots in routes.slots], dtype=np.int32)
+        self._held = len(routes.slots[routes.shard])
         self._own_dispatch: dict[ExchangePoint, _Dispatched] = {}
         self._own_outputs: dict[ExchangePoint, np.ndarray] = {}
 
@@ -75,7 +75,7 @@ class ZmqExchange:
         tokens, slots = ids.shape
         values = _numpy(activations.values)
         scale = None if activations.scale is None else activations.scale.numpy()
-        parts = split_pairs(ids.numpy(), self._first)
+        parts = split_pairs(self._routes.route_array(point.layer, ids.numpy()), self._first)
         for shard, pairs in enumerate(parts):
             scales = _NO_SCALES if scale is None else scale[pairs.tokens]
             part = _Dispatched(values[pairs.tokens], scales, pairs.pair_row, pairs.pair_expert, activations.format)
@@ -158,7 +158,7 @@ class ZmqExchange:
             part.pair_row.min() >= 0
             and part.pair_row.max() < header.rows
             and part.pair_expert.min() >= 0
-            and part.pair_expert.max() < self._held[self._shard]
+            and part.pair_expert.max() < self._held
         ):
             raise LinkError(f"shard {sender} sent pairs of layer {point.layer} that name no row or expert here")
         return part

@@ -31,7 +31,7 @@ class ExchangeHeader:
     """Begins a message between shards; raw little-endian arrays follow it. phase: "dispatch", "combine", "heads" or
     "logits".
 
-    dispatch: scales [rows] f32 (none for "float"), the pairs' rows [pairs] i32, the receiver's expert numbers [pairs]
+    dispatch: scales [rows] f32 (none for "float"), the pairs' rows [pairs] i32, the receiver's slots [pairs]
     i32, and the activations [rows, columns] in `format`. combine: outputs [pairs, columns] f32. heads, logits: the
     sender's columns [rows, columns] f32.
     """

@@ -24,7 +24,7 @@ from ...kernels.protocol import (
 
 @dataclass(frozen=True)
 class ExpertBlocks:
-    """E experts, by local numbers: those of a shard's range, from 0 on.
+    """E experts, by local numbers: a shard's slots, from 0 on.
 
     blocks: at least one; all multiply one activation format. block: [E] int64, the block that holds each expert.
     place: [E] int32, its number there; ascending with the expert, so that in a single block it is the expert's own.

@@ -33,8 +33,8 @@ class ExpertReader:
         self._checkpoint, self._config, self._memory, self._report = checkpoint, config, memory, report
         self._kernels, self._matrices = kernels, MatrixReader(checkpoint, converter)
 
-    def read(self, layer: int, experts: range, memory: Sequence[str]) -> ExpertBlocks:
-        """The layer's experts; memory: the format in memory of each."""
+    def read(self, layer: int, experts: Sequence[int], memory: Sequence[str]) -> ExpertBlocks:
+        """Experts of the layer, by slot; memory: the format in memory of each."""
         groups: dict[type[ExpertMatrix], list[int]] = {}
         for local, format in enumerate(memory):
             groups.setdefault(MATRIX_KINDS[format], []).append(local)

@@ -63,10 +63,11 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class ShardWeights:
-    """embed: [V, D]. head: [V, D]. norm: [D]. experts: the routed experts that `layers` hold, of every layer alike."""
+    """embed: [V, D]. head: [V, D]. norm: [D]. experts: the routed experts that `layers` were loaded with, by slot,
+    of every layer alike."""
 
     embed: Tensor
     head: LinearWeight
     norm: Tensor
     layers: tuple[LayerWeights, ...]
-    experts: range
+    experts: tuple[int, ...]

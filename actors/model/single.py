@@ -27,7 +27,7 @@ class SingleProcessModel:
     def __init__(
         self, config: ModelConfig, weights: ShardWeights, kernels: Kernels, max_tokens: int, page_size: int = 16
     ) -> None:
-        if weights.experts != range(config.n_routed_experts):
+        if weights.experts != tuple(range(config.n_routed_experts)):
             raise ValueError(f"weights hold experts {weights.experts}, all {config.n_routed_experts} are needed")
         if not 1 <= max_tokens <= config.max_position_embeddings:
             limit = config.max_position_embeddings

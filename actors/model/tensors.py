@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,7 +34,7 @@ class TensorSpec:
         return self.name.rpartition(".")[0]
 
 
-def shard_tensors(config: ModelConfig, formats: WeightFormats, experts: range) -> Iterator[TensorSpec]:
+def shard_tensors(config: ModelConfig, formats: WeightFormats, experts: Sequence[int]) -> Iterator[TensorSpec]:
     """All tensors that a shard with these experts reads, layer by layer."""
     yield from outer_tensors(config)
     for layer in range(config.num_hidden_layers):

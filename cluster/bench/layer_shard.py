@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ...actors.collective_exchange import CollectiveExchange
-from ...actors.engine_config import expert_ranges
 from ...actors.exchange import Exchange, LocalExchange
+from ...actors.expert_placement import LayerPlacement
+from ...actors.expert_routes import ExpertRoutes
 from ...actors.kernel_shapes import kernel_shapes, rounded_linears
 from ...actors.linear_kinds import LINEAR_KINDS
 from ...actors.link import LinkPlace
@@ -143,7 +144,7 @@ class _LayerShard:
         self._task, self._pipe = task, pipe
         if task.backend in ACCELERATED:
             torch.accelerator.set_device_index(task.shard)
-        self._experts = expert_ranges(task.config.n_routed_experts, task.shards)
+        self._placement = LayerPlacement.contiguous(task.config.n_routed_experts, task.shards)
         self._kernels: Kernels = select_kernels(task.backend, task.threads, plan=self._plan())
 
     def _plan(self) -> KernelPlan | None:
@@ -151,13 +152,14 @@ class _LayerShard:
         task = self._task
         each = [rounded_linears(bits.int8, bits.int4) for bits in task.formats.values()]
         linears = {word: tuple(dict.fromkeys(kind for one in each for kind in one[word])) for word in LINEAR_KINDS}
-        most, dtype = max(map(len, self._experts)), device_kv_dtype("auto")
+        most, dtype = max(self._placement.sizes), device_kv_dtype("auto")
         shapes = kernel_shapes(task.config, task.formats.keys(), linears, most, dtype, PAGE)
         return plan_kernels(task.backend, "auto", shapes, {})
 
     def measure(self) -> ShardTimes:
         task, device = self._task, self._kernels.device
-        exchange = CollectiveExchange("bench", 0, task.shard, self._experts, task.config.hidden_size, _TIMEOUT_S)
+        routes = ExpertRoutes(task.shard, self._placement, task.config.num_hidden_layers)
+        exchange = CollectiveExchange("bench", 0, routes, task.config.hidden_size, _TIMEOUT_S)
         self._pipe.send(exchange.open(LinkPlace(folder=tempfile.gettempdir())) if task.shards > 1 else "")
         addresses = self._pipe.recv()
         ceilings = measure_ceilings(device, task.threads)
@@ -181,7 +183,9 @@ class _LayerShard:
     def _format(self, format: str, linears: LinearBits) -> FormatTimes:
         task, kernels = self._task, self._kernels
         begin, empty = time.perf_counter(), self._used()
-        weights = random_shard(task.config, format, self._experts[task.shard], kernels, linears.int8, linears.int4)
+        weights = random_shard(
+            task.config, format, self._placement.held[task.shard], kernels, linears.int8, linears.int4
+        )
         weight_bytes = self._used() - empty
         self._say(f"{format}: made {weight_bytes / 1e9:.1f} GB of weights in {time.perf_counter() - begin:.0f} s")
         prompts = task.prompts if task.shards == 1 else ()

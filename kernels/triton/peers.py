@@ -21,12 +21,14 @@ _BLOCK = 2048
 
 @triton.jit
 def push_row(
-    values, scale, ids, value_places, scale_places, expert_places, first_expert, experts, shard, tokens, words, slots,
+    values, scale, ids, table, counts, value_places, scale_places, expert_places, first_slot, held, shard, tokens,
+    words, slots, columns,
     SCALED: tl.constexpr, WORDS: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
     """One token's row to one GPU; program (token, GPU). There it is row shard * tokens + token.
 
-    values: rows of `words` int32 words. ids [tokens, slots] become numbers of that GPU's own experts, -1 for others'.
+    values: rows of `words` int32 words. ids [tokens, slots] are counted, once, and become numbers of that GPU's own
+    slots, -1 for others', by the table [experts, columns], whose column is that of the row.
     """
     token, peer = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = shard * tokens + token
@@ -37,8 +39,12 @@ def push_row(
     if SCALED:
         tl.store(tl.load(scale_places + peer).to(tl.pointer_type(tl.float32)) + row, tl.load(scale + token))
     slot = tl.arange(0, SLOTS)
-    local = tl.load(ids + token * slots + slot, mask=slot < slots, other=0) - tl.load(first_expert + peer)
-    local = tl.where((local >= 0) & (local < tl.load(experts + peer)), local, -1)
+    chosen = tl.load(ids + token * slots + slot, mask=slot < slots, other=0)
+    if peer == 0:
+        tl.atomic_add(counts + chosen, 1, mask=slot < slots, sem="relaxed")
+    number = tl.load(table + chosen * columns + token % columns, mask=slot < slots, other=0)
+    local = number - tl.load(first_slot + peer)
+    local = tl.where((local >= 0) & (local < tl.load(held + peer)), local, -1)
     place = tl.load(expert_places + peer).to(tl.pointer_type(tl.int32))
     tl.store(place + row * slots + slot, local, mask=slot < slots)
 
@@ -71,16 +77,23 @@ def meet_peers(flag_places, flags, turn, shard, SHARDS: tl.constexpr):
 
 
 def push_rows(
-    x: Activations, ids: Tensor, places: tuple[Tensor, Tensor, Tensor], held: tuple[Tensor, Tensor], shard: int
+    x: Activations,
+    ids: Tensor,
+    routes: tuple[Tensor, Tensor],
+    places: tuple[Tensor, Tensor, Tensor],
+    held: tuple[Tensor, Tensor],
+    shard: int,
 ) -> None:
-    """Rows [T, D] and their experts' ids [T, K] int32 to all GPUs. places: [shards] int64 addresses of every GPU's
-    values [shards * T, D], scales [shards * T] float32 and experts [shards * T, K] int32. held: [shards] int32, the
-    first expert of each GPU and how many it has."""
+    """Rows [T, D] and their experts' slots to all GPUs. ids: [T, K] int32, the experts. routes: a table [E, W] int32 of
+    slots, of which row r reads column r % W, and counts [E] int32, to which the ids are added. places: [shards] int64
+    addresses of every GPU's values [shards * T, D], scales [shards * T] float32 and slots [shards * T, K] int32. held:
+    [shards] int32, the first slot of each GPU and how many it has."""
     values = x.values.view(torch.int32)
     (tokens, words), slots, shards = values.shape, ids.shape[1], len(held[0])
     push_row[(tokens, shards)](
-        values, values if x.scale is None else x.scale, ids, *places, *held, shard, tokens, words, slots,
-        x.scale is not None, triton.next_power_of_2(words), triton.next_power_of_2(slots), num_warps=4,
+        values, values if x.scale is None else x.scale, ids, *routes, *places, *held, shard, tokens, words, slots,
+        routes[0].shape[1], x.scale is not None, triton.next_power_of_2(words), triton.next_power_of_2(slots),
+        num_warps=4,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import random
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from torch import Tensor
 from flyray.actors.collective_exchange import CollectiveExchange
 from flyray.actors.engine_config import expert_ranges
 from flyray.actors.exchange import Exchange, ExchangePoint, LocalExchange, Received
+from flyray.actors.expert_placement import LayerPlacement
+from flyray.actors.expert_routes import ExpertRoutes
 from flyray.actors.link import LinkError, LinkKeys, LinkPlace, Links
 from flyray.actors.socket_folder import SocketFolder
 from flyray.actors.wire import encode
@@ -35,6 +38,7 @@ from flyray.kernels.select import select_kernels
 from flyray.kernels.selfcheck import random_matrix
 
 EXPERTS, HIDDEN, INTERMEDIATE, TOP_K = 24, 64, 32, 4
+REDUNDANT, LAYERS = 2, 4
 KINDS: dict[ActivationFormat, type[ExpertMatrix]] = {
     ActivationFormat.FLOAT: Bf16Matrix,
     ActivationFormat.INT8: Int4Matrix,
@@ -65,10 +69,15 @@ def case(seed: int, tokens: int, format: ActivationFormat = ActivationFormat.INT
     return Case(Activations(format, values.to(kind), scale), ids)
 
 
+def routes(shard: int, shards: int) -> ExpertRoutes:
+    """With REDUNDANT slots on each shard, to be moved."""
+    return ExpertRoutes(shard, LayerPlacement.contiguous(EXPERTS, shards, REDUNDANT), LAYERS, moves=True)
+
+
 class Experts:
     """The routed experts `held`, of random weights that are the same everywhere, in each activation format."""
 
-    def __init__(self, held: range) -> None:
+    def __init__(self, held: Sequence[int]) -> None:
         self._kernels = select_kernels("cpu", 1)
         self._weights = {format: self._of(kind, held) for format, kind in KINDS.items()}
 
@@ -82,15 +91,13 @@ class Experts:
         return outputs
 
     @staticmethod
-    def _of(kind: type[ExpertMatrix], held: range) -> ExpertWeights:
+    def _of(kind: type[ExpertMatrix], held: Sequence[int]) -> ExpertWeights:
         generator = torch.Generator().manual_seed(1)
         gate_up = random_matrix(kind, EXPERTS, 2 * INTERMEDIATE, HIDDEN, generator)
         down = random_matrix(kind, EXPERTS, HIDDEN, INTERMEDIATE, generator)
 
         def part(matrix: ExpertMatrix) -> ExpertMatrix:
-            return type(matrix)(
-                **{name: values[held.start : held.stop].contiguous() for name, values in vars(matrix).items()}
-            )
+            return type(matrix)(**{name: values[list(held)] for name, values in vars(matrix).items()})
 
         return ExpertWeights(part(gate_up), part(down))
 
@@ -108,20 +115,24 @@ def serve_shard(
 ) -> None:
     """A shard's process: answers each list of cases (one a layer) with the slots of each."""
     torch.set_num_threads(1)
-    ranges = expert_ranges(EXPERTS, shards)
-    links, experts = Links(keys), Experts(ranges[shard])
+    mine = routes(shard, shards)
+    links, experts = Links(keys), Experts(mine.placement(0).held[shard])
     exchange: Exchange
     if collective:
-        exchange = CollectiveExchange("engine", 7, shard, ranges, HIDDEN, TIMEOUT_S)
+        exchange = CollectiveExchange("engine", 7, mine, HIDDEN, TIMEOUT_S)
         pipe.send(exchange.open(place))
         exchange.connect(pipe.recv(), torch.device("cpu"), torch.float32)
     else:
-        exchange = ZmqExchange("engine", 7, shard, ranges, HIDDEN, TIMEOUT_S)
+        exchange = ZmqExchange("engine", 7, mine, HIDDEN, TIMEOUT_S)
         pipe.send(exchange.open(links, place))
         exchange.connect(links, pipe.recv())
     step = 0
     while (asked := pipe.recv()) is not None:
-        cases, fixed = asked
+        cases, fixed, placement = asked
+        if placement is not None:
+            for layer in range(LAYERS):
+                mine.place(layer, placement)
+            experts = Experts(placement.held[shard])
         if fixed:
             assert isinstance(exchange, CollectiveExchange)
             used: Exchange = exchange.fixed(64, TOP_K)
@@ -158,11 +169,13 @@ class Group:
         for pipe in self.pipes:
             pipe.send(self.addresses)
 
-    def run(self, cases: Sequence[Sequence[Case]], fixed: bool = False) -> tuple[list[list[np.ndarray]], list[int]]:
+    def run(
+        self, cases: Sequence[Sequence[Case]], fixed: bool = False, placement: LayerPlacement | None = None
+    ) -> tuple[list[list[np.ndarray]], list[int]]:
         """cases[shard][layer] -> slots[shard][layer] and the dropped messages of each shard. fixed: all have as many
-        rows."""
+        rows. placement: from now on."""
         for pipe, mine in zip(self.pipes, cases, strict=True):
-            pipe.send((mine, fixed))
+            pipe.send((mine, fixed, placement))
         answers = [pipe.recv() for pipe in self.pipes]
         return [slots for slots, _ in answers], [dropped for _, dropped in answers]
 
@@ -199,20 +212,33 @@ def split(whole: Case, parts: Sequence[int]) -> list[Case]:
     return cases
 
 
+def moved(shards: int, seed: int) -> LayerPlacement:
+    """Any other placement in as many slots: every expert once, then more of them, at random."""
+    choice = random.Random(seed)
+    sizes = LayerPlacement.contiguous(EXPERTS, shards, REDUNDANT).sizes
+    order = choice.sample(range(EXPERTS), EXPERTS)
+    held = [[order.pop() for _ in range(size - REDUNDANT)] for size in sizes]
+    for each in held:
+        each += choice.sample(sorted(set(range(EXPERTS)) - set(each)), REDUNDANT)
+        choice.shuffle(each)
+    return LayerPlacement(tuple(map(tuple, held)))
+
+
 @pytest.mark.parametrize("format", list(ActivationFormat))
 def test_any_number_of_shards_gives_the_bits_of_one(group: Group, format: ActivationFormat) -> None:
     shards = len(group.pipes)
     layers = [case(layer, tokens, format) for layer, tokens in enumerate((17, 1, 40, 5))]
     experts = Experts(range(EXPERTS))
     expected = [run_layer(LocalExchange(), ExchangePoint(0, 0, 0), each, experts) for each in layers]
-    # All rows on the last shard, then dealt out unevenly, with shards that have none.
-    for deal in ("last", "uneven"):
+    # All rows on the last shard, then dealt out unevenly, with shards that have none, then with other experts there.
+    for deal, placement in (("last", None), ("uneven", None), ("uneven", moved(shards, 1)), ("last", moved(shards, 2))):
         shares = []
         for each in layers:
             tokens = len(each.ids)
             first = 0 if deal == "last" else tokens // 2
             shares.append(split(each, [first] + [0] * (shards - 2) + [tokens - first]))
-        slots, dropped = group.run([[share[shard] for share in shares] for shard in range(shards)])
+        cases = [[share[shard] for share in shares] for shard in range(shards)]
+        slots, dropped = group.run(cases, placement=placement)
         assert dropped == [0] * shards
         for layer, whole in enumerate(expected):
             joined = np.concatenate([slots[shard][layer] for shard in range(shards)])
@@ -226,17 +252,19 @@ def test_shards_with_as_many_rows_each_give_the_bits_of_one(group: Group, format
     layers = [case(layer, shards * tokens, format) for layer, tokens in enumerate((1, 9, 4))]
     experts = Experts(range(EXPERTS))
     shares = [split(each, [len(each.ids) // shards] * shards) for each in layers]
-    slots, _ = group.run([[share[shard] for share in shares] for shard in range(shards)], fixed=True)
-    for layer, each in enumerate(layers):
-        whole = run_layer(LocalExchange(), ExchangePoint(0, 0, 0), each, experts).numpy()
-        joined = np.concatenate([slots[shard][layer] for shard in range(shards)])
-        assert np.array_equal(joined.view(np.int32), whole.view(np.int32))
+    for placement in (None, moved(shards, 3)):
+        cases = [[share[shard] for share in shares] for shard in range(shards)]
+        slots, _ = group.run(cases, fixed=True, placement=placement)
+        for layer, each in enumerate(layers):
+            whole = run_layer(LocalExchange(), ExchangePoint(0, 0, 0), each, experts).numpy()
+            joined = np.concatenate([slots[shard][layer] for shard in range(shards)])
+            assert np.array_equal(joined.view(np.int32), whole.view(np.int32))
 
 
 def test_messages_of_another_epoch_or_engine_or_none_are_dropped_and_counted(socket_folder: str) -> None:
     links = Links(None)
     try:
-        exchange = ZmqExchange("engine", 7, 0, expert_ranges(EXPERTS, 2), HIDDEN, 0.2)
+        exchange = ZmqExchange("engine", 7, routes(0, 2), HIDDEN, 0.2)
         address = exchange.open(links, LinkPlace(folder=socket_folder))
         exchange.connect(links, [address, f"ipc://{socket_folder}/nobody"])
         peer = links.connect(zmq.PUSH, address)
@@ -267,8 +295,7 @@ def test_messages_of_another_epoch_or_engine_or_none_are_dropped_and_counted(soc
 def test_a_shard_without_tokens_keeps_no_outputs_that_it_computed_for_others(socket_folder: str) -> None:
     links = [Links(None), Links(None)]
     try:
-        ranges = expert_ranges(EXPERTS, 2)
-        busy, idle = (ZmqExchange("engine", 7, shard, ranges, HIDDEN, TIMEOUT_S) for shard in range(2))
+        busy, idle = (ZmqExchange("engine", 7, routes(shard, 2), HIDDEN, TIMEOUT_S) for shard in range(2))
         addresses = [
             each.open(own, LinkPlace(folder=socket_folder)) for each, own in zip((busy, idle), links, strict=True)
         ]
@@ -304,12 +331,12 @@ def _none() -> tuple[Activations, Tensor]:
 def test_pairs_that_name_no_expert_of_this_shard_are_refused(socket_folder: str) -> None:
     links = Links(None)
     try:
-        exchange = ZmqExchange("engine", 7, 0, expert_ranges(EXPERTS, 2), HIDDEN, TIMEOUT_S)
+        exchange = ZmqExchange("engine", 7, routes(0, 2), HIDDEN, TIMEOUT_S)
         address = exchange.open(links, LinkPlace(folder=socket_folder))
         exchange.connect(links, [address, f"ipc://{socket_folder}/nobody"])
         peer = links.connect(zmq.PUSH, address)
         header = ExchangeHeader("engine", 7, 0, 0, 0, "dispatch", 1, 1, 1, HIDDEN, "int8")
-        numbers = np.array([0], np.int32), np.array([EXPERTS // 2], np.int32)
+        numbers = np.array([0], np.int32), np.array([EXPERTS // 2 + REDUNDANT], np.int32)
         peer.send(as_message(header, bytes(4) + b"".join(each.tobytes() for each in numbers) + bytes(HIDDEN)))
         exchange.dispatch(ExchangePoint(0, 0, 0), *_none())
         with pytest.raises(LinkError, match="shard 1 sent pairs of layer 0 that name no row or expert here"):

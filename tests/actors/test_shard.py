@@ -15,6 +15,7 @@ from tiny_checkpoint import TINY, write_tiny
 from flyray.actors import shard, step_answer
 from flyray.actors.engine_config import EngineConfig
 from flyray.actors.engine_shape import EngineShape
+from flyray.actors.expert_placement import LayerPlacement
 from flyray.actors.link import LinkError, LinkPlace, Links
 from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.single import SingleProcessModel
@@ -71,7 +72,7 @@ class Bench:
             backend="cpu",
             kernel_plan=None,
             threads=1,
-            experts=(range(8),),
+            placement=LayerPlacement((tuple(range(8)),)),
             kv_pages=16,
             kv_memory_share=0.0,
             kv_dtype="auto",

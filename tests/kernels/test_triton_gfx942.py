@@ -154,7 +154,8 @@ CASES |= {
     "push row": Case(
         peers.push_row,
         dict.fromkeys(("value_places", "scale_places", "expert_places"), LONG)
-        | {"values": INT, "scale": FLOAT, "ids": INT, "first_expert": INT, "experts": INT},
+        | {"values": INT, "scale": FLOAT, "ids": INT, "table": INT, "counts": INT}
+        | {"first_slot": INT, "held": INT},
         {"SCALED": True, "WORDS": 2048, "SLOTS": 8},
     ),
     "push output": Case(

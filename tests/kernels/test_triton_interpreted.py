@@ -52,7 +52,11 @@ from flyray.kernels.triton.peers import meet, push_outputs, push_rows
 
 SHARDS, TOKENS, SLOTS, COLUMNS = 2, 3, 3, 40
 HELD = torch.tensor([0, 4], dtype=torch.int32), torch.tensor([4, 3], dtype=torch.int32)
-ids = torch.tensor([[[0, 5, 3], [6, 4, 5], [1, 2, 0]], [[4, 0, 6], [3, 1, 5], [2, 6, 4]]], dtype=torch.int32)
+ids = torch.tensor([[[0, 5, 3], [5, 4, 1], [1, 2, 0]], [[4, 0, 2], [3, 1, 5], [2, 0, 4]]], dtype=torch.int32)
+# Expert 0 has two slots, 0 and 6, to which rows go in turns.
+table = torch.tensor([[0, 6], [1, 1], [2, 2], [3, 3], [4, 4], [5, 5]], dtype=torch.int32)
+slot_of = table[ids.long(), (torch.arange(TOKENS) % 2)[None, :, None]]
+counts = torch.zeros(6, dtype=torch.int32)
 values = torch.randint(-127, 128, (SHARDS, TOKENS, COLUMNS), dtype=torch.int8)
 scale = torch.rand(SHARDS, TOKENS)
 
@@ -67,19 +71,21 @@ for scaled in (True, False):
     for shard in range(SHARDS):
         kind = ActivationFormat.INT8 if scaled else ActivationFormat.FLOAT
         x = Activations(kind, values[shard], scale[shard] if scaled else None)
-        push_rows(x, ids[shard], (row_places, scale_places, expert_places), HELD, shard)
+        push_rows(x, ids[shard], (table, counts), (row_places, scale_places, expert_places), HELD, shard)
     for shard in range(SHARDS):
         assert torch.equal(rows[shard], values.flatten(0, 1))
         assert torch.equal(scales[shard], scale.flatten() if scaled else torch.full((SHARDS * TOKENS,), 77.0))
-        local = ids.flatten(0, 1) - HELD[0][shard]
+        local = slot_of.flatten(0, 1) - HELD[0][shard]
         assert torch.equal(experts[shard], torch.where((local >= 0) & (local < HELD[1][shard]), local, -1))
+
+assert torch.equal(counts, 2 * ids.flatten().bincount(minlength=6))  # of two runs
 
 outputs = torch.randn(SHARDS, SHARDS * TOKENS * SLOTS, COLUMNS)
 slots, slot_places = buffers(torch.float32, TOKENS, SLOTS, COLUMNS)
 for shard in range(SHARDS):
     push_outputs(outputs[shard], experts[shard].flatten(), slot_places)
 for shard in range(SHARDS):
-    owner = (ids[shard] >= 4).int()
+    owner = (slot_of[shard] >= 4).int()
     for token in range(TOKENS):
         for slot in range(SLOTS):
             pair = (shard * TOKENS + token) * SLOTS + slot

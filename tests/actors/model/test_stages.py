@@ -60,11 +60,11 @@ class Shards:
         slots = torch.zeros(hidden.shape[0], top_k, CONFIG.hidden_size)
         for shard in self.stages:
             owned = shard.weights.experts
-            token, slot = ((routing.ids >= owned.start) & (routing.ids < owned.stop)).nonzero(as_tuple=True)
+            token, slot = ((routing.ids >= owned[0]) & (routing.ids <= owned[-1])).nonzero(as_tuple=True)
             # As after an exchange: only the rows that this shard's experts need, each once.
             rows, pair_token = token.unique(return_inverse=True)
             part = take(routing.activations, rows)
-            local = routing.ids[token, slot] - owned.start
+            local = routing.ids[token, slot] - owned[0]
             slots[token, slot] = shard.experts(layer, part, pair_token.to(torch.int32), local.to(torch.int32))
         return home.combine(layer, hidden, slots, routing.weights, home.shared(layer, routing))
 

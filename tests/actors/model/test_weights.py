@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -58,7 +58,7 @@ def checkpoint_of(path: Path, tensors: Tensors, disk: str) -> Checkpoint:
     return Checkpoint(save_checkpoint(path, TEXT, tensors, QUANTIZATION[disk], "language_model."))
 
 
-def load(checkpoint: Checkpoint, precision: str = "auto", experts: range = range(EXPERTS)) -> ShardWeights:
+def load(checkpoint: Checkpoint, precision: str = "auto", experts: Sequence[int] = range(EXPERTS)) -> ShardWeights:
     return load_shard(checkpoint, ModelConfig.from_dict(checkpoint.config), precision, experts, KERNELS)
 
 
@@ -173,7 +173,7 @@ def test_a_shard_reads_its_own_bytes(disk: str, shards: int, model: Any, tmp_pat
         assert seen[0] == (0, checkpoint.bytes_read)
         assert seen[-1] == (checkpoint.bytes_read, checkpoint.bytes_read)
         assert seen == sorted(seen)
-        assert shard.experts == range(begin, end)
+        assert shard.experts == tuple(range(begin, end))
         for layer in (1, 2):
             assert len(moe(shard, layer).experts) == end - begin
             (mine,), (all_experts,) = moe(shard, layer).experts.blocks, moe(whole, layer).experts.blocks
@@ -193,9 +193,9 @@ def entries(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: checkpoint.entry(name) for name in checkpoint.names}
 
 
-@pytest.mark.parametrize("experts", [range(0), range(4, 9), range(0, 8, 2), range(3, 3)])
-def test_expert_range_outside_the_model(experts: range, model: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"not a range within 0\.\.8"):
+@pytest.mark.parametrize("experts", [(), range(4, 9), (3, 5, 3), (-1, 2)])
+def test_experts_outside_the_model(experts: Sequence[int], model: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"not different ones within 0\.\.7"):
         load(checkpoint_of(tmp_path, published_tensors(model, write_bf16), "bf16"), experts=experts)
 
 
