@@ -37,7 +37,7 @@ class AiterMatrix:
 
     kind: what it was made of. values: [E, N, K] int8, float8_e4m3fnuz or bfloat16, or [E, N, K/2] of AITER's INT4 type,
     eight values v0..v7 as four bytes v_j | v_(j+4) << 4. scale: [E, N, 1] float32; for INT4 bfloat16 scales of groups
-    of 32, two neighbouring groups of a row together; None for bfloat16.
+    of 32 [E, K/64, N, 2]; None for bfloat16.
     """
 
     kind: type[ExpertMatrix]
@@ -81,12 +81,17 @@ def run(library: Aiter, x: Activations, pair_token: Tensor, pair_expert: Tensor,
         expert_mask=weights.here,
         activation=library.constant("silu"),
         quant_type=library.constant(_QUANTIZATION[first.kind]),
-        w1_scale=first.scale,
-        w2_scale=second.scale,
+        w1_scale=_passed_scale(first),
+        w2_scale=_passed_scale(second),
         a1_scale=scale,
         dtype=torch.bfloat16,
     )
     return out.to(torch.float32)
+
+
+def _passed_scale(matrix: AiterMatrix) -> Tensor | None:
+    """INT4 groups are passed without their shape."""
+    return matrix.scale.view(-1) if matrix.kind is Int4Matrix and matrix.scale is not None else matrix.scale
 
 
 def _rows(x: Activations, pair_token: Tensor, kind: type[ExpertMatrix]) -> tuple[Tensor, Tensor | None]:
@@ -133,7 +138,7 @@ def _int4_values(library: Aiter, matrix: Int4Matrix) -> Tensor:
 def _int4_scale(library: Aiter, matrix: Int4Matrix) -> Tensor:
     """Multiplier times scale, rounded to bfloat16, for every group."""
     groups = (matrix.multipliers * matrix.scale[..., None]).to(torch.bfloat16).transpose(1, 2).contiguous()
-    return library.call("shuffle_scale_for_int4", scale=groups, group_size=32).reshape(-1).contiguous()
+    return library.call("shuffle_scale_for_int4", scale=groups, group_size=32)
 
 
 __all__ = ["UNIT", "AiterExperts", "AiterMatrix", "lay_out", "run"]

@@ -14,6 +14,8 @@ from torch import Tensor
 from flyray.kernels.aiter import attention
 from flyray.kernels.aiter.backend import AiterKernels
 from flyray.kernels.aiter.source import AiterSource
+from flyray.kernels.composed import compose
+from flyray.kernels.composition import BackendSource, choose
 from flyray.kernels.protocol import (
     ActivationFormat,
     Activations,
@@ -27,6 +29,7 @@ from flyray.kernels.protocol import (
     activation_format,
 )
 from flyray.kernels.reference import ReferenceKernels
+from flyray.kernels.selfcheck import CheckShapes, self_check
 from flyray.kernels.source import KernelShapes, LinearShape
 
 RELEASES = recorded()
@@ -210,6 +213,21 @@ def test_what_does_not_fit_is_refused_by_name(
 ) -> None:
     source = AiterSource(REFERENCE, "gfx942", emulated(RELEASES[NEWEST]))
     assert source.refusal(operation, kind, replace(KIMI, **changes)).startswith(reason)
+
+
+def test_the_self_check_passes_with_all_that_aiter_has_and_with_what_it_runs_unasked() -> None:
+    sources = [AiterSource(REFERENCE, "gfx942", emulated(RELEASES[NEWEST])), BackendSource(REFERENCE)]
+    kinds = MATRIX_KINDS
+    shapes = replace(KIMI, hidden_size=256, heads=16, expert_kinds=kinds, gate=GateConfig(4, 1, 1, True, 2.5))
+    checked = CheckShapes(256, 16, 512, 64, 32, 64, 24, 256, 16, shapes.gate)
+    named = dict.fromkeys(sources[0].operations, ("aiter", "reference"))
+    for orders in (named, {}):
+        plan = choose(sources, shapes, orders)
+        kernels = compose("both", REFERENCE, sources[:1], plan)
+        ran = {choice.operation for choice in plan.choices if choice.source == "aiter"}
+        assert ran == (named.keys() if orders else {"absorb", "write_kv", "mla_attention"})
+        for result in self_check(kernels, checked, kinds):
+            assert result.max_error <= result.allowed
 
 
 def test_kimis_shapes_fit_and_what_breaks_the_protocol_is_reserved() -> None:
