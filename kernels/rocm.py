@@ -7,6 +7,8 @@ from importlib.util import find_spec
 
 import torch
 
+from .aiter.package import PACKAGE, installed_folder, package_fault
+from .aiter.source import AiterSource
 from .composed import ComposedKernels, compose
 from .composition import BackendSource, KernelPlan, SourceOrder, choose
 from .flydsl.source import FlyDslSource
@@ -17,8 +19,6 @@ from .triton.tiles import gpu_name
 NAME = "rocm"
 TARGET = "gfx942"
 """The architecture that is planned for where no GPU is: MI300X and MI325X."""
-_OPTIONAL = {"flydsl": "flydsl", "aiter": "amd-aiter"}
-"""Modules of the sources beside Triton, and the packages that bring them."""
 
 
 def plan_rocm(base: Kernels, shapes: KernelShapes, orders: SourceOrder) -> KernelPlan:
@@ -38,7 +38,8 @@ def missing_rocm() -> str:
     if torch.version.hip is not None:
         return ""
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
-    absent = [package for module, package in _OPTIONAL.items() if find_spec(module) is None]
+    absent = [] if find_spec("flydsl") is not None else ["flydsl"]
+    absent += [PACKAGE] if package_fault(installed_folder()) else []
     optional = (
         f"; not installed and optional: {', '.join(absent)}, without which Triton runs their part" if absent else ""
     )
@@ -51,7 +52,7 @@ def missing_rocm() -> str:
 def _sources(base: Kernels) -> Sequence[KernelSource]:
     """All but the base, in the order of `select.SOURCES`."""
     target = TARGET if base.device.type == "meta" else gpu_name(base.device)
-    return (FlyDslSource(base, target),)
+    return FlyDslSource(base, target), AiterSource(base, target)
 
 
 __all__ = ["NAME", "TARGET", "missing_rocm", "plan_rocm", "rocm_kernels"]
