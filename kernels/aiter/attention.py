@@ -7,12 +7,17 @@ of its decoding. AITER's prefill kernel sums in another order, and its own choic
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ..protocol import PagedBatch
+from .key_lists import KeyLists
 from .package import Aiter
+
+Lists = Callable[[PagedBatch, slice, int, int, int], KeyLists]
+"""Lists the keys of queries: batch, which queries, tokens a page, copies of each, splits."""
 
 LATENT, ROPE = 512, 64
 """The only sizes of an entry that the assembly has."""
@@ -23,13 +28,13 @@ WHOLE = 128
 SPLITS = 8
 """Parts into which every sequence's keys are cut. AITER itself takes 1 to 16, by the batch."""
 _ROWS = 128
-_INDICES = 1 << 22
-"""Queries, and places in the list of keys, that one call takes at most: they bound its buffers to 70 and 50 MB."""
+_INDICES = 1 << 25
+"""Queries, and places in the lists of keys, that one call takes at most: each bounds a buffer to 134 MB at 64 heads."""
 
 
-def attend(library: Aiter, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float) -> Tensor:
+def attend(library: Aiter, lists: Lists, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float) -> Tensor:
     """q [T, H, 576] bfloat16, pages [num_pages, page_size, 576] bfloat16, entries as latent and then rotated key ->
-    [T, H, 512] bfloat16. Waits for nothing; rows whose pages are missing are undefined."""
+    [T, H, 512] bfloat16. lists: such as `key_lists`. Waits for nothing; rows whose pages are missing are undefined."""
     tokens, heads, width = q.shape
     if heads != WHOLE and heads % GROUP:
         q = pad(q, (0, 0, 0, GROUP - heads % GROUP))
@@ -41,44 +46,22 @@ def attend(library: Aiter, q: Tensor, pages: Tensor, batch: PagedBatch, scale: f
     step = max(1, min(_ROWS, _INDICES // max(1, capacity * copies)))
     for first in range(0, tokens, step):
         rows = slice(first, min(first + step, tokens))
-        starts, slots = key_lists(batch, rows, pages.shape[1], copies)
-        sequences = len(starts) - 1
-        each = torch.arange(sequences + 1, dtype=torch.int32, device=q.device)
-        part = slice(rows.start * copies, rows.stop * copies)
+        part, keys = slice(rows.start * copies, rows.stop * copies), lists(batch, rows, pages.shape[1], copies, SPLITS)
         library.call(
             "mla_decode_fwd",
             q=grouped[part],
             kv_buffer=buffer,
             o=out[part],
-            qo_indptr=each,
-            kv_indptr=starts,
-            kv_indices=slots,
-            kv_last_page_lens=torch.ones(sequences, dtype=torch.int32, device=q.device),
+            qo_indptr=keys.queries,
+            kv_indptr=keys.starts,
+            kv_indices=keys.slots,
+            kv_last_page_lens=keys.last_lengths,
             max_seqlen_q=1,
             sm_scale=scale,
             num_kv_splits=SPLITS,
-            num_kv_splits_indptr=each * SPLITS,
+            num_kv_splits_indptr=keys.splits,
         )
     return out.view(tokens, -1, LATENT)[:, :heads]
 
 
-def key_lists(batch: PagedBatch, rows: slice, page_size: int, copies: int) -> tuple[Tensor, Tensor]:
-    """The slots of the keys that each query of `rows` sees, each list `copies` times, one after the other.
-
-    -> where lists begin and end [N + 1] int32, and the lists int32, with zeros behind the last one: how long they are
-    in all is known to the device alone. Pages of 1 token, because not every release counts larger ones rightly."""
-    device = batch.positions.device
-    queries = torch.arange(rows.start, rows.stop, dtype=torch.int32, device=device)
-    owner = torch.searchsorted(batch.query_start[1:], queries, right=True).clamp_(max=len(batch.page_table) - 1)
-    inside = torch.arange(page_size, dtype=torch.int32, device=device)
-    slots = (batch.page_table[owner].clamp_(min=0)[..., None] * page_size + inside).flatten(1)
-    slots, seen = slots.repeat_interleave(copies, 0), (batch.positions[rows] + 1).repeat_interleave(copies)
-    starts = torch.zeros(len(seen) + 1, dtype=torch.int32, device=device)
-    torch.cumsum(seen, 0, out=starts[1:])
-    column = torch.arange(slots.shape[1], device=device)
-    place = torch.where(column < seen[:, None], starts[:-1, None] + column, slots.numel())
-    lists = torch.zeros(slots.numel() + 1, dtype=torch.int32, device=device)
-    return starts, lists.scatter_(0, place.flatten(), slots.flatten())[:-1]
-
-
-__all__ = ["GROUP", "LATENT", "ROPE", "SPLITS", "attend", "key_lists"]
+__all__ = ["GROUP", "LATENT", "ROPE", "SPLITS", "Lists", "attend"]

@@ -19,9 +19,10 @@ from ..protocol import (
     LinearWeight,
     PagedBatch,
 )
-from .attention import LATENT, ROPE, attend
+from .attention import LATENT, ROPE, Lists, attend
 from .experts import UNIT, AiterExperts, lay_out, run
-from .package import Aiter
+from .key_lists import key_lists
+from .package import INSTALLED, Aiter
 
 _INTERLEAVED = 1
 """AITER's number for rotating neighbouring values."""
@@ -34,16 +35,12 @@ INNER_UNIT = 16
 
 class AiterKernels:
     """Methods of `Kernels`, as it describes them. base: of the same device, for what AITER lacks inside an operation:
-    absorbed queries, the product before a gate and the rounding before an INT8 linear. library: None for the installed
-    one, imported at the first call, which needs ROCm."""
+    absorbed queries, the product before a gate and the rounding before an INT8 linear. library: by default the
+    installed one, of which each function is imported when it is first called, which needs ROCm."""
 
-    def __init__(self, base: Kernels, library: Aiter | None = None) -> None:
-        self._base, self._given = base, library
+    def __init__(self, base: Kernels, library: Aiter = INSTALLED, lists: Lists = key_lists) -> None:
+        self._base, self._library, self._lists = base, library, lists
         self._check = ArgumentChecks(base.activation_dtype, base.device, torch.bfloat16)
-
-    @cached_property
-    def _library(self) -> Aiter:
-        return self._given or Aiter.load()
 
     @cached_property
     def _one(self) -> Tensor:
@@ -70,7 +67,7 @@ class AiterKernels:
         width = self._check.mla_attention(q, pages, batch, kv_lora_rank)[2]
         fits = (kv_lora_rank, width - kv_lora_rank) == (LATENT, ROPE)
         _expect("mla_attention", f"pages has entries of {kv_lora_rank} and {width - kv_lora_rank} values", fits)
-        return attend(self._library, q.to(torch.bfloat16), pages, batch, float(scale)).to(torch.float32)
+        return attend(self._library, self._lists, q.to(torch.bfloat16), pages, batch, float(scale)).to(torch.float32)
 
     def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
         tokens, _, _ = self._check.gate(x, weight, bias, config)

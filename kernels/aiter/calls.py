@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -19,6 +19,8 @@ class Call:
     name: str
     positional: tuple[str, ...]
     keywords: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    """Of the keywords, those that the function must ask whether they are None: others it would replace with its own."""
 
     @property
     def path(self) -> str:
@@ -50,6 +52,8 @@ _CALLS = (
         "mla_decode_fwd",
         ("q", "kv_buffer", "o", "qo_indptr", "kv_indptr", "kv_indices", "kv_last_page_lens", "max_seqlen_q"),
         ("sm_scale", "num_kv_splits", "num_kv_splits_indptr"),
+        # Old releases replace it with a tensor out of a cache, which a device graph would outlive.
+        ("num_kv_splits_indptr",),
     ),
     Call(
         "aiter.ops.cache",
@@ -115,10 +119,26 @@ def read_signature(source: str, name: str) -> inspect.Signature | None:
     """The parameters of a function at the top level of a Python source, without running it; None where there is none.
 
     Defaults that are no literals are given as their source."""
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return _signature(node.args)
-    return None
+    node = _function(source, name)
+    return None if node is None else _signature(node.args)
+
+
+def replaced(source: str, name: str, parameters: Iterable[str]) -> list[str]:
+    """Those parameters that a function never compares with None."""
+    node = _function(source, name)
+    asked = {
+        part.left.id
+        for part in ([] if node is None else ast.walk(node))
+        if isinstance(part, ast.Compare)
+        and isinstance(part.left, ast.Name)
+        and isinstance(part.ops[0], ast.Is | ast.IsNot)
+    }
+    return [each for each in parameters if each not in asked]
+
+
+def _function(source: str, name: str) -> ast.FunctionDef | None:
+    found = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return next(found, None)
 
 
 def _signature(arguments: ast.arguments) -> inspect.Signature:
@@ -151,7 +171,11 @@ def call_fault(name: str, source: Source) -> str:
     """Why the call of this name does not fit the sources of a release; empty where it does."""
     call = CALLS[name]
     text = source(call.path)
-    return call.fault(None if text is None else read_signature(text, name))
+    fault = call.fault(None if text is None else read_signature(text, name))
+    if fault or text is None:
+        return fault
+    unasked = replaced(text, name, call.optional)
+    return f"{call.module}.{name} replaces {unasked[0]} with its own" if unasked else ""
 
 
-__all__ = ["CALLS", "INT4_CALLS", "OPERATION_CALLS", "Call", "Source", "call_fault", "read_signature"]
+__all__ = ["CALLS", "INT4_CALLS", "OPERATION_CALLS", "Call", "Source", "call_fault", "read_signature", "replaced"]

@@ -35,8 +35,8 @@ _QUANTIZATION = {Int4Matrix: "per_1x32", Int8Matrix: "per_token", Fp8Matrix: "pe
 class AiterMatrix:
     """One expert matrix [E, N, K] in AITER's shuffled layout.
 
-    kind: what it was made of. values: [E, N, K] int8, float8_e4m3fnuz or bfloat16, or [E, N, K/2] of AITER's INT4 type,
-    eight values v0..v7 as four bytes v_j | v_(j+4) << 4. scale: [E, N, 1] float32; for INT4 bfloat16 scales of groups
+    kind: what it was made of. values: [E, N, K] int8, float8_e4m3fnuz or bfloat16, or [E, N, K/2] uint8, eight values
+    v0..v7 as four bytes v_j | v_(j+4) << 4. scale: [E, N, 1] float32; for INT4 bfloat16 scales of groups
     of 32 [E, K/64, N, 2]; None for bfloat16.
     """
 
@@ -74,8 +74,8 @@ def run(library: Aiter, x: Activations, pair_token: Tensor, pair_expert: Tensor,
     out = library.call(
         "fused_moe",
         hidden_states=rows,
-        w1=first.values,
-        w2=second.values,
+        w1=_passed_values(library, first),
+        w2=_passed_values(library, second),
         topk_weight=torch.ones(ids.shape, dtype=torch.float32, device=ids.device),
         topk_ids=ids,
         expert_mask=weights.here,
@@ -87,6 +87,11 @@ def run(library: Aiter, x: Activations, pair_token: Tensor, pair_expert: Tensor,
         dtype=torch.bfloat16,
     )
     return out.to(torch.float32)
+
+
+def _passed_values(library: Aiter, matrix: AiterMatrix) -> Tensor:
+    """INT4 in AITER's own type, whose tensors torch does not compute with."""
+    return matrix.values.view(library.constant("int4")) if matrix.kind is Int4Matrix else matrix.values
 
 
 def _passed_scale(matrix: AiterMatrix) -> Tensor | None:
@@ -132,7 +137,7 @@ def _int4_values(library: Aiter, matrix: Int4Matrix) -> Tensor:
         shuffled = _shuffled(library, join_nibbles(each))
         flat = library.call("pack_int8_to_packed_int4", x_shuf_i8=shuffled)
         place.view(-1).copy_(flat.view(torch.uint8))
-    return packed.view(library.constant("int4"))
+    return packed
 
 
 def _int4_scale(library: Aiter, matrix: Int4Matrix) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import reduce
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .calls import CALLS, call_fault
+from .calls import CALLS, Call, call_fault
 
 PACKAGE = "amd-aiter"
 _OTHER = "aiter"
@@ -17,12 +17,13 @@ _OTHER = "aiter"
 _ONLY_AMDS = "mla.py"
 
 CONSTANTS = {
-    "silu": "aiter.ActivationType.Silu",
-    "no_quantization": "aiter.QuantType.No",
-    "per_token": "aiter.QuantType.per_Token",
-    "per_1x32": "aiter.QuantType.per_1x32",
-    "int4": "aiter.dtypes.i4x2",
+    "silu": "ActivationType.Silu",
+    "no_quantization": "QuantType.No",
+    "per_token": "QuantType.per_Token",
+    "per_1x32": "QuantType.per_1x32",
+    "int4": "dtypes.i4x2",
 }
+"""Where the module `aiter` has what is passed by value."""
 
 
 def installed_folder() -> Path | None:
@@ -57,22 +58,12 @@ def installed_call_fault(name: str, folder: Path) -> str:
 
 
 class Aiter:
-    """Functions of the library, called by the names of their arguments, and its constants."""
+    """Functions of a library, called by the names of their arguments, and its constants.
 
-    def __init__(self, functions: Mapping[str, Callable[..., Any]], constants: Mapping[str, Any]) -> None:
-        self._functions, self._constants = functions, constants
+    find: gives one of `CALLS`; constant: one of `CONSTANTS`, by its name."""
 
-    @classmethod
-    def load(cls) -> Aiter:
-        """Imports the installed release. What it lacks is left out; `AiterSource.refusal` has named it."""
-        functions = {
-            name: getattr(import_module(call.module), name)
-            for name, call in CALLS.items()
-            if hasattr(import_module(call.module), name)
-        }
-        library = import_module("aiter")
-        constants = {name: reduce(getattr, path.split(".")[1:], library) for name, path in CONSTANTS.items()}
-        return cls(functions, constants)
+    def __init__(self, find: Callable[[Call], Callable[..., Any]], constant: Callable[[str], Any]) -> None:
+        self._find, self.constant = find, constant
 
     def call(self, name: str, **arguments: Any) -> Any:
         """Calls one of `CALLS`; keyword arguments may be left out, others may not."""
@@ -81,11 +72,14 @@ class Aiter:
         unknown = arguments.keys() - set(call.keywords)
         if unknown:
             raise TypeError(f"{name}: {', '.join(sorted(unknown))} is not declared in CALLS")
-        return self._functions[name](*ordered, **arguments)
+        return self._find(call)(*ordered, **arguments)
 
-    def constant(self, name: str) -> Any:
-        """One of `CONSTANTS`."""
-        return self._constants[name]
+
+INSTALLED = Aiter(
+    lambda call: getattr(import_module(call.module), call.name),
+    lambda name: reduce(getattr, CONSTANTS[name].split("."), import_module("aiter")),
+)
+"""The installed release; nothing is imported before it is called."""
 
 
 def _version(package: str) -> str | None:
@@ -95,4 +89,4 @@ def _version(package: str) -> str | None:
         return None
 
 
-__all__ = ["CONSTANTS", "PACKAGE", "Aiter", "installed_call_fault", "installed_folder", "package_fault"]
+__all__ = ["CONSTANTS", "INSTALLED", "PACKAGE", "Aiter", "installed_call_fault", "installed_folder", "package_fault"]

@@ -13,7 +13,7 @@ from .attention import LATENT, ROPE
 from .backend import GATE_GROUPS, INNER_UNIT, MAX_TOP_K, AiterKernels
 from .calls import INT4_CALLS, OPERATION_CALLS
 from .experts import UNIT
-from .package import Aiter, installed_call_fault, installed_folder, package_fault
+from .package import installed_call_fault, installed_folder, package_fault
 
 TARGET = "gfx942"
 
@@ -45,16 +45,17 @@ assert _PROMISES.keys() == OPERATION_CALLS.keys()
 
 class AiterSource:
     """A `KernelSource`. base: kernels of the same device ("meta" to ask alone) that AITER leans on. target: the GPU's
-    architecture, such as "gfx942". library: what to call in place of the installed release."""
+    architecture, such as "gfx942". kernels: those on `base` by default, over the installed release; others are asked
+    for shapes alone."""
 
     name = "aiter"
     operations = frozenset(_PROMISES)
     leaves_out = True
     splits_floats = False
 
-    def __init__(self, base: Kernels, target: str, library: Aiter | None = None) -> None:
-        self._target, self._library = target, library
-        self.kernels = AiterKernels(base, library)
+    def __init__(self, base: Kernels, target: str, kernels: AiterKernels | None = None) -> None:
+        self._target, self._installed = target, kernels is None
+        self.kernels = AiterKernels(base) if kernels is None else kernels
 
     def promise(self, operation: str) -> Promise:
         return _PROMISES[operation]
@@ -65,7 +66,7 @@ class AiterSource:
         if self._target != TARGET:
             return f"target: is {self._target}, expected {TARGET}, for which AITER's layouts and FP8 are prepared here"
         fault = _shape_fault(operation, kind, shapes)
-        return fault or ("" if self._library is not None else self._installation_fault(operation, kind))
+        return fault or (self._installation_fault(operation, kind) if self._installed else "")
 
     def _installation_fault(self, operation: str, kind: type | None) -> str:
         folder = installed_folder()

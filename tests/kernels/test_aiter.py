@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from aiter_emulation import emulated
+from aiter_emulation import emulated, listed_keys
 from aiter_signatures import recorded
 from kernel_cases import MATRIX_KINDS, expert_weights, int8_weight, normal, paged, pairs
 from torch import Tensor
@@ -42,7 +42,7 @@ KIMI = KernelShapes(
 
 
 def adapter(release: str = NEWEST, called: set[str] | None = None) -> AiterKernels:
-    return AiterKernels(REFERENCE, emulated(RELEASES[release], called))
+    return AiterKernels(REFERENCE, emulated(RELEASES[release], called), listed_keys)
 
 
 def close(actual: Tensor, expected: Tensor, relative: float) -> None:
@@ -154,9 +154,9 @@ def test_slots_and_experts_below_zero_are_left_out_and_unknown_pages_are_not_fol
     ends = torch.tensor([0, 1, 2], dtype=torch.int32)
     table = torch.tensor([[1, -1], [-1, -1]], dtype=torch.int32)
     batch = PagedBatch(ends, torch.tensor([3, 0], dtype=torch.int32), table, torch.tensor([2, 0]), unused)
-    starts, slots = attention.key_lists(batch, slice(0, 2), 4, 2)
-    assert starts.tolist() == [0, 3, 6, 7, 8]
-    assert slots.tolist()[:8] == [4, 5, 6, 4, 5, 6, 0, 0]
+    lists = listed_keys(batch, slice(0, 2), 4, 2, 8)
+    assert lists.starts.tolist() == [0, 3, 6, 7, 8]
+    assert lists.slots.tolist() == [4, 5, 6, 4, 5, 6, 0, 0]
 
 
 def test_nothing_is_called_for_no_rows() -> None:
@@ -211,12 +211,12 @@ FAULTS = [
 def test_what_does_not_fit_is_refused_by_name(
     operation: str, kind: type | None, changes: dict[str, object], reason: str
 ) -> None:
-    source = AiterSource(REFERENCE, "gfx942", emulated(RELEASES[NEWEST]))
+    source = AiterSource(REFERENCE, "gfx942", adapter())
     assert source.refusal(operation, kind, replace(KIMI, **changes)).startswith(reason)
 
 
 def test_the_self_check_passes_with_all_that_aiter_has_and_with_what_it_runs_unasked() -> None:
-    sources = [AiterSource(REFERENCE, "gfx942", emulated(RELEASES[NEWEST])), BackendSource(REFERENCE)]
+    sources = [AiterSource(REFERENCE, "gfx942", adapter()), BackendSource(REFERENCE)]
     kinds = MATRIX_KINDS
     shapes = replace(KIMI, hidden_size=256, heads=16, expert_kinds=kinds, gate=GateConfig(4, 1, 1, True, 2.5))
     checked = CheckShapes(256, 16, 512, 64, 32, 64, 24, 256, 16, shapes.gate)
@@ -231,7 +231,7 @@ def test_the_self_check_passes_with_all_that_aiter_has_and_with_what_it_runs_una
 
 
 def test_kimis_shapes_fit_and_what_breaks_the_protocol_is_reserved() -> None:
-    source = AiterSource(REFERENCE, "gfx942", emulated(RELEASES[NEWEST]))
+    source = AiterSource(REFERENCE, "gfx942", adapter())
     kinds = {"linear": Int8Weight, "prepare": Int8Matrix, "experts": Int8Matrix}
     for operation in source.operations:
         assert source.refusal(operation, kinds.get(operation), KIMI) == ""

@@ -67,8 +67,8 @@ def test_signatures_are_read_without_running() -> None:
 
 
 def test_a_call_passes_what_is_declared_alone() -> None:
-    library = Aiter({"silu_and_mul": lambda out, input: (out, input)}, {})
-    assert library.call("silu_and_mul", input=2, out=1) == (1, 2)
+    library = Aiter(lambda call: lambda out, input: (call.name, out, input), str)
+    assert library.call("silu_and_mul", input=2, out=1) == ("silu_and_mul", 1, 2)
     with pytest.raises(TypeError, match="silu_and_mul: scale is not declared"):
         library.call("silu_and_mul", input=2, out=1, scale=3)
 
@@ -90,13 +90,19 @@ def test_an_installed_release_is_read(tmp_path: Path) -> None:
         path = tmp_path / CALLS[name].path
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
-            file.write(f"def {name}({', '.join(map(_written, signature.parameters.values()))}): ...\n")
+            body = "num_kv_splits_indptr is None" if name == "mla_decode_fwd" else "..."
+            file.write(f"def {name}({', '.join(map(_written, signature.parameters.values()))}): {body}\n")
     folder = tmp_path / "aiter"
     assert release_fault("experts", Int8Matrix, folder) == ""
     fault = release_fault("experts", Int4Matrix, folder)
     assert fault.endswith("aiter.ops.shuffle.pack_int8_to_packed_int4 does not exist")
     assert found(sources(tmp_path)).keys() == release.keys()
     mla = folder / "mla.py"
+    assert installed_call_fault("mla_decode_fwd", folder) == ""
+    mla.write_text(mla.read_text().replace(" is None", " = cached()"))
+    assert release_fault("mla_attention", None, folder).endswith(
+        "mla_decode_fwd replaces num_kv_splits_indptr with its own"
+    )
     mla.write_text(mla.read_text().replace("kv_indices", "page_indices"))
     assert installed_call_fault("mla_decode_fwd", folder).endswith(
         "aiter.mla.mla_decode_fwd: parameter 6 is page_indices, expected kv_indices"

@@ -17,6 +17,7 @@ pytest.importorskip("triton.backends.amd")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from flyray.kernels.aiter import key_lists  # noqa: E402
 from flyray.kernels.protocol import Bf16Matrix, ExpertMatrix, Fp8Matrix, Int4Matrix, Int8Matrix  # noqa: E402
 from flyray.kernels.triton import (  # noqa: E402
     absorb,
@@ -117,6 +118,13 @@ CASES |= {
         {"PARTS": 8, "IN_TURN": False, "BLOCK": 512},
     ),
     "attention": attention_case(torch.bfloat16),
+    "AITER's lists of keys": Case(
+        key_lists.list_keys,
+        {"positions": LONG, **dict.fromkeys(
+            ("query_start", "page_table", "queries", "starts", "slots", "last_lengths", "splits"), INT
+        )},
+        {"COPIES": 4, "COPIES_2": 4, "SPLITS": 8, "ROWS": 128, "SEQUENCES": 256, "BLOCK": 2048},
+    ),
     "attention float32 pages": attention_case(torch.float32),
     "attention merge": Case(
         attention.merge_splits, {"sums": HALF, "tops": FLOAT, "positions": LONG, "out": FLOAT},

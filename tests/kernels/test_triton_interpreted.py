@@ -1,5 +1,5 @@
-"""Integer products and transfers between GPUs in Triton's interpreter, on the CPU, to the bit; run in a process of its
-own, for the interpreter is chosen when Triton is imported."""
+"""Integer products, transfers between GPUs and AITER's lists of keys in Triton's interpreter, on the CPU, to the bit;
+run in a process of its own, for the interpreter is chosen when Triton is imported."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton.backends")
+
+HERE = Path(__file__).parent
 
 PROGRAM = """
 import torch
@@ -98,10 +100,35 @@ meet(flag_places, flags[0], turn, 0)
 assert int(turn) == int(flags[0][0]) == int(flags[1][0]) == -(2**31), (turn, flags)
 """
 
+# Against the oracle in torch; queries beyond their table and of unused rows too.
+KEY_LISTS = """
+from aiter_emulation import listed_keys
+from flyray.kernels.aiter import key_lists as aiter
+from kernel_cases import paged
+
+aiter._BLOCK = 8
+batch, _ = paged([4, 0, 1, 2], [9, 3, 12, 2], 4, 3, 2)
+batch.positions[6] = 99
+batch.positions[5] = -1
+for rows in (slice(0, 7), slice(2, 5), slice(6, 7)):
+    for copies in (1, 4, 5):
+        expected = listed_keys(batch, rows, 4, copies, 8)
+        actual = aiter.key_lists(batch, rows, 4, copies, 8)
+        for name, tensor in vars(expected).items():
+            assert torch.equal(getattr(actual, name)[: len(tensor)], tensor), (rows, copies, name)
+"""
+
 
 def test_integer_products_and_peers_in_the_interpreter() -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent / "support"))),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM + PEERS], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM + PEERS + KEY_LISTS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -17,7 +17,9 @@ import torch
 from aiter_signatures import Signatures
 from torch import Tensor
 
+from flyray.kernels.aiter.key_lists import KeyLists
 from flyray.kernels.aiter.package import Aiter
+from flyray.kernels.protocol import PagedBatch
 
 BF16 = torch.bfloat16
 
@@ -45,7 +47,19 @@ def emulated(signatures: Signatures, called: set[str] | None = None) -> Aiter:
     """The library of a release with these signatures. called: takes up the names of functions that were called."""
     taken = set() if called is None else called
     functions = {name: _checked(name, signature, taken) for name, signature in signatures.items()}
-    return Aiter(functions, CONSTANTS)
+    return Aiter(lambda call: functions[call.name], CONSTANTS.__getitem__)
+
+
+def listed_keys(batch: PagedBatch, rows: slice, page_size: int, copies: int, splits: int) -> KeyLists:
+    """What `key_lists` makes on a device, in torch: the oracle of that kernel."""
+    queries = torch.arange(rows.start, rows.stop, dtype=torch.int32)
+    owner = torch.searchsorted(batch.query_start[1:], queries, right=True).clamp_(max=len(batch.page_table) - 1)
+    slots = (batch.page_table[owner].clamp_(min=0)[..., None] * page_size + torch.arange(page_size)).flatten(1)
+    seen = (batch.positions[rows] + 1).clamp(0, slots.shape[1]).tolist()
+    lists = [slots[row, :length] for row, length in enumerate(seen) for _ in range(copies)]
+    many = torch.arange(len(lists) + 1, dtype=torch.int32)
+    starts = torch.tensor([0, *(len(each) for each in lists)]).cumsum(0).to(torch.int32)
+    return KeyLists(many, starts, torch.cat(lists).to(torch.int32), torch.ones_like(many[1:]), many * splits)
 
 
 def _checked(name: str, signature: inspect.Signature, called: set[str]) -> Callable[..., Any]:
