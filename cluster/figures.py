@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -57,10 +57,13 @@ def check_figures(figures: Iterable[Figure]) -> list[Figure]:
     return list(checked.values())
 
 
-def write_figures(path: str | Path, figures: Iterable[Figure]) -> None:
-    """Writes the figures and the versions to ``path``: the whole file or, on any error, nothing."""
+def write_figures(path: str | Path, figures: Iterable[Figure], more: Mapping[str, object] | None = None) -> None:
+    """Writes the figures and the versions to ``path``: the whole file or, on any error, nothing. more: what else stands
+    beside them."""
     path = Path(path)
-    content = {"figures": [asdict(figure) for figure in check_figures(figures)], "versions": versions()}
+    content = {"figures": [asdict(figure) for figure in check_figures(figures)], "versions": versions()} | dict(
+        more or {}
+    )
     replace_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

@@ -6,14 +6,15 @@ from typing import Annotated
 
 import typer
 
-from .options import RUN_ERROR, Debug, JsonFile, clear_errors
+from .options import RUN_ERROR, Config, Debug, JsonFile, clear_errors
 
 _TABLE_WIDTH = 118
 
 
 def doctor(
+    config: Config = None,
     model: Annotated[
-        str, typer.Option(help="Whose shapes the kernels are checked in: a shape, a config.json or a folder.")
+        str, typer.Option(help="A shape, a config.json or a folder: its kernels are checked, and whether it fits here.")
     ] = "",
     target: Annotated[
         str, typer.Option(help="Compile for this GPU as well, here or not: gfx942.", show_default=False)
@@ -21,23 +22,27 @@ def doctor(
     json: JsonFile = None,
     debug: Debug = False,
 ) -> None:
-    """Look for what would go wrong: packages, GPUs and what hides them, memory bandwidth, every kernel.
+    """Look for what would go wrong: packages, limits, GPUs, what hides and what links them, memory, every kernel.
 
+    With a configuration file or a model also whether it fits this machine's memory, and how fast its folder is read.
     Exits with 1 where there is a fault. The report is made to be pasted into a bug.
     """
     with clear_errors(debug):
         from rich.console import Console
 
-        from ...actors.model.config import ModelConfig
-        from ..config import DEMO_MODEL
         from ..doctor.doctor import examine, findings_table
-        from ..figures import write_figures
-        from ..synthesize import Synthesis, model_file
+        from ..doctor.request import examination
+        from ..figures import versions, write_figures
 
-        shapes = ModelConfig.from_dict(Synthesis(model_file(model or str(DEMO_MODEL))).config())
-        found = list(examine(shapes, target))
-        Console(width=_TABLE_WIDTH).print(findings_table(found))
+        found = list(examine(examination(config, model, target)))
+        console = Console(width=_TABLE_WIDTH)
+        console.print(", ".join(f"{name} {version}" for name, version in versions().items()))
+        console.print(findings_table(found))
+        faults = sum(each.state == "fault" for each in found)
+        console.print(f"{faults} faults, {sum(each.state == 'warning' for each in found)} warnings")
         if json is not None:
-            write_figures(json, [figure for each in found for figure in each.figures])
-        if any(each.state == "fault" for each in found):
+            figures = [figure for each in found for figure in each.figures]
+            said = [{"state": each.state, "about": each.about, "text": each.text} for each in found]
+            write_figures(json, figures, {"findings": said})
+        if faults:
             raise typer.Exit(RUN_ERROR)

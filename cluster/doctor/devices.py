@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from ...actors.device_choice import ALL_GPUS_VISIBLE
 from ..bench.device_ceilings import median_seconds
 from ..figures import Figure
 from ..plan.gpu import Gpu, gpus
 from .finding import Finding
 
-_MASKS = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+MASKS = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 _COPY_BYTES = 1 << 30
 _EXPECTED = 0.75  # of the published bandwidth, which a plain copy reaches on a healthy GPU
 
 
+@dataclass(frozen=True)
+class SeenGpu:
+    """number: torch's. name: the driver's. free, total: bytes of its memory."""
+
+    number: int
+    name: str
+    free: int
+    total: int
+
+
+def seen_gpus() -> list[SeenGpu]:
+    """All that torch sees."""
+    found = []
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(number)
+        found.append(SeenGpu(number, torch.cuda.get_device_name(number), free, total))
+    return found
+
+
 def check_masks(environment: Mapping[str, str], hip: bool) -> Iterator[Finding]:
     """The variables that hide GPUs. hip: whether torch is built for ROCm."""
-    masks = {name: environment[name] for name in _MASKS if name in environment}
+    masks = {name: environment[name] for name in MASKS if name in environment}
     said = ", ".join(f"{name}={value}" for name, value in masks.items())
     if hip and {"HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"} <= masks.keys():
         yield Finding(
@@ -35,19 +54,12 @@ def check_masks(environment: Mapping[str, str], hip: bool) -> Iterator[Finding]:
         )
     elif masks:
         yield Finding("visible GPUs", "ok", said)
-    if hip and not environment.get(ALL_GPUS_VISIBLE[0]):
-        yield Finding(
-            "GPUs under Ray",
-            "warning",
-            f"Ray hides the other GPUs of a node from each shard, and RCCL may then not find its peers; start Ray with "
-            f"{ALL_GPUS_VISIBLE[0]}=1",
-        )
 
 
-def check_gpus() -> Iterator[Finding]:
-    """Every GPU that torch sees; a warning where there is none, for flyray then runs on CPUs."""
+def check_gpus(seen: Sequence[SeenGpu]) -> Iterator[Finding]:
+    """Every GPU that torch sees, and what its memory gives; where there is none, whether torch is for GPUs."""
     built = torch.version.hip or torch.version.cuda
-    if not torch.cuda.is_available():
+    if not seen:
         kind = f"torch {torch.__version__} is built for {'ROCm' if torch.version.hip else 'CUDA'} {built}"
         if built:
             text = f"{kind}, but sees no GPU: is a driver loaded, and may this user open it (/dev/kfd, /dev/dri)?"
@@ -55,13 +67,12 @@ def check_gpus() -> Iterator[Finding]:
         else:
             yield Finding("GPUs", "ok", f"torch {torch.__version__} is built for CPUs; backend: cpu")
         return
-    for number in range(torch.cuda.device_count()):
-        device = torch.device("cuda", number)
-        free, total = torch.cuda.mem_get_info(device)
-        name = torch.cuda.get_device_name(device)
-        known = published(name)
-        yield Finding(f"GPU {number}", "ok", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
-        yield check_copy(device, known.bandwidth if known else None)
+    for gpu in seen:
+        known = published(gpu.name)
+        text = f"{gpu.name}, {gpu.free / 1e9:.1f} of {gpu.total / 1e9:.1f} GB free"
+        yield Finding(f"GPU {gpu.number}", "ok", text)
+        size = min(_COPY_BYTES, gpu.free // 4)
+        yield check_copy(torch.device("cuda", gpu.number), known.bandwidth if known else None, size)
 
 
 def check_copy(device: torch.device, bandwidth: float | None, size: int = _COPY_BYTES) -> Finding:

@@ -4,36 +4,71 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from rich.table import Table
 
 from ...actors.model.config import ModelConfig
-from ...kernels.select import ACCELERATED
+from ...kernels.select import ACCELERATED, SOURCES
 from ..bench.machine import read_bandwidth, this_machine, usable_cores
 from ..figures import Figure
-from .devices import check_gpus, check_masks
+from .collectives import check_collectives
+from .devices import SeenGpu, check_gpus, check_masks, published, seen_gpus
+from .disk import check_disk
 from .finding import Finding
+from .fit import Demand, available_memory, check_fit
 from .kernels import check_backend, check_target
 from .packages import check_packages, installed_packages
+from .ray_gpus import LOCAL, check_ray
+from .system import check_system
+from .topology import check_pcie, check_peers, check_topology, pcie_addresses
+from .versions import check_aiter, check_rocm, check_triton
 
-_COLORS = {"ok": "green", "warning": "yellow", "fault": "red"}
+_COLORS = {"ok": "green", "unknown": "cyan", "warning": "yellow", "fault": "red"}
+_CPU_PROCESSES = 2
 
 
-def examine(model: ModelConfig, target: str) -> Iterator[Finding]:
-    """model: whose shapes the kernels are checked in. target: an architecture to compile for as well, or ""."""
-    yield from check_packages(metadata.requires("flyray") or (), installed_packages())
+@dataclass(frozen=True)
+class Examination:
+    """shapes: the model in whose shapes kernels are checked. demand: what is to be served here, None for nothing
+    certain; folder: its checkpoint, None where there is none. target: an architecture to compile for as well, or "".
+    ray_address: "local", or of the cluster that is to serve."""
+
+    shapes: ModelConfig
+    demand: Demand | None = None
+    folder: Path | None = None
+    target: str = ""
+    ray_address: str = LOCAL
+
+
+def examine(what: Examination) -> Iterator[Finding]:
+    """In about half a minute; with a target as long as its kernels take to compile."""
+    hip, seen, installed = torch.version.hip, seen_gpus(), installed_packages()
+    yield from check_packages(metadata.requires("flyray") or (), installed)
+    yield from check_triton(metadata.requires("torch") or (), installed)
+    yield from check_rocm(hip)
+    yield from check_aiter(hip is not None)
+    yield from check_system(len(seen), hip is not None)
     machine = this_machine()
     rate = read_bandwidth(machine.cores)
     yield Finding("CPU", "ok", str(machine))
     yield Finding("memory", "ok", f"{rate / 1e9:.1f} GB/s read", (Figure("read_bytes_s.cpu", rate, "bytes/s"),))
-    yield from check_masks(os.environ, bool(torch.version.hip))
-    yield from check_gpus()
-    for backend in ("cpu", *(ACCELERATED if torch.cuda.is_available() else ())):
-        yield check_backend(backend, usable_cores(), model)
-    if target:
-        yield from check_target(target)
+    if what.folder is not None:
+        yield check_disk(what.folder)
+    yield from check_masks(os.environ, hip is not None)
+    yield from check_gpus(seen)
+    yield from _check_links(seen, hip is not None)
+    if what.demand is not None:
+        yield from check_fit(what.demand, seen, available_memory())
+    if seen:
+        yield from check_ray(what.ray_address, len(seen), hip is not None)
+    for backend in ("cpu", *(_accelerated(hip is not None) if seen else ())):
+        yield check_backend(backend, usable_cores(), what.shapes)
+    if what.target:
+        yield from check_target(what.target)
 
 
 def findings_table(findings: list[Finding]) -> Table:
@@ -43,3 +78,20 @@ def findings_table(findings: list[Finding]) -> Table:
         color = _COLORS[each.state]
         table.add_row(f"[{color}]{each.state}[/]", each.about, each.text)
     return table
+
+
+def _check_links(seen: list[SeenGpu], hip: bool) -> Iterator[Finding]:
+    """Between GPUs, and of each to the host; without GPUs, between processes."""
+    if not seen:
+        yield from check_collectives(_CPU_PROCESSES, "cpu", None)
+        return
+    yield from check_topology(len(seen), hip)
+    yield from check_peers(len(seen))
+    yield from check_pcie(pcie_addresses(len(seen)))
+    if len(seen) > 1:
+        yield from check_collectives(len(seen), "cuda", published(seen[0].name))
+
+
+def _accelerated(hip: bool) -> list[str]:
+    """Backends for the GPUs here: those of several sources are for AMD's."""
+    return [backend for backend in ACCELERATED if hip or backend not in SOURCES]

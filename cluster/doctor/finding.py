@@ -7,13 +7,13 @@ from typing import Literal
 
 from ..figures import Figure
 
-State = Literal["ok", "warning", "fault"]
+State = Literal["ok", "unknown", "warning", "fault"]
 
 
 @dataclass(frozen=True)
 class Finding:
     """about: what was looked at. text: what is so, and for a warning or a fault what to do. A fault keeps flyray from
-    running as it should. figures: what was measured."""
+    running as it should; what is unknown could not be looked at. figures: what was measured."""
 
     about: str
     state: State

@@ -20,12 +20,15 @@ def installed_packages() -> dict[str, str]:
 
 def check_packages(requirements: Iterable[str], installed: Mapping[str, str]) -> Iterator[Finding]:
     """requirements: as `importlib.metadata.requires("flyray")` gives them. Those of extras count where they are
-    installed."""
+    installed. What fits is one finding."""
+    said: set[str] = set()
+    fitting: list[str] = []
     for text in requirements:
         wanted = Requirement(text)
         name, found = _normal(wanted.name), installed.get(_normal(wanted.name))
-        if name == "flyray":
+        if name == "flyray" or _bare(wanted) in said:
             continue
+        said.add(_bare(wanted))
         optional = wanted.marker is not None and not wanted.marker.evaluate({"extra": ""})
         if found is None:
             if not optional:
@@ -34,7 +37,9 @@ def check_packages(requirements: Iterable[str], installed: Mapping[str, str]) ->
             state = "warning" if optional else "fault"
             yield Finding(name, state, f"is {found}, needed is {wanted.specifier}: pip install '{_bare(wanted)}'")
         else:
-            yield Finding(name, "ok", found)
+            fitting.append(f"{name} {found}")
+    if fitting:
+        yield Finding("packages", "ok", ", ".join(fitting))
     if _WRONG_AITER in installed:
         yield Finding(
             _WRONG_AITER,

@@ -68,10 +68,11 @@ def make_plan(
     """counts: numbers of GPUs; batches: sequences that decode at once. Raises PlanError where not even 64 GPUs hold
     the model with one sequence, or a count is above its experts."""
     each = tuple(_count(work, gpu, count, batches) for count in sorted(set(counts)))
-    return Plan(model, disk, gpu, work, _least(work, gpu), each)
+    return Plan(model, disk, gpu, work, least_gpus(work, gpu), each)
 
 
-def _least(work: Workload, gpu: Gpu) -> int:
+def least_gpus(work: Workload, gpu: Gpu) -> int:
+    """The fewest that hold the weights and a sequence of the context. Raises PlanError where 64 do not."""
     for count in range(1, min(MOST_GPUS, work.model.n_routed_experts) + 1):
         if memory(work, gpu, count, next(spreads(count))).sequences(work.context):
             return count
