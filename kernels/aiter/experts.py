@@ -22,7 +22,7 @@ from ..protocol import (
     Int4Matrix,
     Int8Matrix,
 )
-from .fnuz import to_fnuz
+from .fnuz import fnuz_scale, fnuz_values
 from .package import Aiter
 
 LAYOUT = (16, 16)
@@ -109,35 +109,32 @@ def _rows(x: Activations, pair_token: Tensor, kind: type[ExpertMatrix]) -> tuple
     scale = x.scale[token, None]
     if kind is Int4Matrix:
         return (values * scale).to(torch.bfloat16), None
-    return to_fnuz(values, scale) if kind is Fp8Matrix else (values, scale)
+    return (fnuz_values(values), fnuz_scale(scale)) if kind is Fp8Matrix else (values, scale)
 
 
 def _matrix(library: Aiter, matrix: ExpertMatrix) -> AiterMatrix:
-    kind = type(matrix)
+    """An expert at a time, so that beside the result stands no second copy of a layer."""
+    kind, codes = type(matrix), matrix.nibbles if isinstance(matrix, Int4Matrix) else matrix.values
+    experts, rows, inner = codes.shape
+    values = torch.empty_like(codes, dtype=torch.float8_e4m3fnuz if kind is Fp8Matrix else codes.dtype)
+    # A mark of AITER's own shuffle, without which some releases shuffle once more.
+    values.is_shuffled = True  # pyright: ignore[reportAttributeAccessIssue]
+    for each, place in zip(codes, values, strict=True):
+        place.copy_(_expert(library, kind, each).view(place.shape))
     if isinstance(matrix, Int4Matrix):
-        experts, rows, half = matrix.nibbles.shape
-        return AiterMatrix(kind, _int4_values(library, matrix), _int4_scale(library, matrix), experts, rows, 2 * half)
-    experts, rows, inner = matrix.values.shape
+        return AiterMatrix(kind, values, _int4_scale(library, matrix), experts, rows, 2 * inner)
     if isinstance(matrix, Bf16Matrix):
-        return AiterMatrix(kind, _shuffled(library, matrix.values), None, experts, rows, inner)
-    values, scale = matrix.values, matrix.scale
-    if isinstance(matrix, Fp8Matrix):
-        values, scale = to_fnuz(values, scale)
-    return AiterMatrix(kind, _shuffled(library, values), scale[..., None].contiguous(), experts, rows, inner)
+        return AiterMatrix(kind, values, None, experts, rows, inner)
+    scale = fnuz_scale(matrix.scale) if kind is Fp8Matrix else matrix.scale
+    return AiterMatrix(kind, values, scale[..., None].contiguous(), experts, rows, inner)
 
 
-def _shuffled(library: Aiter, values: Tensor) -> Tensor:
-    return library.call("shuffle_weight", x=values, layout=LAYOUT)
-
-
-def _int4_values(library: Aiter, matrix: Int4Matrix) -> Tensor:
-    """An expert at a time: beside the result stands one expert with a byte a value."""
-    packed = torch.empty_like(matrix.nibbles)
-    for each, place in zip(matrix.nibbles, packed, strict=True):
-        shuffled = _shuffled(library, join_nibbles(each))
-        flat = library.call("pack_int8_to_packed_int4", x_shuf_i8=shuffled)
-        place.view(-1).copy_(flat.view(torch.uint8))
-    return packed
+def _expert(library: Aiter, kind: type[ExpertMatrix], codes: Tensor) -> Tensor:
+    """One expert's codes [N, K], or nibbles [N, K/2], in AITER's order."""
+    if kind is Int4Matrix:
+        shuffled = library.call("shuffle_weight", x=join_nibbles(codes), layout=LAYOUT)
+        return library.call("pack_int8_to_packed_int4", x_shuf_i8=shuffled).view(torch.uint8)
+    return library.call("shuffle_weight", x=fnuz_values(codes) if kind is Fp8Matrix else codes, layout=LAYOUT)
 
 
 def _int4_scale(library: Aiter, matrix: Int4Matrix) -> Tensor:

@@ -12,15 +12,20 @@ from torch import Tensor
 _SIGN, _NAN = 0x80, 0x7F
 
 
-def to_fnuz(values: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """values float8_e4m3fn, scale float32 -> values float8_e4m3fnuz and scale whose products are the same numbers.
+def fnuz_values(values: Tensor) -> Tensor:
+    """float8_e4m3fn -> float8_e4m3fnuz of half the value: the same bits, but 0 for -0 and the one NaN for either.
 
-    Exact for every code: bits stay, the scale doubles, -0 becomes 0 and either NaN the one NaN."""
+    With `fnuz_scale` of their scale they are the same numbers, exactly, for every code."""
     if values.dtype != torch.float8_e4m3fn:
         raise ValueError(f"values are {values.dtype}, expected torch.float8_e4m3fn")
     codes = values.view(torch.uint8)
     codes = codes.masked_fill(codes == _SIGN, 0).masked_fill_((codes & _NAN) == _NAN, _SIGN)
-    return codes.view(torch.float8_e4m3fnuz), scale * 2
+    return codes.view(torch.float8_e4m3fnuz)
 
 
-__all__ = ["to_fnuz"]
+def fnuz_scale(scale: Tensor) -> Tensor:
+    """Of values that `fnuz_values` has halved."""
+    return scale * 2
+
+
+__all__ = ["fnuz_scale", "fnuz_values"]

@@ -197,6 +197,7 @@ def fused_moe(
     assert hidden % 128 == 0
     assert inner % 128 == 0
     local = torch.where(expert_mask > 0, expert_mask.cumsum(0) - 1, -1)[topk_ids.long()]
+    assert all(getattr(each, "is_shuffled", False) or each.dtype == torch.uint8 for each in (w1, w2))
     first, second = _weights(w1, w1_scale, quant_type, hidden), _weights(w2, w2_scale, quant_type, inner)
     assert first.shape == (experts, 2 * inner, hidden)
     assert second.shape == (experts, hidden, inner)
