@@ -85,7 +85,7 @@ class AiterKernels:
                 num_expert_group=config.n_group,
                 topk_group=config.topk_group,
                 need_renorm=config.norm_topk_prob,
-                routed_scaling_factor=config.routed_scaling_factor,
+                routed_scaling_factor=float(config.routed_scaling_factor),
             )
         return ids, weights
 

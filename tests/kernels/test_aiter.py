@@ -130,6 +130,15 @@ def test_a_query_has_the_same_bits_in_any_batch_and_chunk(monkeypatch: pytest.Mo
     kernels = adapter()
     batch, pages = paged([4, 0, 1, 2], [9, 3, 12, 2], 4, 3, 2)
     whole, _ = attended(kernels, 64, batch, pages, 4)
+    # The prompt of the first sequence again, token by token, beside others that go on.
+    q, entries = normal(1, 7, 64, 576), normal(2, pages, 4, 576).bfloat16()
+    for query in range(4):
+        ends = torch.tensor([0, 1, 2], dtype=torch.int32)
+        lengths = torch.tensor([6 + query, 10], dtype=torch.int32)
+        rows = torch.tensor([query, 6])
+        one = PagedBatch(ends, lengths, batch.page_table[[0, 2]], lengths.long() - 1, batch.slots[rows])
+        decoded = kernels.mla_attention(q[rows], entries, one, 0.07, 512)
+        assert torch.equal(decoded[0], kernels.mla_attention(q, entries, batch, 0.07, 512)[query])
     monkeypatch.setattr(attention, "_ROWS", 3)
     in_calls, _ = attended(kernels, 64, batch, pages, 4)
     assert torch.equal(in_calls, whole)
