@@ -17,9 +17,9 @@ from dataclasses import astuple
 from importlib.util import find_spec
 from pathlib import Path
 
-from .isa import Isa, read_isa
-from .shape import ProductShape
-from .wave_maps import LANE_VALUES
+from .cycles import loop_clocks
+from .isa import LDS_BYTES, Isa, read_isa
+from .shape import BLOCKS, ProductShape
 
 LINKERS = ("ld.lld", "ld.lld-19", "ld.lld-18", "ld.lld-17")
 """Of which one must be on the path where there is no ROCm."""
@@ -27,7 +27,7 @@ KIMI = tuple(
     ProductShape(bits, inner, rows, units, gated, tokens)
     for bits in (4, 8)
     for inner, rows, units, gated in ((7168, 2048, 128, True), (2048, 7168, 224, False))
-    for tokens in (16, 64, 128)
+    for tokens in BLOCKS
 )
 """The products of Kimi-K2.5's experts; expert parallelism changes how many experts there are, not a kernel."""
 
@@ -70,12 +70,14 @@ def _linker_root(root: Path) -> Path:
 
 def main(target: str) -> None:
     """Prints a line for every product of Kimi-K2.5."""
-    print("product  vgpr  waves a SIMD  spills  scratch  LDS  matrix  vector  vector a weight")
+    print("product  vgpr  waves  spills  scratch  LDS  matrix  vector  a weight  barriers  under way  clocks")
     for shape in KIMI:
         isa = build(shape, target)
-        each = isa.vector / (2 * shape.chunk * LANE_VALUES[shape.bits])
-        numbers = isa.vgpr, isa.waves, isa.spills, isa.scratch, shape.lds_bytes, isa.matrix, isa.vector, f"{each:.2f}"
-        print(shape.name, *numbers, sep="  ", flush=True)
+        resident = min(isa.waves, LDS_BYTES // (isa.lds + shape.lds_bytes))
+        registers = isa.vgpr, resident, isa.spills, isa.scratch, shape.lds_bytes
+        each = f"{isa.vector / shape.lane_weights:.2f}"
+        loop = isa.matrix, isa.vector, each, isa.loop["s_barrier"], isa.under_way, loop_clocks(isa.lines, target)
+        print(shape.name, *registers, *loop, sep="  ", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,20 @@ from ..protocol import ActivationFormat, Activations
 from ..triton.grouping import PairBlocks
 from ..triton.quantize import quantize
 from .layout import WaveExperts, WaveMatrix
-from .shape import ProductShape
+from .shape import BLOCKS, FEW, ProductShape
 
 Launcher = Callable[..., object]
 """What `launch.product` gives: the arguments of `product.product_launcher`'s function, on the current stream."""
+_FEW_PAIRS = 64
+"""Up to so many pairs, and two an expert, more waves for each expert's rows gain more than larger blocks."""
 _REGIMES = ((16, 16), (96, 64))
 """Up to so many pairs an expert on average, blocks of so many; above, of 128."""
 
 
-BLOCKS = (16, 64, 128)
-"""All sizes of blocks."""
-
-
 def block_size(pairs: int, experts: int) -> int:
     """Of the blocks that `triton.grouping.group_pairs` is to sort so many pairs of so many experts into."""
+    if pairs <= min(_FEW_PAIRS, 2 * experts):
+        return FEW
     return next((size for most, size in _REGIMES if pairs <= most * experts), 128)
 
 
@@ -72,4 +72,4 @@ def _multiply(
     return out
 
 
-__all__ = ["BLOCKS", "Launcher", "block_size", "run_experts", "warm_up"]
+__all__ = ["Launcher", "block_size", "run_experts", "warm_up"]

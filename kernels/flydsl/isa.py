@@ -14,19 +14,21 @@ _NUMBERS = re.compile(r"^\s*\.(\w+):\s+(\d+)\s*$", re.MULTILINE)
 _LABEL = re.compile(r"^(\.L\w+):")
 _BRANCH = re.compile(r"^\s+s_c?branch\w*\s+(\.L\w+)")
 _INSTRUCTION = re.compile(r"^\s+([a-z]\w+)")
+_WAIT = re.compile(r"vmcnt\((\d+)\)")
 
 
 @dataclass(frozen=True)
 class Isa:
     """vgpr: registers of a lane, sgpr: of a wave; spills of both. scratch, lds: bytes, without the LDS that a launch
-    asks for. loop: how often each instruction is in the loop with the most matrix instructions, or in all of a kernel
-    whose loop is unrolled."""
+    asks for. lines: the instructions of the loop with the most matrix instructions, without its branch back, or all of
+    a kernel whose loop is unrolled. loop: how often each is in there."""
 
     vgpr: int
     sgpr: int
     spills: int
     scratch: int
     lds: int
+    lines: tuple[str, ...]
     loop: Counter[str]
 
     @property
@@ -45,10 +47,17 @@ class Isa:
         """Vector instructions of the loop beside those."""
         return sum(count for name, count in self.loop.items() if name.startswith("v_")) - self.matrix
 
+    @property
+    def under_way(self) -> int:
+        """Loads that are on their way whenever the loop waits for an older one, at the least; 0 where it waits for all
+        or for none."""
+        return min((int(found[1]) for line in self.lines if (found := _WAIT.search(line))), default=0)
+
 
 def read_isa(text: str) -> Isa:
     """From the assembly with its metadata, of one kernel. Raises ValueError where a number is missing."""
     numbers = {name: int(value) for name, value in _NUMBERS.findall(text)}
+    lines = _main_loop(text)
     try:
         return Isa(
             numbers["vgpr_count"] + numbers.get("agpr_count", 0),
@@ -56,25 +65,26 @@ def read_isa(text: str) -> Isa:
             numbers["vgpr_spill_count"] + numbers["sgpr_spill_count"],
             numbers["private_segment_fixed_size"],
             numbers["group_segment_fixed_size"],
-            _main_loop(text),
+            tuple(lines),
+            _count(lines),
         )
     except KeyError as error:
         raise ValueError(f"the assembly's metadata has no {error}") from None
 
 
-def _main_loop(text: str) -> Counter[str]:
-    lines = text.splitlines()
+def _main_loop(text: str) -> list[str]:
+    lines = [code for line in text.splitlines() if (code := line.split(";")[0].rstrip())]
     places = {match[1]: place for place, line in enumerate(lines) if (match := _LABEL.match(line))}
-    best: Counter[str] = Counter()
+    best: list[str] = []
     for place, line in enumerate(lines):
         branch = _BRANCH.match(line)
-        if branch is None or places.get(branch[1], place) >= place:
-            continue
-        best = max(best, _instructions(lines[places[branch[1]] : place + 1]), key=_matrix)
-    return best if _matrix(best) else _instructions(lines)
+        if branch is not None and places.get(branch[1], place) < place:
+            found = [each for each in lines[places[branch[1]] : place] if _INSTRUCTION.match(each)]
+            best = max(best, found, key=lambda each: _matrix(_count(each)))
+    return best if _matrix(_count(best)) else [line for line in lines if _INSTRUCTION.match(line)]
 
 
-def _instructions(lines: list[str]) -> Counter[str]:
+def _count(lines: list[str]) -> Counter[str]:
     return Counter(match[1] for line in lines if (match := _INSTRUCTION.match(line)))
 
 

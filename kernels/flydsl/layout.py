@@ -9,12 +9,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..protocol import ExpertWeights, Int4Matrix, Int8Matrix
-from .wave_maps import PIECE, ROWS, TILES
+from .shape import WAVES
+from .wave_maps import PACKED, PIECE, ROWS, TILES
 
-WAVES = 4
-"""Waves of a program: it multiplies as many units."""
 _ZERO_NIBBLES = 0x88
-_PIECES_OF_MULTIPLIERS = 4
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,8 @@ def wave_matrix(matrix: object, gated: bool) -> WaveMatrix:
     multipliers = None
     if isinstance(matrix, Int4Matrix):
         groups = _tiles(matrix.multipliers, rows, gated, pieces * 4, 1).to(torch.int32)
-        quads = groups.unflatten(-1, (pieces // _PIECES_OF_MULTIPLIERS, _PIECES_OF_MULTIPLIERS, 4))
-        shifts = 4 * torch.arange(_PIECES_OF_MULTIPLIERS, device=quads.device)[:, None]
+        quads = groups.unflatten(-1, (pieces // PACKED, PACKED, 4))
+        shifts = 4 * torch.arange(PACKED, device=quads.device)[:, None]
         packed = (quads << shifts).sum(-2)  # [E, units, 2, 16 rows, pieces / 4, 4 parts]
         multipliers = packed.permute(0, 1, 2, 4, 5, 3).flatten(-2).to(torch.int16)
     scale = _tiles(matrix.scale[..., None], rows, gated, 1, 0)[..., 0]
@@ -95,8 +93,8 @@ def wave_matrix(matrix: object, gated: bool) -> WaveMatrix:
 
 def _pieces(inner: int, bits: int) -> int:
     """Along K, a multiple of 4."""
-    whole = _PIECES_OF_MULTIPLIERS * PIECE[bits]
-    return -(-inner // whole) * _PIECES_OF_MULTIPLIERS
+    whole = PACKED * PIECE[bits]
+    return -(-inner // whole) * PACKED
 
 
 def _tiles(values: Tensor, rows: int, gated: bool, width: int, fill: int) -> Tensor:
@@ -111,4 +109,4 @@ def _tiles(values: Tensor, rows: int, gated: bool, width: int, fill: int) -> Ten
     return parts[:, 0].unflatten(1, (units, TILES, ROWS))
 
 
-__all__ = ["WAVES", "WaveExperts", "WaveMatrix", "wave_experts", "wave_matrix"]
+__all__ = ["WaveExperts", "WaveMatrix", "wave_experts", "wave_matrix"]

@@ -1,8 +1,9 @@
 """One kernel: a tile of rows of an expert's matrix times a block of its activations, with the epilogue fused.
 
-A program has 4 waves; each multiplies 32 rows of weights, which only it reads, with the same activations, which all
-four share in LDS, two buffers in turns. The weights of the next chunk of K are on their way while this one is
-multiplied. Sums are exact integers; the epilogue rounds as the reference does.
+A program has 4 waves. Each multiplies 32 rows of weights, which only it reads, with the same activations, which all
+four share in LDS, two buffers in turns; for few tokens they share the rows instead, each has its own part of K, and
+nobody waits for another before the sums are added. Weights come straight into registers and are replaced by those of
+the loop's next run as soon as they are used. Sums are exact integers; the epilogue rounds as the reference does.
 """
 
 # FlyDSL traces these functions; its values are typed for its compiler.
@@ -11,28 +12,28 @@ multiplied. Sums are exact integers; the epilogue rounds as the reference does.
 # pyright: reportFunctionMemberAccess=false, reportAssignmentType=false, reportPossiblyUnboundVariable=false
 from __future__ import annotations
 
+from functools import partial
+
 import flydsl.compiler as flyc
 import flydsl.expr as fx
 from flydsl._mlir import ir
-from flydsl._mlir.dialects import llvm
 from flydsl.expr import gpu, range_constexpr, rocdl
 from flydsl.expr.typing import Vector
 
 from ..ordered import EXP_COEFFICIENTS, EXP_MAX, EXP_MIN, LN2_HIGH, LN2_LOW, LOG2_E, ROUND_MAGIC, ROUND_MAGIC_BITS
 from . import wave_maps as maps
-from .layout import WAVES
-from .shape import QUAD, ProductShape
+from .shape import QUAD, WAVES, ProductShape
 
 _THREADS = WAVES * maps.WAVE
-_NOWHERE = -1  # as an unsigned byte beyond any buffer: what is loaded from there is zero
+_MATRIX, _VECTOR, _READS = 0x8, 0x7, 0x100  # kinds of instructions, as the compiler's scheduler counts them
+_NOWHERE = 0x60000000  # a byte beyond any buffer, also twice: what is loaded from there is zero, and is not read
 
 
 def _multiply_add(x: fx.Int32, factor: fx.Int32, added: fx.Int32) -> fx.Int32:
-    """`v_pk_mad_u16`, for which there is no operation: factor and added by their low half in both halves."""
-    operands = [fx.Int32(each).ir_value() for each in (x, factor, added)]
-    word = ir.IntegerType.get_signless(32)
-    text = "v_pk_mad_u16 $0, $1, $2, $3 op_sel_hi:[1,0,0]"
-    return fx.Int32(llvm.inline_asm(word, operands, text, "=v,v,v,v", has_side_effects=False))
+    """`v_pk_mad_u16`: factor and added by their low half in both halves."""
+    halves = Vector.from_elements([fx.Int32(x)], fx.Int32).bitcast(fx.Int16)
+    factors, offsets = (Vector.filled(2, fx.Int32(each).to(fx.Int16), fx.Int16) for each in (factor, added))
+    return fx.Int32((halves * factors + offsets).bitcast(fx.Int32)[0])
 
 
 def _matrix(left: list, right: list, total: Vector) -> Vector:
@@ -61,16 +62,29 @@ def _silu(x: fx.Float32) -> fx.Float32:
     return x / (_exp(fx.Float32(0.0) - x) + fx.Float32(1.0))
 
 
+def _keep_order(shape) -> None:
+    """The compiler moves no load from global memory and no write to LDS across; and no unpacking where no barrier
+    holds it back, for it would do all of a loop's at once and run out of registers."""
+    rocdl.sched_barrier(_MATRIX | _READS | (_VECTOR if shape.split == 1 else 0))
+
+
 class _Block:
     """The activations of one block of pairs: which they are, and their way through LDS."""
 
     def __init__(self, shape, x, pair_row, order, pairs, x_bytes, thread, block) -> None:
         self._shape, self._pairs, self._order, self._pair_row = shape, pairs, order, pair_row
         self._first = block * fx.Int32(shape.tokens)
+        wave, lane = thread // fx.Int32(maps.WAVE), thread % fx.Int32(maps.WAVE)
+        self._wave, self._lane = wave, lane
+        self._own = wave * fx.Int32(shape.lds_bytes // 4 // WAVES) if shape.split > 1 else fx.Int32(0)
         self._lds = fx.get_dyn_shared(fx.Int32)
         self._rows = rocdl.get_buffer_rsrc(rocdl.make_buffer_ptr(fx.get_iter(x), x_bytes))
-        loads = shape.tokens * shape.chunk * 4 // _THREADS
-        self._brought = [self._bring(thread + fx.Int32(load * _THREADS)) for load in range(loads)]
+        first, step = (lane, maps.WAVE) if shape.split > 1 else (thread, _THREADS)
+        self._brought = [self._bring(first + fx.Int32(load * step)) for load in range(shape.loads)]
+        # A wave's lanes read their units of even and of odd runs.
+        part, token = maps.lane_part(lane), maps.lane_row(lane) % fx.Int32(shape.height)
+        slots = [maps.lds_slot(shape.height, token, part, fx.Int32(odd)) for odd in range(2)]
+        self._read = [self._own + slot * fx.Int32(maps.LANE_WORDS) for slot in slots]
 
     def pair(self, place):
         """Place in the block -> the pair there, and whether there is one."""
@@ -82,92 +96,120 @@ class _Block:
         return _load(self._pair_row, pair) if self._shape.gated else pair
 
     def _bring(self, number):
-        """What a thread brings to LDS: whether there is a row, its byte where it begins, and the word where it goes."""
+        """What a thread brings to LDS: its byte in the first turn, and the word where it goes."""
         shape = self._shape
-        token, part = number // fx.Int32(shape.chunk * 4), number % fx.Int32(shape.chunk * 4)
+        token, unit = number // fx.Int32(shape.token_units), number % fx.Int32(shape.token_units)
         pair, used = self.pair(token)
         source = self.source(used.select(pair, fx.Int32(0)))
-        begin = source * fx.Int32(shape.inner) + part * fx.Int32(maps.LANE_VALUES[shape.bits])
-        piece, token_tile = part // fx.Int32(4), token // fx.Int32(maps.ROWS)
-        place = (piece * fx.Int32(shape.token_tiles) + token_tile) * fx.Int32(shape.runs * QUAD)
-        reader = part % fx.Int32(4) * fx.Int32(maps.ROWS) + maps.lane_row(token)
-        return used, begin, place + reader * fx.Int32(maps.LANE_WORDS)
+        begin = source * fx.Int32(shape.inner) + unit * fx.Int32(maps.LANE_BYTES)
+        if shape.split > 1:
+            begin = begin + self._wave * fx.Int32(shape.token_units * maps.LANE_BYTES)
+        piece, part, run = maps.unit_place(shape.bits, unit)
+        slot = maps.lds_slot(shape.height, token % fx.Int32(shape.height), part, run if shape.runs > 1 else piece)
+        place = self._run(piece, token // fx.Int32(shape.height), run) + slot * fx.Int32(maps.LANE_WORDS)
+        return used.select(begin, fx.Int32(_NOWHERE)), self._own + place
 
-    def load(self, turn) -> list[Vector]:
-        """A thread's runs of chunk number `turn`; zeros where the block has no pair."""
+    def _run(self, piece, token_tile, run):
+        """The word where a run of a piece of a tile begins in a buffer."""
+        shape = self._shape
+        return ((piece * shape.token_tiles + token_tile) * shape.runs + run) * shape.run_words
+
+    def load(self, body, turn: int) -> list[Vector]:
+        """A thread's units of a turn; zeros where the block has no pair, and beyond the last turn."""
+        shape = self._shape
+        step = shape.token_units * maps.LANE_BYTES * shape.split
+        begin = body * fx.Int32(step * shape.turns) + fx.Int32(step * turn)
+        begin = (body < fx.Int32(shape.bodies)).select(begin, fx.Int32(_NOWHERE))
+        return [_words(_quad(self._rows, first + begin)) for first, _ in self._brought]
+
+    def keep(self, found: list[Vector], turn: int) -> None:
+        """Puts what `load` gave into the buffer of its turn."""
+        for vector, (_, place) in zip(found, self._brought, strict=True):
+            fx.ptr_store(vector, self._lds + (place + fx.Int32(self._buffer(turn))))
+
+    def factors(self, piece: int, turn: int) -> list[list[list[fx.Int32]]]:
+        """The right factors of a piece, by 16 tokens."""
         shape, found = self._shape, []
-        step = turn * fx.Int32(shape.chunk * 4 * maps.LANE_VALUES[shape.bits])
-        for used, begin, _ in self._brought:
+        for token_tile in range(shape.token_tiles):
+            runs = []
             for run in range(shape.runs):
-                byte = used.select(begin + step + fx.Int32(16 * run), fx.Int32(_NOWHERE))
-                found.append(_words(rocdl.raw_ptr_buffer_load(_four(), self._rows, byte, fx.Int32(0))))
+                base = self._read[run if shape.runs > 1 else piece % 2]
+                at = base + fx.Int32(self._buffer(turn) + self._run(piece, token_tile, run))
+                runs.append(_elements(_words(fx.ptr_load(self._lds + at, result_type=_four()))))
+            found.append(maps.right_pairs(runs))
         return found
 
-    def keep(self, found: list[Vector], turn) -> None:
-        """Puts what `load` gave into the buffer of its turn."""
-        base, runs = self._buffer(turn), self._shape.runs
-        for load, (_, _, place) in enumerate(self._brought):
-            spread = [_elements(each) for each in found[load * runs : (load + 1) * runs]]
-            if runs == 2:
-                spread = maps.activation_words(spread[0], spread[1])
-            for run, values in enumerate(spread):
-                vector = Vector.from_elements(values, fx.Int32)
-                fx.ptr_store(vector, self._lds + (base + place + fx.Int32(run * QUAD)))
-
-    def factors(self, piece: int, turn, lane) -> list[list[Vector]]:
-        """The right factors of a piece: of every 16 tokens their runs."""
+    def summed(self, totals: list[Vector]) -> list[Vector]:
+        """The sums of all waves that share a unit."""
         shape = self._shape
-        base = self._buffer(turn) + lane * fx.Int32(maps.LANE_WORDS)
-        return [
-            [
-                _words(self._quad(base + fx.Int32(((piece * shape.token_tiles + tokens) * shape.runs + run) * QUAD)))
-                for run in range(shape.runs)
-            ]
-            for tokens in range(shape.token_tiles)
-        ]
+        if shape.split == 1:
+            return totals
+        at = self._lane * fx.Int32(maps.LANE_WORDS)
+        for number, total in enumerate(totals):
+            fx.ptr_store(total, self._lds + (self._own + at + fx.Int32(number * QUAD)))
+        gpu.barrier()
+        found = []
+        for number in range(len(totals)):
+            parts = [wave * (shape.lds_bytes // 4 // WAVES) + number * QUAD for wave in range(shape.split)]
+            loaded = [_words(fx.ptr_load(self._lds + (at + fx.Int32(part)), result_type=_four())) for part in parts]
+            found.append(loaded[0] + loaded[1] + loaded[2] + loaded[3])
+        return found
 
-    def _quad(self, at):
-        return fx.ptr_load(self._lds + at, result_type=_four())
+    def writes(self, lane, wave):
+        """Whether a lane has results of its own: one wave's of those that share a unit, and of the block's tokens."""
+        if self._shape.split == 1:
+            return lane >= fx.Int32(0)
+        return (wave == fx.Int32(0)) & (maps.lane_row(lane) < fx.Int32(self._shape.height))
 
-    def _buffer(self, turn):
-        return turn % fx.Int32(2) * fx.Int32(self._shape.chunk_words)
+    def _buffer(self, turn: int) -> int:
+        return turn % 2 * self._shape.buffer_words if self._shape.split == 1 else 0
 
 
 class _Unit:
-    """The weights of one wave: 32 rows of one expert."""
+    """The weights of one wave: 32 rows of one expert, or a part of their K."""
 
-    def __init__(self, shape, words, multipliers, scale, expert, unit, lane) -> None:
+    def __init__(self, shape, words, multipliers, scale, expert, unit, wave, lane) -> None:
         self._shape, self._lane, self._scale = shape, lane, scale
         self._tile = (expert * fx.Int32(shape.units) + unit) * fx.Int32(maps.TILES)
+        self._wave = wave if shape.split > 1 else fx.Int32(0)
+        self._tiles = [self._buffer(words, tile, shape.tile_words, 4) for tile in range(maps.TILES)]
+        if shape.bits == 4:
+            self._multipliers = [
+                self._buffer(multipliers, tile, shape.multiplier_words, 2) for tile in range(maps.TILES)
+            ]
+
+    def _buffer(self, tensor, tile: int, size: int, width: int):
+        """One tile's part of a tensor: what is loaded beyond it is zero, and is not read."""
         # An expert matrix of all experts has more than 2^31 bytes.
-        self._words = fx.get_iter(words) + fx.Int64(self._tile) * fx.Int64(shape.tile_words)
-        self._multipliers = fx.get_iter(multipliers) + fx.Int64(self._tile) * fx.Int64(shape.multiplier_words)
+        at = fx.get_iter(tensor) + fx.Int64(self._tile + fx.Int32(tile)) * fx.Int64(size)
+        return rocdl.get_buffer_rsrc(rocdl.make_buffer_ptr(at, fx.Int64(size * width)))
 
-    def load(self, turn) -> list[Vector]:
-        """A lane's weights of chunk number `turn`: of both tiles, piece by piece."""
+    def load(self, body, piece: int) -> list[Vector]:
+        """A lane's weights of one piece of a run of the loop's body, of both tiles."""
         shape = self._shape
-        at = self._words + (turn * fx.Int32(shape.chunk * QUAD) + self._lane * fx.Int32(maps.LANE_WORDS))
-        steps = [tile * shape.tile_words + piece * QUAD for tile in range(maps.TILES) for piece in range(shape.chunk)]
-        return [_words(fx.ptr_load(at + fx.Int32(step), result_type=_four())) for step in steps]
+        first = self._part(body) * fx.Int32(shape.ahead * maps.WAVE) + self._lane
+        at = first * fx.Int32(maps.LANE_BYTES) + fx.Int32(piece * maps.WAVE * maps.LANE_BYTES)
+        return [_words(_quad(tile, at)) for tile in self._tiles]
 
-    def load_multipliers(self, turn) -> list[fx.Int32]:
-        """A lane's multipliers of both tiles for that chunk, the first in the lowest bits; none for INT8."""
+    def load_multipliers(self, body) -> list[fx.Int32]:
+        """A lane's multipliers for a run of the body, 4 pieces a word, of one tile and of the other; none for INT8."""
         shape = self._shape
         if shape.bits == 8:
             return []
-        first = turn * fx.Int32(shape.chunk)
-        at = self._multipliers + (first // fx.Int32(4) * fx.Int32(maps.WAVE) + self._lane)
-        shift = first % fx.Int32(4) * fx.Int32(4)
-        tiles = [fx.ptr_load(at + fx.Int32(tile * shape.multiplier_words)) for tile in range(maps.TILES)]
-        return [fx.Int32(fx.Uint16(each)) >> shift for each in tiles]
+        words, short = shape.ahead // maps.PACKED, ir.IntegerType.get_signless(16)
+        first = (self._part(body) * fx.Int32(words * maps.WAVE) + self._lane) * fx.Int32(2)
+        places = [(tile, first + fx.Int32(word * 2 * maps.WAVE)) for tile in self._multipliers for word in range(words)]
+        return [fx.Int32(fx.Uint16(rocdl.raw_ptr_buffer_load(short, tile, at, fx.Int32(0)))) for tile, at in places]
 
-    def left(self, words: Vector, packed: fx.Int32 | None, piece: int) -> list[fx.Int32]:
-        """A lane's words of one piece as bytes, in the order of the instructions that multiply them."""
-        if packed is None:
-            return _elements(words)
-        factor = maps.multiplier(packed, piece)
-        added = maps.offset(factor)
-        return [each for word in _elements(words) for each in maps.unpacked(word, factor, added, _multiply_add)]
+    def left(self, words: Vector, packed: list[fx.Int32], tile: int, piece: int) -> list[list[fx.Int32]]:
+        """A lane's words of one piece as bytes, as the instructions take them."""
+        shape, unpack = self._shape, None
+        if shape.bits == 4:
+            number = tile * (shape.ahead // maps.PACKED) + piece // maps.PACKED
+            factor = maps.multiplier(packed[number], piece)
+            added = maps.offset(factor)
+            unpack = partial(maps.unpacked, factor=factor, added=added, multiply_add=_multiply_add)
+        return maps.left_pairs(_elements(words), unpack)
 
     def scales(self, tile: int) -> list[fx.Float32]:
         """Of the rows that a lane's results have."""
@@ -175,20 +217,67 @@ class _Unit:
         four = Vector(fx.ptr_load(fx.get_iter(self._scale) + at, result_type=Vector.make_type(4, fx.Float32)))
         return [fx.Float32(four[i]) for i in range(4)]
 
+    def _part(self, body):
+        """Which part of K a wave has in a run of the body."""
+        return body * fx.Int32(self._shape.split) + self._wave
 
-def _multiply(shape, unit, block, weights, packed, totals, turn, lane) -> list[Vector]:
-    """totals, of every tile and every 16 tokens, plus the products of a chunk."""
-    totals = list(totals)
-    for piece in range(shape.chunk):
-        right = block.factors(piece, turn, lane)
-        for tile in range(maps.TILES):
-            left = unit.left(weights[tile * shape.chunk + piece], packed[tile] if packed else None, piece)
-            for step in range(len(left) // 2):
-                for tokens, runs in enumerate(right):
-                    two = [runs[step // 2][step % 2 * 2 + i] for i in range(2)]
-                    number = tile * shape.token_tiles + tokens
-                    totals[number] = _matrix(left[2 * step : 2 * step + 2], two, totals[number])
-    return totals
+
+class _State:
+    """What the loop carries on: sums, weights and multipliers of a run of its body, activations of its first turn."""
+
+    def __init__(self, shape, values) -> None:
+        sums, quads = maps.TILES * shape.token_tiles, maps.TILES * shape.ahead
+        packed = maps.TILES * (shape.ahead // maps.PACKED) if shape.bits == 4 else 0
+        self.totals = _vectors(values[:sums])
+        self.weights = _vectors(values[sums : sums + quads])
+        self.packed = [fx.Int32(each) for each in values[sums + quads : sums + quads + packed]]
+        self.rows = _vectors(values[sums + quads + packed :])
+
+    def values(self) -> list:
+        return [*self.totals, *self.weights, *self.packed, *self.rows]
+
+
+def _first_state(shape, unit: _Unit, block: _Block) -> _State:
+    """Loads in the order in which the loop's body leaves them on their way, so that it waits for no younger one."""
+    start, weights = fx.Int32(0), []
+    packed = unit.load_multipliers(start)
+    for piece in range(shape.ahead):
+        if piece == shape.ahead - shape.chunk:
+            rows = block.load(start, 0)
+            _keep_order(shape)
+        weights += unit.load(start, piece)
+        _keep_order(shape)
+    zeros = [Vector.filled(4, 0, fx.Int32)] * (maps.TILES * shape.token_tiles)
+    return _State(shape, [*zeros, *weights, *packed, *rows])
+
+
+def _run_body(shape, unit: _Unit, block: _Block, state: _State, body) -> None:
+    """One run of the loop's body: each piece's weights are replaced by those of the next run once they are used."""
+    following = body + fx.Int32(1)
+    packed = unit.load_multipliers(following)
+    for turn in range(shape.turns):
+        block.keep(state.rows, turn)
+        if shape.split == 1:
+            gpu.barrier()
+        last = turn == shape.turns - 1
+        state.rows = block.load(following if last else body, 0 if last else turn + 1)
+        _keep_order(shape)
+        for piece in range(shape.chunk):
+            number = turn * shape.chunk + piece
+            _multiply(shape, unit, state, number, block.factors(piece, turn))
+            state.weights[maps.TILES * number : maps.TILES * (number + 1)] = unit.load(following, number)
+            _keep_order(shape)
+    state.packed = packed
+
+
+def _multiply(shape, unit: _Unit, state: _State, piece: int, right: list[list[list[fx.Int32]]]) -> None:
+    """Adds the products of a piece to the sums, of both tiles and every 16 tokens."""
+    for tile in range(maps.TILES):
+        left = unit.left(state.weights[maps.TILES * piece + tile], state.packed, tile, piece)
+        for step, words in enumerate(left):
+            for tokens, pairs in enumerate(right):
+                number = tile * shape.token_tiles + tokens
+                state.totals[number] = _matrix(words, pairs[step], state.totals[number])
 
 
 def _results(shape, unit, totals, tokens: int, row_scale) -> list[list[fx.Float32]]:
@@ -207,9 +296,6 @@ def product_launcher(shape: ProductShape):
     words; x_scale [T] float32. pair_row [P] int32: of a gated product the row of x of every pair, else unused: row p.
     order, block_expert: of blocks of `shape.tokens` pairs. out: [P, rows] float32.
     """
-    chunks = shape.pieces // shape.chunk
-    sums, quads = maps.TILES * shape.token_tiles, maps.TILES * shape.chunk
-    others = quads + (maps.TILES if shape.bits == 4 else 0)
 
     @flyc.kernel
     def expert_product(
@@ -219,27 +305,24 @@ def product_launcher(shape: ProductShape):
     ):  # fmt: skip
         thread = fx.thread_idx.x
         lane = thread % fx.Int32(maps.WAVE)
-        number = fx.block_idx.x * fx.Int32(WAVES) + thread // fx.Int32(maps.WAVE)
+        wave = fx.Int32(rocdl.readfirstlane(ir.IntegerType.get_signless(32), thread // fx.Int32(maps.WAVE)))
+        number = fx.block_idx.x * fx.Int32(WAVES) + wave if shape.split == 1 else fx.block_idx.x
         expert = _load(block_expert, fx.block_idx.y)  # -1 of a block that is not used
         block = _Block(shape, x, pair_row, order, pairs, x_bytes, thread, fx.block_idx.y)
-        unit = _Unit(shape, words, multipliers, scale, fx.max(expert, fx.Int32(0)), number, lane)
-        turns = (expert < fx.Int32(0)).select(fx.Int32(0), fx.Int32(chunks))
-        zero, start = Vector.filled(4, 0, fx.Int32), fx.Int32(0)
-        init = [zero] * sums + unit.load(start) + unit.load_multipliers(start) + block.load(start)
-        for turn, state in range(0, turns, 1, init=init):
-            now = fx.Int32(turn)
-            totals, weights = _vectors(state[:sums]), _vectors(state[sums : sums + quads])
-            packed = [fx.Int32(each) for each in state[sums + quads : sums + others]]
-            block.keep(_vectors(state[sums + others :]), now)
-            gpu.barrier()
-            following = fx.min(now + fx.Int32(1), fx.Int32(chunks - 1))
-            ahead = unit.load(following) + unit.load_multipliers(following) + block.load(following)
-            results = yield _multiply(shape, unit, block, weights, packed, totals, now, lane) + ahead
+        unit = _Unit(shape, words, multipliers, scale, fx.max(expert, fx.Int32(0)), number, wave, lane)
+        bodies = (expert < fx.Int32(0)).select(fx.Int32(0), fx.Int32(shape.bodies))
+        init = _first_state(shape, unit, block).values()
+        for body, carried in range(0, bodies, 1, init=init):
+            state = _State(shape, carried)
+            _run_body(shape, unit, block, state, fx.Int32(body))
+            results = yield state.values()
+        totals = block.summed(_vectors(results[: maps.TILES * shape.token_tiles]))
         for tokens in range_constexpr(shape.token_tiles):
             pair, used = block.pair(fx.Int32(tokens * maps.ROWS) + maps.lane_row(lane))
+            used = used & block.writes(lane, wave)
             kept = used.select(pair, fx.Int32(0))
             row_scale = fx.Float32(fx.ptr_load(fx.get_iter(x_scale) + block.source(kept)))
-            values = _results(shape, unit, _vectors(results[:sums]), tokens, row_scale)
+            values = _results(shape, unit, totals, tokens, row_scale)
             for tile in range_constexpr(len(values)):
                 row = (number * fx.Int32(len(values)) + fx.Int32(tile)) * fx.Int32(maps.ROWS) + maps.result_row(lane, 0)
                 at = fx.get_iter(out) + (fx.Int64(kept) * fx.Int64(shape.rows) + fx.Int64(row))
@@ -252,7 +335,7 @@ def product_launcher(shape: ProductShape):
         pair_row: fx.Tensor, order: fx.Tensor, block_expert: fx.Tensor, out: fx.Tensor,
         pairs: fx.Int32, x_bytes: fx.Int64, blocks: fx.Int32, stream: fx.Stream = fx.Stream(None),
     ):  # fmt: skip
-        grid = (shape.units // WAVES, blocks, 1)
+        grid = (shape.programs, blocks, 1)
         expert_product(
             words, multipliers, scale, x, x_scale, pair_row, order, block_expert, out, pairs, x_bytes
         ).launch(grid=grid, block=(_THREADS, 1, 1), smem=shape.lds_bytes, stream=stream)  # fmt: skip
@@ -263,6 +346,11 @@ def product_launcher(shape: ProductShape):
 def _load(tensor, at):
     """One int32."""
     return fx.Int32(fx.ptr_load(fx.get_iter(tensor) + at))
+
+
+def _quad(buffer, at):
+    """16 bytes; zeros from beyond the buffer."""
+    return rocdl.raw_ptr_buffer_load(_four(), buffer, at, fx.Int32(0))
 
 
 def _four():

@@ -6,6 +6,7 @@ l % 16 (AMD's CDNA3 ISA guide, 7.1.4). The instruction sums over all k that both
 whatever their order, so a piece is laid out as it is read: 16 bytes a lane, 1 KiB a wave in one run.
 
 INT4: a piece is 128 values of K and a lane's 16 bytes are one group of 32 with one multiplier. INT8: 64 values.
+Activations come in units of 16 bytes along K: of a piece 8 for INT4, two a lane, and 4 for INT8.
 
 All functions are plain arithmetic: on integers, on NumPy arrays of lanes, and on values of FlyDSL while it traces.
 """
@@ -22,14 +23,16 @@ TILES = 2
 """Tiles of rows that a wave multiplies with the same activations: gate and up, or two neighbours."""
 LANE_WORDS = 4
 """Words of 32 bits of a lane in one piece."""
+LANE_BYTES = 4 * LANE_WORDS
 PIECE = {4: 128, 8: 64}
 """Values of K in a piece, by bits of a weight."""
-LANE_VALUES = {4: 32, 8: 16}
-"""Of them in one lane."""
+RUNS = {4: 2, 8: 1}
+"""Units of activations that go with a lane's 16 bytes of weights."""
+PACKED = 4
+"""Pieces whose multipliers are in one word of 16 bits."""
 
 NIBBLES = 0x0F0F0F0F
 SIGNS = 0x80808080
-_PAIR = 0x0101
 
 V = TypeVar("V")
 
@@ -51,12 +54,12 @@ def result_row(lane: V, register: int) -> V:
 
 def multiplier(packed: V, piece: int) -> V:
     """A lane's multipliers of 4 pieces, 4 bits each -> that of a piece."""
-    return (packed >> (4 * (piece % 4))) & 15  # type: ignore[operator]
+    return (packed >> (4 * (piece % PACKED))) & 15  # type: ignore[operator]
 
 
 def offset(factor: V) -> V:
-    """A multiplier u -> what `unpacked` adds to each byte n * u: 128 - 8 * u, in two bytes."""
-    return (factor * -8 + 128) * _PAIR  # type: ignore[operator]
+    """A multiplier u -> what `unpacked` adds to each byte n * u: 128 - 8 * u, in the two bytes of 16 bits."""
+    return factor * -0x0808 + 0x8080  # type: ignore[operator]
 
 
 def unpacked(word: V, factor: V, added: V, multiply_add: Callable[[V, V, V], V]) -> tuple[V, V]:
@@ -70,8 +73,35 @@ def unpacked(word: V, factor: V, added: V, multiply_add: Callable[[V, V, V], V])
     return low, high
 
 
-def activation_words(first: list[V], second: list[V]) -> tuple[list[V], list[V]]:
-    """The 32 activations of an INT4 group, k = 0..15 and 16..31 in 4 words each, as the two runs that lanes read.
+def left_pairs(words: list[V], unpack: Callable[[V], tuple[V, V]] | None) -> list[list[V]]:
+    """A lane's 4 words of weights as the left factors of its instructions, two words each. unpack: `unpacked`, of INT4,
+    whose nibbles of a group are k = 0..15 in the low and 16..31 in the high halves of its bytes."""
+    pairs = [words[:2], words[2:]]
+    if unpack is None:
+        return pairs
+    halves = [[unpack(word) for word in pair] for pair in pairs]
+    return [[word[half] for word in pair] for pair in halves for half in range(2)]
 
-    Words i of both meet in one instruction, for the nibbles of a word are k and k + 16 of its group."""
-    return [first[0], second[0], first[1], second[1]], [first[2], second[2], first[3], second[3]]
+
+def right_pairs(runs: list[list[V]]) -> list[list[V]]:
+    """A lane's units of activations of a piece, 4 words each -> the right factors in `left_pairs`'s order."""
+    return [run[2 * pair : 2 * pair + 2] for pair in range(2) for run in runs]
+
+
+def unit_place(bits: int, unit: V) -> tuple[V, V, V]:
+    """Number of a unit of activations along K -> its piece, the part of the lanes that read it, and which of their
+    runs it is."""
+    runs = RUNS[bits]
+    return unit // (4 * runs), unit // runs % 4, unit % runs  # type: ignore[operator]
+
+
+def lds_slot(height: int, token: V, part: V, run: V) -> V:
+    """Where 16 bytes of activations stand among those of `height` tokens, 16 or 4, that the lanes of a wave read at
+    once. run: the unit's, or for INT8 its piece.
+
+    Neighbouring threads write units of one token, so its number is turned by the unit's: any 8 lanes that the LDS
+    serves at once then write to all of its 32 banks, and none reads another's bank.
+    """
+    odd = run % 2  # type: ignore[operator]
+    turned = part * 2 + odd if height == ROWS else odd * 2 + part // 2
+    return part * height + (token ^ turned)  # type: ignore[operator]

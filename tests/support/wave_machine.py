@@ -6,6 +6,8 @@ halves, and `v_mfma_i32_16x16x32_i8`, whose lane l gives 8 bytes of row l % 16 f
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from flyray.kernels.flydsl import wave_maps as maps
 from flyray.kernels.flydsl.experts import Launcher
 from flyray.kernels.flydsl.layout import WaveMatrix
-from flyray.kernels.flydsl.shape import ProductShape
+from flyray.kernels.flydsl.shape import WAVES, ProductShape
 from flyray.kernels.ordered import ordered_silu
 from flyray.kernels.protocol import Int4Matrix, Int8Matrix
 
@@ -54,75 +56,124 @@ def machine_launcher(shape: ProductShape) -> Launcher:
             shape.inner,
         )
         assert (x.nbytes, len(block_expert)) == (x_bytes, blocks)
-        rows, results = x.view(torch.int8).view(-1, shape.inner), out.view(pairs, shape.rows)
+        results = out.view(pairs, shape.rows)
         for expert, places in zip(block_expert.tolist(), order.view(-1, shape.tokens), strict=True):
-            used = places[places < pairs].long() if expert >= 0 else places[:0].long()
-            for own in used.split(maps.ROWS):
-                source = pair_row[own].long() if shape.gated else own
-                block, block_scale = torch.zeros(maps.ROWS, shape.inner, dtype=torch.int8), torch.zeros(maps.ROWS)
-                block[: len(own)], block_scale[: len(own)] = rows[source], x_scale[source]
-                results[own] = product(matrix, expert, block, block_scale, matrix.scale)[: len(own)]
+            used = (places < pairs).numpy()
+            pair = torch.where(places < pairs, places, 0).long()
+            source = pair_row[pair].long() if shape.gated else pair
+            if expert >= 0 and used.any():
+                begins = np.where(used, source.numpy() * shape.inner, -1)
+                found = product(shape, matrix, expert, x.view(torch.int8).numpy(), begins, x_scale[source])
+                results[pair[used]] = found[used]
 
     return launch
 
 
-def product(matrix: WaveMatrix, expert: int, values: Tensor, row_scale: Tensor, weights_scale: Tensor) -> Tensor:
-    """values [16, K] int8 and row_scale [16] float32 times one expert's matrix -> [16, N or N / 2] float32."""
-    columns = matrix.pieces * maps.PIECE[matrix.bits]
-    padded = np.zeros((maps.ROWS, columns), dtype=np.int8)
-    padded[:, : values.shape[1]] = values.numpy()
-    tiles = [
-        _epilogue(_totals(matrix, expert, unit, tile, padded), row_scale, weights_scale[expert, unit, tile])
-        for unit in range(matrix.units)
-        for tile in range(maps.TILES)
-    ]
-    if matrix.gated:
+def product(
+    shape: ProductShape, matrix: WaveMatrix, expert: int, x: np.ndarray, begins: np.ndarray, row_scale: Tensor
+) -> Tensor:
+    """One expert's matrix times a block's activations -> [tokens, rows] float32, the rows of unused places undefined.
+
+    begins: [tokens], in the bytes x, where each place's activations begin, -1 of an unused one. row_scale: [tokens].
+    """
+    rights = [staged(shape, x, begins, turn) for turn in range(shape.bodies * shape.turns)]
+    tiles = []
+    for unit in range(matrix.units):
+        for tile in range(maps.TILES):
+            totals = _totals(shape, matrix, expert, unit, tile, rights)
+            tiles.append(_epilogue(shape, totals, row_scale, matrix.scale[expert, unit, tile]))
+    if shape.gated:
         pairs = zip(tiles[0::2], tiles[1::2], strict=True)
-        return torch.cat([ordered_silu(gate) * up for gate, up in pairs], dim=1)[:, : matrix.rows // 2].contiguous()
-    return torch.cat(tiles, dim=1)[:, : matrix.rows]
+        return torch.cat([ordered_silu(gate) * up for gate, up in pairs], dim=1)[:, : shape.rows].contiguous()
+    return torch.cat(tiles, dim=1)[:, : shape.rows]
 
 
-def _totals(matrix: WaveMatrix, expert: int, unit: int, tile: int, padded: np.ndarray) -> np.ndarray:
-    """A wave's sums of one tile of rows: [64, 4] int32."""
-    total = np.zeros((maps.WAVE, 4), dtype=np.int32)
-    for piece in range(matrix.pieces):
-        words = matrix.words[expert, unit, tile, piece].numpy().view(np.uint32).astype(np.uint64)
-        left = _left(matrix, words, expert, unit, tile, piece)
-        right = _right(matrix.bits, padded, piece)
-        for step in range(len(left) // 2):
-            two = [np.stack(run[2 * step : 2 * step + 2], axis=1) for run in (left, right)]
-            total = matrix_instruction(two[0], two[1], total)
-    return total
+def writes(shape: ProductShape) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What the threads that bring a turn's activations do, load by load: of each its token, its unit of the turn, and
+    the word of the buffer that it writes 16 bytes to."""
+    threads = np.arange(maps.WAVE if shape.split > 1 else WAVES * maps.WAVE)
+    found = []
+    for load in range(shape.loads):
+        number = threads + load * len(threads)
+        token, unit = number // shape.token_units, number % shape.token_units
+        piece, part, run = maps.unit_place(shape.bits, unit)
+        slot = maps.lds_slot(shape.height, token % shape.height, part, run if shape.runs > 1 else piece)
+        found.append((token, unit, _run(shape, piece, token // shape.height, run) + slot * maps.LANE_WORDS))
+    return found
 
 
-def _left(matrix: WaveMatrix, words: np.ndarray, expert: int, unit: int, tile: int, piece: int) -> list[np.ndarray]:
-    if matrix.multipliers is None:
-        return [words[:, i] for i in range(4)]
-    packed = matrix.multipliers[expert, unit, tile, piece // 4].numpy().view(np.uint16).astype(np.int64)
-    factor = maps.multiplier(packed, piece)
-    added = maps.offset(factor)
-    parts = [factor.astype(np.uint64), (added & 0xFFFFFFFF).astype(np.uint64)]
-    return [each for i in range(4) for each in maps.unpacked(words[:, i], parts[0], parts[1], multiply_add)]
+def reads(shape: ProductShape, piece: int, token_tile: int, run: int) -> np.ndarray:
+    """The words of the buffer where a wave's lanes read 16 bytes each."""
+    part, token = maps.lane_part(LANES), maps.lane_row(LANES) % shape.height
+    slot = maps.lds_slot(shape.height, token, part, run if shape.runs > 1 else piece)
+    return _run(shape, piece, token_tile, run) + slot * maps.LANE_WORDS
 
 
-def _right(bits: int, padded: np.ndarray, piece: int) -> list[np.ndarray]:
-    """The words of activations that each lane reads for a piece, in the order of the instructions."""
-    size = maps.LANE_VALUES[bits]
-    begin = piece * maps.PIECE[bits] + maps.lane_part(LANES) * size
-    columns = begin[:, None] + np.arange(size)
-    loaded = padded[maps.lane_row(LANES)[:, None], columns].view("<u4").astype(np.uint64)  # [64, 8 or 4] words
-    first = [loaded[:, i] for i in range(4)]
-    if bits == 8:
-        return first
-    read = maps.activation_words(first, [loaded[:, 4 + i] for i in range(4)])
-    return [*read[0], *read[1]]
+def _run(shape: ProductShape, piece, token_tile, run):
+    return ((piece * shape.token_tiles + token_tile) * shape.runs + run) * shape.run_words
 
 
-def _epilogue(total: np.ndarray, row_scale: Tensor, scale: Tensor) -> Tensor:
-    """[64, 4] sums -> [16 tokens, 16 rows] float32."""
-    result = torch.empty(maps.ROWS, maps.ROWS)
-    for register in range(4):
-        rows, tokens = maps.result_row(LANES, register), maps.lane_row(LANES)
-        sums = torch.from_numpy(total[:, register]).to(torch.float32)
-        result[tokens, rows] = sums * row_scale[tokens] * scale[rows]
-    return result
+def staged(shape: ProductShape, x: np.ndarray, begins: np.ndarray, turn: int) -> list[list[list[list[np.ndarray]]]]:
+    """The right factors of a turn as the waves read them: by the wave's part of K, piece and 16 tokens."""
+    found, width = [], shape.token_units * maps.LANE_BYTES
+    # What is loaded from beyond the buffer is zero.
+    space = np.concatenate([x, np.zeros(max(begins.max(), 0) + (shape.pieces + 64) * 128, dtype=np.int8)])
+    for part in range(shape.split):
+        lds = np.full((shape.buffer_words, 4), 77, dtype=np.int8)
+        for token, unit, word in writes(shape):
+            byte = begins[token] + (turn * shape.split + part) * width + unit * maps.LANE_BYTES
+            loaded = space[np.where(begins[token] < 0, len(x), byte)[:, None] + np.arange(maps.LANE_BYTES)]
+            lds[word[:, None] + np.arange(4)] = loaded.reshape(-1, 4, 4)
+        words = lds.view("<u4")[:, 0].astype(np.uint64)
+        found.append(
+            [[_right(shape, words, piece, tile) for tile in range(shape.token_tiles)] for piece in range(shape.chunk)]
+        )
+    return found
+
+
+def _right(shape: ProductShape, words: np.ndarray, piece: int, token_tile: int) -> list[np.ndarray]:
+    runs = []
+    for run in range(shape.runs):
+        at = reads(shape, piece, token_tile, run)
+        runs.append([words[at + i] for i in range(4)])
+    return [np.stack(pair, axis=1) for pair in maps.right_pairs(runs)]
+
+
+def _totals(shape: ProductShape, matrix: WaveMatrix, expert: int, unit: int, tile: int, rights) -> list[np.ndarray]:
+    """The sums of one tile of rows over all waves that share it, [64, 4] int32 for every 16 tokens."""
+    totals = [np.zeros((maps.WAVE, 4), dtype=np.int32) for _ in range(shape.token_tiles)]
+    for turn, parts in enumerate(rights):
+        body, within = divmod(turn, shape.turns)
+        for part, pieces in enumerate(parts):
+            for number, tokens in enumerate(pieces):
+                piece = (body * shape.split + part) * shape.ahead + within * shape.chunk + number
+                if piece >= matrix.pieces:
+                    continue  # weights from beyond their buffer are zeros
+                left = _left(matrix, expert, unit, tile, piece)
+                for column, right in enumerate(tokens):
+                    for one, other in zip(left, right, strict=True):
+                        totals[column] = matrix_instruction(one, other, totals[column])
+    return totals
+
+
+def _left(matrix: WaveMatrix, expert: int, unit: int, tile: int, piece: int) -> list[np.ndarray]:
+    words = matrix.words[expert, unit, tile, piece].numpy().view(np.uint32).astype(np.uint64)
+    unpack = None
+    if matrix.multipliers is not None:
+        packed = matrix.multipliers[expert, unit, tile, piece // 4].numpy().view(np.uint16).astype(np.int64)
+        factor = maps.multiplier(packed, piece)
+        added = (maps.offset(factor) & 0xFFFFFFFF).astype(np.uint64)
+        unpack = partial(maps.unpacked, factor=factor.astype(np.uint64), added=added, multiply_add=multiply_add)
+    return [np.stack(pair, axis=1) for pair in maps.left_pairs([words[:, i] for i in range(4)], unpack)]
+
+
+def _epilogue(shape: ProductShape, totals: list[np.ndarray], row_scale: Tensor, scale: Tensor) -> Tensor:
+    """Sums of 16 tokens each -> [tokens, 16 rows] float32."""
+    result = torch.empty(len(totals) * maps.ROWS, maps.ROWS)
+    scales = torch.nn.functional.pad(row_scale, (0, len(result) - len(row_scale)))
+    for tile, total in enumerate(totals):
+        for register in range(4):
+            rows, tokens = maps.result_row(LANES, register), maps.lane_row(LANES) + tile * maps.ROWS
+            sums = torch.from_numpy(total[:, register]).to(torch.float32)
+            result[tokens, rows] = sums * scales[tokens] * scale[rows]
+    return result[: shape.tokens]
