@@ -33,7 +33,8 @@ class EngineConfig:
     page_size: tokens a KV page. kv_pages: pages a shard; 0: as many as fit the memory that the next two give.
     kv_memory_bytes: of each shard's KV pages; 0: 256 MiB on CPUs, on GPUs what gpu_memory_utilization leaves.
     gpu_memory_utilization: the part of its GPU's memory that a shard's weights and KV pages may fill together; the
-        rest is for what a step computes. 0: 0.9. kv_dtype: of KV pages, "bf16", "f32" or "auto", the backend's own.
+        rest is for what a step computes. 0: 0.9. kv_dtype: of KV pages, "f32", "bf16" (triton alone), "int8" or "fp8"
+        (the latent in 8 bits with a scale a token, the rotated key in bfloat16), or "auto", the backend's own.
     max_batch_tokens: tokens of one step, of all sequences of a shard; longer prompts are prefilled in chunks.
     max_sequences: sequences that run at once, on all shards together; more wait.
     context_length: most tokens of a prompt and its continuation; 0: the model's.

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from ..kernels.select import select_kernels
+from ..kernels.select import ROUNDED_KV_DTYPES, select_kernels
 from .engine_config import EngineConfig
 from .engine_error import EngineError
 from .link import Links
@@ -136,7 +136,8 @@ def reference_scores(config: EngineConfig, model: ModelConfig, context_length: i
     if parameter_count(model) > REFERENCE_PARAMETERS or config.weights == "random":
         return None
     prompt = golden_prompt(model, context_length)
-    kernels = select_kernels("reference", config.threads_per_shard)
+    kv_dtype = config.kv_dtype if config.kv_dtype in ROUNDED_KV_DTYPES else "f32"
+    kernels = select_kernels("reference", config.threads_per_shard, kv_dtype)
     single = SingleProcessModel.load(
         config.model_path, config.precision, kernels, len(prompt), config.int8_weights, config.int4_weights
     )

@@ -20,6 +20,7 @@ from .expert_format import ACTIVATIONS
 from .linear_kinds import LINEAR_KINDS, check_linear_kinds
 from .model.config import ModelConfig
 from .model.expert_matrix import MATRIX_KINDS, memory_formats
+from .model.kv_pages import KvPages
 from .model.tensors import TensorSpec, check_tensors, shard_tensors
 from .quantization_config import MIXED
 
@@ -34,6 +35,12 @@ _DISK = {
     "w4a8-channel": "INT4 per row",
 }
 _MEMORY = _DISK | {"w4a16": "bf16, dequantized", "w4a8-channel": "INT8 per row, from INT4"}
+_KV_NAMES = {
+    torch.bfloat16: "bf16",
+    torch.float32: "f32",
+    torch.int8: "INT8, rope key bf16",
+    torch.float8_e4m3fn: "FP8, rope key bf16",
+}
 _SHORT = {torch.bfloat16: "bf16", torch.float32: "f32", torch.float16: "f16"}
 
 
@@ -189,8 +196,9 @@ def _rows(
     yield plain("shared experts", "linear", "silu_mul")
     yield from _expert_rows(experts, activation, kernels)
     yield plain("lm_head", "linear")
-    entries = _short(kernels.kv_dtype)
-    yield PrecisionRow("KV cache", "-", entries, entries, _run(kernels, ["write_kv", "mla_attention"]))
+    entries = f"{_KV_NAMES[kernels.kv_dtype]}, {KvPages.page_bytes(config, 1, kernels):,} B a token"
+    operations = _run(kernels, ["write_kv", "mla_attention"])
+    yield PrecisionRow("KV cache", "-", entries, _short(kernels.query_dtype), operations)
 
 
 def _run(kernels: Kernels, operations: Sequence[str], weights: type | None = None) -> str:

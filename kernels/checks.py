@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .kv_entries import entry_width
 from .protocol import (
     ActivationFormat,
     Activations,
@@ -63,9 +64,13 @@ class ArgumentChecks:
     """
 
     def __init__(
-        self, activation_dtype: torch.dtype, device: torch.device, kv_dtype: torch.dtype = torch.float32
+        self,
+        activation_dtype: torch.dtype,
+        device: torch.device,
+        kv_dtype: torch.dtype = torch.float32,
+        query_dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._float, self._kv = (activation_dtype,), (kv_dtype,)
+        self._float, self._kv, self._query = (activation_dtype,), kv_dtype, query_dtype
         self._weight = (torch.bfloat16, torch.float32)
         self._device = device.type
 
@@ -145,7 +150,8 @@ class ArgumentChecks:
         num_pages, page_size, _ = self._shape("write_kv", "pages", pages, 3)
         self._require("write_kv", "latent", latent, self._float, (tokens, rank))
         self._require("write_kv", "k_rope", k_rope, self._float, (tokens, rope))
-        self._require("write_kv", "pages", pages, self._kv, (num_pages, page_size, rank + rope))
+        words = entry_width(self._kv, rank, rope)
+        self._require("write_kv", "pages", pages, (self._kv,), (num_pages, page_size, words))
         self._require("write_kv", "slots", slots, (torch.int64,), (tokens,))
         return tokens, rank, rope, num_pages * page_size
 
@@ -154,10 +160,11 @@ class ArgumentChecks:
         op = "mla_attention"
         tokens, heads, width = self._shape(op, "q", q, 3)
         num_pages, page_size, _ = self._shape(op, "pages", pages, 3)
-        self._require(op, "q", q, (*self._float, *self._kv), (tokens, heads, width))
-        self._require(op, "pages", pages, self._kv, (num_pages, page_size, width))
+        self._require(op, "q", q, tuple(dict.fromkeys((*self._float, self._query))), (tokens, heads, width))
         if not 0 < kv_lora_rank <= width:
             raise ValueError(f"{op}: kv_lora_rank is {kv_lora_rank}, expected 1 to {width}, the width of q")
+        words = entry_width(self._kv, kv_lora_rank, width - kv_lora_rank)
+        self._require(op, "pages", pages, (self._kv,), (num_pages, page_size, words))
         sequences, max_pages = self._shape(op, "batch.page_table", batch.page_table, 2)
         self._require(op, "batch.page_table", batch.page_table, (torch.int32,), (sequences, max_pages))
         self._require(op, "batch.query_start", batch.query_start, (torch.int32,), (sequences + 1,))

@@ -274,11 +274,14 @@ class Kernels(Protocol):
     device: torch.device
     activation_dtype: torch.dtype
     kv_dtype: torch.dtype
-    """Of KV pages and of absorbed queries. bfloat16 where they and the shares of attention are rounded to it: a query's
-    result may then stand off the reference's by 1e-2 of the largest entry."""
+    """Of KV pages: float32, bfloat16, or int8 and float8_e4m3fn, whose entries stand as `kv_entries` says and are those
+    of the reference to the bit."""
+    query_dtype: torch.dtype
+    """Of absorbed queries. bfloat16 where they, the shares of attention and floats in pages are rounded to it: a
+    query's result may then stand off the reference's by 1e-2 of the largest entry."""
     splits_floats: bool
     """Whether `linear` and `head_linear` with bfloat16 weights, and `mla_attention`, split float32 into two bfloat16
-    parts, the last for pages of float32. Their results may then stand off the reference's by 1e-4 of the row's
+    parts, the last for queries of float32. Their results may then stand off the reference's by 1e-4 of the row's
     largest."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -313,22 +316,24 @@ class Kernels(Protocol):
 
     def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries for `mla_attention`: q [T, H, A + R] float, weight [H, L, A] bf16 or float32 -> [T, H, L + R] of
-        `kv_dtype`, `head_linear` of each head's first A values and then `rope` of its last R."""
+        `query_dtype`, `head_linear` of each head's first A values and then `rope` of its last R."""
         ...
 
     def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
-        """Stores latent [T, L] and rotated k_rope [T, R] at slots [T] of pages [num_pages, page_size, L + R] of
-        `kv_dtype`.
+        """Stores latent [T, L] and rotated k_rope [T, R], float, at slots [T] of pages [num_pages, page_size, W] of
+        `kv_dtype`, W = `kv_entries.entry_width`.
 
-        How an entry stands in its L + R words is the backend's own: `mla_attention` of the same backend reads it."""
+        In 8 bits an entry's bytes are those of `kv_entries`. How one of floats stands in its W = L + R words is the
+        backend's own: `mla_attention` of the same backend reads it."""
         ...
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         """Causal attention with absorbed projections over latent pages, prefill and decode alike.
 
-        q [T, H, L + R] float or `kv_dtype` (already multiplied by the key up-projection), pages [num_pages, page_size,
-        L + R] of `kv_dtype` -> [T, H, L] float: softmax(scale * q . kv) over the visible entries, times their first L
-        values.
+        q [T, H, L + R] float or `query_dtype` (already multiplied by the key up-projection), pages as `write_kv` takes
+        them -> [T, H, L] float: softmax(scale * q . kv) over the visible entries, times their first L values.
+        An entry in 8 bits scores entry_scale * (q . codes) + q . key, and its share times entry_scale times its codes
+        is what it adds.
         """
         ...
 

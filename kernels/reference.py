@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import ArgumentChecks, check_indices, check_paged_batch, plain_experts
+from .kv_entries import ROUNDED, pack_entries, unpack_entries
 from .ordered import ordered_exp, ordered_linear, ordered_sigmoid, ordered_silu, ordered_sum
 from .protocol import (
     ActivationFormat,
@@ -46,16 +47,18 @@ _CPU = torch.device("cpu")
 
 
 class ReferenceKernels:
-    """`Kernels` in plain PyTorch. Runs on torch's own intra-op threads; the results do not depend on their number."""
+    """`Kernels` in plain PyTorch. Runs on torch's own intra-op threads; the results do not depend on their number.
+
+    kv_dtype: float32, int8 or float8_e4m3fn."""
 
     name = "reference"
     activation_dtype = torch.float32
-    kv_dtype = torch.float32
+    query_dtype = torch.float32
     splits_floats = False
 
-    def __init__(self, device: torch.device = _CPU) -> None:
-        self.device = device
-        self._check = ArgumentChecks(self.activation_dtype, device)
+    def __init__(self, device: torch.device = _CPU, kv_dtype: torch.dtype = torch.float32) -> None:
+        self.device, self.kv_dtype = device, kv_dtype
+        self._check = ArgumentChecks(self.activation_dtype, device, kv_dtype)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         size = self._check.rms_norm(x, weight)[1]
@@ -101,11 +104,16 @@ class ReferenceKernels:
     def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
         limit = self._check.write_kv(pages, slots, latent, k_rope)[3]
         check_indices("write_kv", "slots", slots, limit)
-        pages.view(limit, -1)[slots] = torch.cat([latent, k_rope], dim=1)
+        if self.kv_dtype in ROUNDED:
+            entries = pack_entries(self.quantize(latent, ROUNDED[self.kv_dtype]), k_rope)
+            pages.view(torch.uint8).view(limit, -1)[slots] = entries
+        else:
+            pages.view(limit, -1)[slots] = torch.cat([latent, k_rope], dim=1)
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         queries, heads, width = self._check.mla_attention(q, pages, batch, kv_lora_rank)
         check_paged_batch(batch, pages.shape[0], pages.shape[1], queries)
+        stored = pages.view(torch.uint8) if self.kv_dtype in ROUNDED else pages
         result = q.new_zeros(queries, heads, kv_lora_rank)
         starts = batch.query_start.tolist()
         for sequence, length in enumerate(batch.context_len.tolist()):
@@ -113,8 +121,11 @@ class ReferenceKernels:
             if rows.start == rows.stop:
                 continue
             used = -(-length // pages.shape[1])
-            keys = pages[batch.page_table[sequence, :used].long()].view(-1, width)[:length]
-            result[rows] = _attend(q[rows], keys, scale, kv_lora_rank)
+            keys = stored[batch.page_table[sequence, :used].long()].flatten(0, 1)[:length].view(self.kv_dtype)
+            sizes = None
+            if self.kv_dtype in ROUNDED:
+                keys, sizes = unpack_entries(keys, kv_lora_rank, width - kv_lora_rank)
+            result[rows] = _attend(q[rows], keys, sizes, scale, kv_lora_rank)
         return result
 
     def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
@@ -195,8 +206,9 @@ class ReferenceKernels:
         return RepeatedGraph(run)
 
 
-def _attend(q: Tensor, keys: Tensor, scale: float, rank: int) -> Tensor:
-    """Causal online softmax of q [n, H, W] over keys [C, W], the last query seeing all C -> [n, H, rank]."""
+def _attend(q: Tensor, keys: Tensor, sizes: Tensor | None, scale: float, rank: int) -> Tensor:
+    """Causal online softmax of q [n, H, W] over keys [C, W], the last query seeing all C -> [n, H, rank]. sizes: [C],
+    what the first `rank` columns of keys are multiplied by, if anything."""
     count, heads, width = q.shape
     visible = torch.arange(keys.shape[0] - count + 1, keys.shape[0] + 1, device=q.device)[:, None, None]
     largest = q.new_full((count, heads, 1), -torch.inf)
@@ -205,7 +217,8 @@ def _attend(q: Tensor, keys: Tensor, scale: float, rank: int) -> Tensor:
     for begin in range(0, keys.shape[0], ATTENTION_BLOCK):
         block = keys[begin : begin + ATTENTION_BLOCK]
         size = block.shape[0]
-        scores = ordered_linear(q.reshape(count * heads, width), block).view(count, heads, size) * scale
+        block_sizes = None if sizes is None else sizes[begin : begin + ATTENTION_BLOCK]
+        scores = _scores(q.reshape(count * heads, width), block, block_sizes, rank).view(count, heads, size) * scale
         seen = torch.arange(begin, begin + size, device=q.device) < visible
         open_rows = visible > begin
         raised = torch.maximum(largest, scores.masked_fill(~seen, -torch.inf).amax(dim=2, keepdim=True))
@@ -214,11 +227,20 @@ def _attend(q: Tensor, keys: Tensor, scale: float, rank: int) -> Tensor:
         block_total = ordered_sum(share.view(-1, size)).view(count, heads, 1)
         total = torch.where(open_rows, total * decay + block_total, total)
         result = torch.where(open_rows, result * decay, result)
+        if block_sizes is not None:
+            share = share * block_sizes
         for key in range(size):
             added = result + share[..., key, None] * block[key, :rank]
             result = torch.where(seen[..., key, None], added, result)
         largest = torch.where(open_rows, raised, largest)
     return result / total
+
+
+def _scores(q: Tensor, keys: Tensor, sizes: Tensor | None, rank: int) -> Tensor:
+    """q [N, W] times keys [B, W], as `_attend` has them -> [N, B]."""
+    if sizes is None:
+        return ordered_linear(q, keys)
+    return ordered_linear(q[:, :rank], keys[:, :rank]) * sizes + ordered_linear(q[:, rank:], keys[:, rank:])
 
 
 def _multiply(x: Activations, matrix: ExpertMatrix, expert: int) -> Tensor:

@@ -20,8 +20,9 @@ CPU_BACKENDS = ("cpu", "reference")
 ACCELERATED = ("torch", "triton", "rocm")
 """Backends that need a GPU of their own in each process."""
 BACKENDS = CPU_BACKENDS + ACCELERATED
-KV_DTYPES = ("auto", "bf16", "f32")
-"""Of KV pages; "auto": the backend's own."""
+ROUNDED_KV_DTYPES = ("int8", "fp8")
+KV_DTYPES = ("auto", "bf16", "f32", *ROUNDED_KV_DTYPES)
+"""Of KV pages; "auto": the backend's own, f32 on CPUs and of "torch", bf16 of the others."""
 SOURCES = {"rocm": ("flydsl", "aiter", "triton")}
 """The backends that are composed of several sources, in the order in which these are asked."""
 
@@ -35,7 +36,11 @@ def check_kv_dtype(backend: str, kv_dtype: str) -> None:
     if kv_dtype not in KV_DTYPES:
         raise ValueError(f"kv_dtype: {kv_dtype!r} is none of {', '.join(KV_DTYPES)}")
     if kv_dtype == "bf16" and backend not in ("triton", "rocm"):
-        raise ValueError(f"kv_dtype: 'bf16', but the backend {backend!r} keeps KV pages in f32; 'triton' in either")
+        raise ValueError(
+            f"kv_dtype: 'bf16', but the backend {backend!r} keeps KV pages in f32, int8 or fp8; 'triton' in bf16 too"
+        )
+    if kv_dtype in ROUNDED_KV_DTYPES and backend in ("triton", "rocm"):
+        raise ValueError(f"kv_dtype: {kv_dtype!r}, but the backend {backend!r} keeps KV pages in bf16 or f32")
 
 
 def check_sources(backend: str, names: Collection[str]) -> None:
@@ -49,9 +54,7 @@ def check_sources(backend: str, names: Collection[str]) -> None:
 
 def device_kv_dtype(kv_dtype: str) -> torch.dtype:
     """Of KV pages of Triton's backend and those composed with it."""
-    import torch
-
-    return torch.float32 if kv_dtype == "f32" else torch.bfloat16
+    return _kv_dtype("bf16" if kv_dtype == "auto" else kv_dtype)
 
 
 def plan_kernels(backend: str, kv_dtype: str, shapes: KernelShapes, orders: SourceOrder) -> KernelPlan | None:
@@ -78,7 +81,7 @@ def select_kernels(backend: str, threads: int, kv_dtype: str = "auto", plan: Ker
     if backend == "cpu":
         from .cpu.backend import CpuKernels
 
-        return CpuKernels(threads)
+        return CpuKernels(threads, kv_dtype=_own_kv_dtype(kv_dtype))
     import torch
 
     torch.set_num_threads(threads)
@@ -130,7 +133,19 @@ def _torch_kernels(backend: str, device: torch.device, kv_dtype: str, plan: Kern
     from .reference import ReferenceKernels
     from .torch_kernels import TorchKernels
 
-    return TorchKernels(device) if backend == "torch" else ReferenceKernels(device)
+    kernels = TorchKernels if backend == "torch" else ReferenceKernels
+    return kernels(device, _own_kv_dtype(kv_dtype))
+
+
+def _own_kv_dtype(kv_dtype: str) -> torch.dtype:
+    """Of KV pages of the other backends."""
+    return _kv_dtype("f32" if kv_dtype == "auto" else kv_dtype)
+
+
+def _kv_dtype(name: str) -> torch.dtype:
+    import torch
+
+    return {"f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8, "fp8": torch.float8_e4m3fn}[name]
 
 
 def _triton_kernels(device: torch.device, kv_dtype: str) -> TritonKernels:

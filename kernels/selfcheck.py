@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .checks import INT4_GROUP
 from .composed import ComposedKernels
+from .kv_entries import ROUNDED, entry_width
 from .protocol import (
     ActivationFormat,
     Activations,
@@ -42,8 +43,8 @@ _CHOSEN = 64  # of all experts: a wave keeps one a lane
 _RELATIVE_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 # Where activations are split into two bfloat16 parts; the parts alone are within 2^-18 of a value.
 _SPLIT_ERROR = 1e-4
-# Where queries and entries are rounded to bfloat16.
-_KV_ERROR = {torch.float32: 0.0, torch.bfloat16: 2e-2}
+# Where queries are rounded to bfloat16, and entries that are not in 8 bits.
+_QUERY_ERROR = {torch.float32: 0.0, torch.bfloat16: 2e-2}
 # Another order of sums may round one hidden value to the next FP8 number, which is 1/16 away.
 _FP8_RELATIVE_ERROR = 3e-2
 _TOLD_APART = 1e-4
@@ -119,10 +120,11 @@ class _Check:
             raise ValueError(f"no error bound is known for activations of {kernels.activation_dtype}")
         self.results: list[CheckResult] = []
         self._kernels, self._shapes = kernels, shapes
-        self._reference = ReferenceKernels()
+        rounded = kernels.kv_dtype if kernels.kv_dtype in ROUNDED else torch.float32
+        self._reference = ReferenceKernels(kv_dtype=rounded)
         self._generator = torch.Generator().manual_seed(20_260)
         self._split = _SPLIT_ERROR if kernels.splits_floats else 0.0
-        self._kv = max(self._split, _KV_ERROR[kernels.kv_dtype])
+        self._kv = max(self._split, _QUERY_ERROR[kernels.query_dtype])
 
     def rows(self) -> None:
         shapes = self._shapes
@@ -214,15 +216,17 @@ class _Check:
         q = self._floats(_TOKENS, shapes.heads, width)
 
         def touched(k: Kernels, t: _Mover) -> Tensor:
-            written = torch.zeros(pages.shape, dtype=k.kv_dtype, device=k.device)
+            written = torch.zeros(self._page_shape(pages, k), dtype=k.kv_dtype, device=k.device)
             k.write_kv(written, t(slots), t(latent), t(k_rope))
+            if k.kv_dtype in ROUNDED:
+                return written.view(torch.uint8).float()
             return (written.flatten(0, 1) != 0).any(dim=1).float()
 
         self._both("write_kv", touched, exact=True)
 
         def write(k: Kernels, t: _Mover) -> Tensor:
             """Every entry, then those of this step over what stood there: the layout is the backend's own."""
-            written = torch.zeros(pages.shape, dtype=k.kv_dtype, device=k.device)
+            written = torch.zeros(self._page_shape(pages, k), dtype=k.kv_dtype, device=k.device)
             rows = pages.flatten(0, 1)
             old = rows[:, : shapes.kv_lora_rank].contiguous(), rows[:, shapes.kv_lora_rank :].contiguous()
             k.write_kv(written, t(torch.arange(len(rows))), t(old[0]), t(old[1]))
@@ -234,6 +238,12 @@ class _Check:
             lambda k, t: k.mla_attention(t(q), write(k, t), t.batch(batch), width**-0.5, shapes.kv_lora_rank),
             relative=self._kv,
         )
+
+    def _page_shape(self, entries: Tensor, kernels: Kernels) -> tuple[int, int, int]:
+        """Of the pages that hold entries [pages, page size, L + R]."""
+        pages, page_size, _ = entries.shape
+        rank, rope = self._shapes.kv_lora_rank, self._shapes.qk_rope_head_dim
+        return pages, page_size, entry_width(kernels.kv_dtype, rank, rope)
 
     def gate(self) -> None:
         shapes = self._shapes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .protocol import Greedy
@@ -15,9 +14,6 @@ class TorchKernels(ReferenceKernels):
 
     name = "torch"
     leaves_out = False
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
 
     def greedy(self, logits: Tensor) -> Greedy:
         return greedy(logits)

@@ -45,6 +45,7 @@ from .handle import CpuHandle
 # Bytes of a result from which on its memory is kept for others: what the allocator gives back to the system, and the
 # system clears, costs more than handing it on.
 _WORTH_KEEPING = 1 << 16
+_ENTRIES = {torch.float32: 0, torch.int8: 1, torch.float8_e4m3fn: 2}
 _KINDS: dict[type, int] = {Int4Matrix: 0, Int8Matrix: 1, Fp8Matrix: 2, Bf16Matrix: 3}
 
 
@@ -52,18 +53,19 @@ class CpuKernels:
     """`Kernels` in C++ for x86-64 (AMX, AVX-512 VNNI, AVX2) and any other CPU (plain C++).
 
     threads: how many compute at once, the caller included. variant: "amx", "avx512", "avx2", "portable", or "" for the
-    best that this CPU runs; the results are the same but for those that `splits_floats` names. Calls from several
-    Python threads are safe and share the pool. Not usable in a forked child.
+    best that this CPU runs; the results are the same but for those that `splits_floats` names. kv_dtype: float32, int8
+    or float8_e4m3fn. Calls from several Python threads are safe and share the pool. Not usable in a forked child.
     """
 
     name = "cpu"
     device = torch.device("cpu")
     activation_dtype = torch.float32
-    kv_dtype = torch.float32
+    query_dtype = torch.float32
 
-    def __init__(self, threads: int, variant: str = "") -> None:
+    def __init__(self, threads: int, variant: str = "", kv_dtype: torch.dtype = torch.float32) -> None:
+        self.kv_dtype, self._entries = kv_dtype, _ENTRIES[kv_dtype]
         self._handle = CpuHandle(threads, variant)
-        self._check = ArgumentChecks(self.activation_dtype, self.device)
+        self._check = ArgumentChecks(self.activation_dtype, self.device, kv_dtype)
         self._arena = Arena()
         self.threads, self.variant = threads, self._handle.variant
         self.splits_floats = self.variant == "amx"
@@ -140,7 +142,9 @@ class CpuKernels:
     def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
         at = self._at
         tokens, rank, rope, limit = self._check.write_kv(pages, slots, latent, k_rope)
-        self._run(commands.write_kv(at(pages), at(slots), at(latent), at(k_rope), tokens, rank, rope, limit))
+        self._run(commands.write_kv(
+            at(pages), self._entries, at(slots), at(latent), at(k_rope), tokens, rank, rope, limit,
+        ))  # fmt: skip
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         at = self._at
@@ -149,7 +153,7 @@ class CpuKernels:
         sequences, max_pages = batch.page_table.shape
         out = self._empty(queries, heads, kv_lora_rank)
         self._run(commands.attention(
-            at(batch.positions), num_pages, at(q), at(pages), at(batch.query_start),
+            at(batch.positions), num_pages, at(q), at(pages), self._entries, at(batch.query_start),
             at(batch.context_len), at(batch.page_table), at(out),
             sequences, queries, heads, width, kv_lora_rank, page_size, max_pages, float(scale),
         ))  # fmt: skip

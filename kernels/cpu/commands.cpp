@@ -119,9 +119,9 @@ int rope(Library& library, Words words) {
 }
 
 int write_kv(Library& library, Words words) {
-  const WriteKv arguments{words.address<float>(),       words.address<const int64_t>(), words.address<const float>(),
-                          words.address<const float>(), words.integer(),                words.integer(),
-                          words.integer()};
+  const WriteKv arguments{words.address<char>(),        words.choice<Entries>(),        words.address<const int64_t>(),
+                          words.address<const float>(), words.address<const float>(),   words.integer(),
+                          words.integer(),              words.integer()};
   const int64_t limit = words.integer();
   const int refused = check_indices("write_kv", "slots", arguments.slots, arguments.tokens, limit);
   if (!refused) library.operations->write_kv(library.pool, arguments);
@@ -131,7 +131,8 @@ int write_kv(Library& library, Words words) {
 int attention(Library& library, Words words) {
   const int64_t* positions = words.address<const int64_t>();
   const int64_t num_pages = words.integer();
-  const Attention arguments{words.address<const float>(),   words.address<const float>(),
+  const Attention arguments{words.address<const float>(),   words.address<const char>(),
+                            words.choice<Entries>(),
                             words.address<const int32_t>(), words.address<const int32_t>(),
                             words.address<const int32_t>(), words.address<float>(),
                             words.integer(),                words.integer(),
@@ -289,7 +290,7 @@ struct Command {
 
 // By code; commands.py has the same order. New ones are added at the end.
 const Command kCommands[] = {
-    {10, rms_norm}, {10, linear},    {9, integer_linear}, {11, rope}, {8, write_kv},    {16, attention},    {14, gate},
+    {10, rms_norm}, {10, linear},    {9, integer_linear}, {11, rope}, {9, write_kv},    {17, attention},    {14, gate},
     {6, quantize}, {4, silu_mul},  {8, combine},     {17, experts}, {13, fold},   {11, row_scales},   {11, group_scales},
     {9, round_weights},
     {7, run_take_rows}, {5, run_add}, {11, sample},

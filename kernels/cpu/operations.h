@@ -54,9 +54,23 @@ struct Rope {
   int64_t tokens, heads, size, x_stride, out_stride;
 };
 
-// What stands in a page is the variant's own: its `attention` reads what its `write_kv` has written.
+// What KV pages hold: float32, in words of which `write_kv` and `attention` of a variant make what they like, or bytes.
+enum Entries : int { kFloatEntries = 0, kInt8Entries = 1, kFp8Entries = 2 };
+
+// An entry's bytes, as kernels/kv_entries.py says: from 0 on what stands for the latent, then the key and the scale.
+struct EntryLayout {
+  int64_t key, scale, size;
+  EntryLayout(Entries kind, int64_t rank, int64_t rope) {
+    const auto up = [](int64_t value, int64_t step) { return (value + step - 1) / step * step; };
+    key = kind == kFloatEntries ? rank * 4 : up(rank, 16);
+    scale = up(key + rope * (kind == kFloatEntries ? 4 : 2), 4);
+    size = kind == kFloatEntries ? scale : up(scale + 4, 16);
+  }
+};
+
 struct WriteKv {
-  float* pages;
+  char* pages;
+  Entries kind;
   const int64_t* slots;
   const float* latent;
   const float* k_rope;
@@ -65,7 +79,8 @@ struct WriteKv {
 
 struct Attention {
   const float* q;
-  const float* pages;
+  const char* pages;
+  Entries kind;
   const int32_t* query_start;
   const int32_t* context_len;
   const int32_t* page_table;

@@ -60,8 +60,8 @@ class TritonKernels:
             raise ValueError(f"device is {device}, expected a GPU that torch can use, such as cuda:0")
         if kv_dtype not in (torch.bfloat16, torch.float32):
             raise ValueError(f"kv_dtype is {kv_dtype}, expected torch.bfloat16 or torch.float32")
-        self.device, self.kv_dtype = device, kv_dtype
-        self._check = ArgumentChecks(self.activation_dtype, device, kv_dtype)
+        self.device, self.kv_dtype, self.query_dtype = device, kv_dtype, kv_dtype
+        self._check = ArgumentChecks(self.activation_dtype, device, kv_dtype, self.query_dtype)
         self._tiles = TileTable.of("default" if described else gpu_name(device))
         self._attention = attention_tile(kv_dtype, "gfx942" if torch.version.hip is not None else "cuda")
 
@@ -97,7 +97,7 @@ class TritonKernels:
 
     def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         self._check.absorb(q, weight, positions, cos, sin)
-        return absorb(q.contiguous(), weight, positions, cos, sin, self.kv_dtype)
+        return absorb(q.contiguous(), weight, positions, cos, sin, self.query_dtype)
 
     def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         self._check.rope(x, positions, cos, sin)

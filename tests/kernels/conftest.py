@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -15,24 +16,47 @@ from flyray.kernels.quantizer import WeightQuantizer
 from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.reference_quantizer import ReferenceQuantizer
 
-TRITON = {"triton": torch.bfloat16, "triton float32 pages": torch.float32}
+BACKENDS = {"reference": torch.float32, "triton": torch.bfloat16, "triton float32 pages": torch.float32}
+BACKENDS |= dict.fromkeys(("composed", *CPU_VARIANTS), torch.float32)
+ROUNDED = {
+    f"{name} {format} pages": dtype
+    for name in ("reference", "triton", *CPU_VARIANTS)
+    for format, dtype in (("int8", torch.int8), ("fp8", torch.float8_e4m3fn))
+}
 
 
-@pytest.fixture(scope="session", params=("reference", "composed", *TRITON, *CPU_VARIANTS))
+@contextmanager
+def opened(name: str, kv_dtype: torch.dtype) -> Iterator[Kernels]:
+    """A backend by the first word of `name`; Triton's where there is a GPU."""
+    backend = name.partition(" ")[0]
+    if backend in ("reference", "triton"):
+        yield triton_kernels(kv_dtype) if backend == "triton" else ReferenceKernels(kv_dtype=kv_dtype)
+        return
+    cpu = open_cpu("portable" if backend == "composed" else backend, 2, kv_dtype)
+    yield composed_kernels(cpu) if backend == "composed" else cpu
+    cpu.close()
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
 def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
-    """Every backend, the CPU one in each of its variants; Triton's, with either kind of pages, where there is a GPU;
-    and one composed of CPU and reference."""
-    if request.param == "composed":
-        opened = open_cpu("portable", threads=2)
-        yield composed_kernels(opened)
-        opened.close()
-        return
-    if request.param == "reference" or request.param in TRITON:
-        yield triton_kernels(TRITON[request.param]) if request.param in TRITON else ReferenceKernels()
-        return
-    opened = open_cpu(request.param, threads=2)
-    yield opened
-    opened.close()
+    """Every backend, the CPU one in each of its variants, Triton's with either kind of floats in KV pages, and one
+    composed of CPU and reference."""
+    with opened(request.param, BACKENDS[request.param]) as kernels:
+        yield kernels
+
+
+@pytest.fixture(scope="session", params=ROUNDED)
+def rounding(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    """Every backend with either kind of KV pages in 8 bits."""
+    with opened(request.param, ROUNDED[request.param]) as kernels:
+        yield kernels
+
+
+@pytest.fixture(scope="session", params=BACKENDS | ROUNDED)
+def attending(request: pytest.FixtureRequest) -> Iterator[Kernels]:
+    """Every backend with every kind of KV pages."""
+    with opened(request.param, (BACKENDS | ROUNDED)[request.param]) as kernels:
+        yield kernels
 
 
 @pytest.fixture(scope="session", params=CPU_VARIANTS)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import pytest
+import torch
 
 from flyray.kernels.cpu.backend import CpuKernels
 from flyray.kernels.cpu.converter import CpuConverter
@@ -17,9 +20,9 @@ CPU_VARIANTS = ("amx", "avx512", "avx2", "portable")
 _Backend = TypeVar("_Backend", CpuKernels, CpuQuantizer, CpuConverter)
 
 
-def open_cpu(variant: str, threads: int) -> CpuKernels:
+def open_cpu(variant: str, threads: int, kv_dtype: torch.dtype = torch.float32) -> CpuKernels:
     """The CPU kernels in one variant, skipping the test on a machine that cannot run it."""
-    return _open(CpuKernels, variant, threads)
+    return _open(partial(CpuKernels, kv_dtype=kv_dtype), variant, threads)
 
 
 def open_cpu_quantizer(variant: str, threads: int) -> CpuQuantizer:
@@ -32,7 +35,7 @@ def open_cpu_converter(variant: str, threads: int) -> CpuConverter:
     return _open(CpuConverter, variant, threads)
 
 
-def _open(backend: type[_Backend], variant: str, threads: int) -> _Backend:
+def _open(backend: Callable[[int, str], _Backend], variant: str, threads: int) -> _Backend:
     try:
         return backend(threads, variant)
     except LibraryError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flyray.kernels.kv_entries import ROUNDED, entry_width
 from flyray.kernels.protocol import (
     Bf16Matrix,
     ExpertMatrix,
@@ -17,6 +18,7 @@ from flyray.kernels.protocol import (
     Kernels,
     PagedBatch,
 )
+from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.selfcheck import random_matrix
 
 MATRIX_KINDS: tuple[type[ExpertMatrix], ...] = (Int4Matrix, Int8Matrix, Fp8Matrix, Bf16Matrix)
@@ -69,9 +71,29 @@ def paged(queries: list[int], contexts: list[int], page_size: int, spare: int, s
     return PagedBatch(starts, torch.tensor(contexts, dtype=torch.int32), table, positions, slots), total
 
 
+def empty_pages(kernels: Kernels, total: int, page_size: int, rank: int, rope: int) -> Tensor:
+    """Pages full of NaN, or of bytes that no entry has."""
+    pages = torch.empty(total, page_size, entry_width(kernels.kv_dtype, rank, rope), dtype=kernels.kv_dtype)
+    pages.view(torch.uint8).fill_(0xFF)
+    return pages
+
+
+def kept(kernels: Kernels, entries: Tensor, rank: int) -> Tensor:
+    """What pages of 8 bits keep of entries [..., width], as float64; else the entries."""
+    format = ROUNDED.get(kernels.kv_dtype)
+    if format is None:
+        return entries
+    rows = entries.flatten(0, -2)
+    latent = ReferenceKernels().quantize(rows[:, :rank].contiguous(), format)
+    assert latent.scale is not None
+    codes = latent.values.to(torch.float64) * latent.scale[:, None]
+    return torch.cat([codes, rows[:, rank:].bfloat16().double()], dim=1).view(entries.shape)
+
+
 def cached(kernels: Kernels, entries: Tensor, rank: int) -> Tensor:
     """Pages in the backend's own layout with these entries, [pages, page size, width]."""
-    pages, rows = torch.zeros(entries.shape, dtype=kernels.kv_dtype), entries.flatten(0, 1)
+    rows = entries.flatten(0, 1)
+    pages = empty_pages(kernels, *entries.shape[:2], rank, entries.shape[2] - rank)
     kernels.write_kv(pages, torch.arange(len(rows)), rows[:, :rank].contiguous(), rows[:, rank:].contiguous())
     return pages
 

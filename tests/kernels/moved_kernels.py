@@ -19,6 +19,7 @@ class MovedKernels:
     def __init__(self, kernels: Kernels) -> None:
         self.inner = kernels
         self.name, self.activation_dtype, self.kv_dtype = kernels.name, kernels.activation_dtype, kernels.kv_dtype
+        self.query_dtype = kernels.query_dtype
         self.splits_floats, self.device = kernels.splits_floats, torch.device("cpu")
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import cached, gathered, normal, paged
+from kernel_cases import cached, empty_pages, gathered, kept, normal, paged
 from split_products import assert_float_attention, assert_rounded_attention, assert_split_attention
 from torch import Tensor
 
@@ -32,7 +32,7 @@ def softmax_oracle(q: Tensor, keys: Tensor, scale: float, rank: int) -> Tensor:
     st.integers(0, 99),
 )
 def test_matches_a_plain_softmax(
-    kernels: Kernels,
+    attending: Kernels,
     sizes: list[tuple[int, int]],
     heads: int,
     rank: int,
@@ -45,14 +45,14 @@ def test_matches_a_plain_softmax(
     batch, total = paged(queries, [new + past for new, past in sizes], page_size, 2, seed)
     pages = normal(seed, total, page_size, rank + rope)
     q = normal(seed + 1, sum(queries), heads, rank + rope)
-    result = kernels.mla_attention(q, cached(kernels, pages, rank), batch, scale, rank)
+    result = attending.mla_attention(q, cached(attending, pages, rank), batch, scale, rank)
     assert result.shape == (sum(queries), heads, rank)
     for sequence, (begin, end) in enumerate(zip(batch.query_start[:-1], batch.query_start[1:], strict=True)):
-        keys = gathered(pages, batch, sequence)
+        keys = gathered(kept(attending, pages, rank), batch, sequence)
         expected = softmax_oracle(q[begin:end], keys, scale, rank)
-        if kernels.kv_dtype is torch.bfloat16:
+        if attending.query_dtype is torch.bfloat16:
             assert_rounded_attention(result[begin:end], expected, q[begin:end], keys, scale)
-        elif kernels.splits_floats:
+        elif attending.splits_floats:
             assert_split_attention(result[begin:end], expected, q[begin:end], keys, scale)
         else:
             assert_float_attention(result[begin:end], expected, q[begin:end], keys, scale)
@@ -64,7 +64,7 @@ def run_in_chunks(kernels: Kernels, q: Tensor, cache: Tensor, cuts: list[int], p
     for begin, end in zip([0, *cuts], [*cuts, q.shape[0]], strict=True):
         batch, total = paged([end - begin], [end], page_size, 3, seed)
         # What stands beyond the context, here NaN, must not be read.
-        pages = torch.full((total, page_size, cache.shape[1]), torch.nan, dtype=kernels.kv_dtype)
+        pages = empty_pages(kernels, total, page_size, cache.shape[1] - 8, 8)
         owned = batch.page_table[0, : -(-end // page_size)].long()
         slots = (owned[:, None] * page_size + torch.arange(page_size)).flatten()[:end]
         rank = cache.shape[1] - 8
@@ -75,23 +75,23 @@ def run_in_chunks(kernels: Kernels, q: Tensor, cache: Tensor, cuts: list[int], p
 
 @settings(max_examples=6, deadline=None)
 @given(st.sets(st.integers(1, 149), max_size=3), st.sampled_from([1, 7, 16, 64]), st.integers(0, 99))
-def test_chunks_and_pages_do_not_change_a_bit(kernels: Kernels, cuts: set[int], page_size: int, seed: int) -> None:
+def test_chunks_and_pages_do_not_change_a_bit(attending: Kernels, cuts: set[int], page_size: int, seed: int) -> None:
     q, cache = normal(1, 150, 3, 40), normal(2, 150, 40)
-    whole = run_in_chunks(kernels, q, cache, [], 16, 0)
-    assert torch.equal(run_in_chunks(kernels, q, cache, sorted(cuts), page_size, seed), whole)
+    whole = run_in_chunks(attending, q, cache, [], 16, 0)
+    assert torch.equal(run_in_chunks(attending, q, cache, sorted(cuts), page_size, seed), whole)
 
 
-def test_token_by_token_equals_prefill_to_the_bit(kernels: Kernels) -> None:
+def test_token_by_token_equals_prefill_to_the_bit(attending: Kernels) -> None:
     q, cache = normal(3, 70, 5, 40), normal(4, 70, 40)
-    whole = run_in_chunks(kernels, q, cache, [], 16, 0)
-    assert torch.equal(run_in_chunks(kernels, q, cache, list(range(1, 70)), 16, 1), whole)
+    whole = run_in_chunks(attending, q, cache, [], 16, 0)
+    assert torch.equal(run_in_chunks(attending, q, cache, list(range(1, 70)), 16, 1), whole)
 
 
-def test_a_sequence_alone_equals_itself_in_a_batch(kernels: Kernels) -> None:
+def test_a_sequence_alone_equals_itself_in_a_batch(attending: Kernels) -> None:
     queries, contexts = [3, 1, 80, 1], [90, 65, 80, 1]
     batch, total = paged(queries, contexts, 16, 0, 5)
-    pages, q = cached(kernels, normal(6, total, 16, 48), 40), normal(7, sum(queries), 4, 48)
-    together = kernels.mla_attention(q, pages, batch, 0.3, 40)
+    pages, q = cached(attending, normal(6, total, 16, 48), 40), normal(7, sum(queries), 4, 48)
+    together = attending.mla_attention(q, pages, batch, 0.3, 40)
     for sequence, (begin, end) in enumerate(zip(batch.query_start[:-1], batch.query_start[1:], strict=True)):
         one = PagedBatch(
             torch.tensor([0, int(end - begin)], dtype=torch.int32),
@@ -100,15 +100,23 @@ def test_a_sequence_alone_equals_itself_in_a_batch(kernels: Kernels) -> None:
             batch.positions[begin:end],
             batch.slots[begin:end],
         )
-        assert torch.equal(kernels.mla_attention(q[begin:end], pages, one, 0.3, 40), together[begin:end])
+        assert torch.equal(attending.mla_attention(q[begin:end], pages, one, 0.3, 40), together[begin:end])
 
 
-def test_huge_scores_stay_finite(kernels: Kernels) -> None:
+def test_huge_scores_stay_finite(attending: Kernels) -> None:
     batch, total = paged([4], [100], 16, 0, 8)
     pages, q = normal(9, total, 16, 32) * 100, normal(10, 4, 2, 32) * 100
-    result = kernels.mla_attention(q, cached(kernels, pages, 24), batch, 1.0, 24)
-    expected = softmax_oracle(q, gathered(pages, batch, 0), 1.0, 24)
-    if kernels.kv_dtype is torch.bfloat16:  # the largest score takes all, whichever that is once they are rounded
+    result = attending.mla_attention(q, cached(attending, pages, 24), batch, 1.0, 24)
+    expected = softmax_oracle(q, gathered(kept(attending, pages, 24), batch, 0), 1.0, 24)
+    if attending.query_dtype is torch.bfloat16:  # the largest score takes all, whichever that is once they are rounded
         assert bool(result.isfinite().all())
         return
     assert torch.allclose(result.double(), expected, atol=1e-3)
+
+
+def test_a_latent_that_is_not_finite_stays_visible(rounding: Kernels) -> None:
+    batch, total = paged([1], [40], 16, 0, 8)
+    pages, q = normal(9, total, 16, 48), normal(10, 1, 2, 48)
+    page, offset = divmod(int(batch.slots[0]), 16)
+    pages[page, offset, 5] = torch.inf
+    assert bool(rounding.mla_attention(q, cached(rounding, pages, 40), batch, 1.0, 40).isnan().all())

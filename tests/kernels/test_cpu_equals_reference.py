@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import MATRIX_KINDS, cached, expert_weights, int4_weight, int8_weight, normal, paged, pairs
+from kernel_cases import MATRIX_KINDS, cached, expert_weights, int4_weight, int8_weight, kept, normal, paged, pairs
 from split_products import assert_split_attention, assert_split_product
 
 from flyray.kernels.cpu.backend import CpuKernels
@@ -19,6 +19,7 @@ from flyray.kernels.protocol import ActivationFormat, ExpertMatrix, GateConfig, 
 from flyray.kernels.reference import ReferenceKernels
 
 SOME = settings(max_examples=40, deadline=None)
+FEW = settings(max_examples=15, deadline=None)
 
 
 @SOME
@@ -115,21 +116,32 @@ def test_mlp(
     assert torch.equal(cpu.mlp(x, gate_up, down), reference.mlp(x, gate_up, down))
 
 
-@SOME
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.int8, torch.float8_e4m3fn])
+@FEW
 @given(
-    st.integers(1, 9), st.integers(1, 6), st.integers(1, 140), st.integers(1, 30), st.integers(1, 80), st.integers(0, 9)
+    st.integers(1, 150),
+    st.integers(1, 6),
+    st.integers(1, 140),
+    st.integers(1, 70),
+    st.integers(1, 80),
+    st.integers(0, 9),
 )
 def test_attention(
-    cpu: CpuKernels, reference: ReferenceKernels, new: int, heads: int, past: int, rank: int, page_size: int, seed: int
+    cpu: CpuKernels, kv_dtype: torch.dtype, new: int, heads: int, past: int, rank: int, page_size: int, seed: int
 ) -> None:
+    kernels, reference = CpuKernels(2, cpu.variant, kv_dtype), ReferenceKernels(kv_dtype=kv_dtype)
     batch, total = paged([new, 1], [new + past, past], page_size, 1, seed)
     pages, q = normal(seed, total, page_size, rank + 6), normal(seed + 1, new + 1, heads, rank + 6) * 3
+    entries = cached(kernels, pages, rank), cached(reference, pages, rank)
+    if kv_dtype is not torch.float32:
+        assert torch.equal(entries[0].view(torch.uint8), entries[1].view(torch.uint8))
     actual, expected = (
-        cpu.mla_attention(q, cached(cpu, pages, rank), batch, 0.4, rank),
-        reference.mla_attention(q, pages, batch, 0.4, rank),
+        kernels.mla_attention(q, entries[0], batch, 0.4, rank),
+        reference.mla_attention(q, entries[1], batch, 0.4, rank),
     )
+    kernels.close()
     if cpu.splits_floats:
-        assert_split_attention(actual, expected, q, pages, 0.4)
+        assert_split_attention(actual, expected, q, kept(kernels, pages, rank), 0.4)
     else:
         assert torch.equal(actual, expected)
 

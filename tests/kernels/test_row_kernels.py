@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kernel_cases import MATRIX_KINDS, expert_weights, int8_weight, normal, pairs
 from torch import Tensor
 
+from flyray.kernels.kv_entries import ROUNDED, entry_width, pack_entries
 from flyray.kernels.protocol import (
     ActivationFormat,
     Bf16Matrix,
@@ -20,6 +21,7 @@ from flyray.kernels.protocol import (
     Kernels,
     activation_format,
 )
+from flyray.kernels.reference import ReferenceKernels
 
 FEW = settings(max_examples=25, deadline=None)
 
@@ -97,12 +99,23 @@ def test_rope_is_a_complex_product(kernels: Kernels, tokens: int, heads: int, ha
     assert_near(kernels.rope(x, positions, angles.cos().float(), angles.sin().float()), expected, 1e-6)
 
 
-def test_write_kv_touches_only_its_slots(kernels: Kernels) -> None:
-    pages = normal(8, 4, 3, 7).to(kernels.kv_dtype)
+def bytes_of(pages: Tensor) -> Tensor:
+    return pages.view(torch.uint8).flatten(0, 1)
+
+
+def test_write_kv_touches_only_its_slots(attending: Kernels) -> None:
+    kernels = attending
+    pages = normal(8, 4, 3, entry_width(kernels.kv_dtype, 5, 2)).to(kernels.kv_dtype)
     before = pages.clone()
     slots = torch.tensor([11, 0, 5])
     latent, k_rope = normal(9, 3, 5), normal(10, 3, 2)
     kernels.write_kv(pages, slots, latent, k_rope)
+    others = [i for i in range(12) if i not in (11, 0, 5)]
+    assert torch.equal(bytes_of(pages)[others], bytes_of(before)[others])
+    if kernels.kv_dtype in ROUNDED:
+        expected = pack_entries(ReferenceKernels().quantize(latent, ROUNDED[kernels.kv_dtype]), k_rope)
+        assert torch.equal(bytes_of(pages)[slots], expected)
+        return
     flat = pages.view(12, 7)
     written, entries = flat[slots], torch.cat([latent, k_rope], dim=1)
     if kernels.kv_dtype is torch.bfloat16:
@@ -113,8 +126,6 @@ def test_write_kv_touches_only_its_slots(kernels: Kernels) -> None:
         assert bool(((high.double() + middle.double() - entries).abs() <= 2.0**-17 * entries.abs()).all())
     else:
         assert torch.equal(written, entries)
-    others = [i for i in range(12) if i not in (11, 0, 5)]
-    assert torch.equal(flat[others], before.view(12, 7)[others])
 
 
 @FEW

@@ -27,6 +27,11 @@ def test_backends_pass(kernels: Kernels, shapes: CheckShapes) -> None:
             assert result.allowed == 0.0
 
 
+def test_kv_pages_in_8_bits_pass(rounding: Kernels) -> None:
+    results = self_check(rounding, GROUPED, ())
+    assert [result.allowed for result in results if result.operation == "write_kv"] == [0.0]
+
+
 def test_passes_at_full_size() -> None:
     kernels = CpuKernels(1)
     results = self_check(kernels, KIMI, (Int4Matrix,))
@@ -58,6 +63,18 @@ class LastKeyMissed(ReferenceKernels):
 class NotANumber(ReferenceKernels):
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         return super().silu_mul(gate_up) * torch.nan
+
+
+class ScaleHalved(ReferenceKernels):
+    """Writes entries in INT8 whose scales are half as large."""
+
+    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
+        super().write_kv(pages, slots, latent / 2, k_rope)
+
+
+def test_wrong_entries_in_8_bits_are_caught() -> None:
+    with pytest.raises(KernelMismatch, match="write_kv: largest error"):
+        self_check(ScaleHalved(kv_dtype=torch.int8), NANO, ())
 
 
 @pytest.mark.parametrize(

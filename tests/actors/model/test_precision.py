@@ -43,7 +43,8 @@ def test_plan_of_a_native_checkpoint(tmp_path: Path) -> None:
     tensors = published_tensors(random_model(small_text(), 2), write_native)
     tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
     checkpoint = Checkpoint(save_checkpoint(tmp_path, small_text(), tensors, NATIVE))
-    plan = precision_plan(ModelConfig.from_dict(checkpoint.config), checkpoint, "w4a8", select_kernels("reference", 1))
+    config = ModelConfig.from_dict(checkpoint.config)
+    plan = precision_plan(config, checkpoint, "w4a8", select_kernels("reference", 1))
     assert (plan.disk, plan.memory) == ("w4a16", "w4a8")
     rows = {row.kind: row for row in plan.rows}
     assert list(rows) == [
@@ -64,7 +65,7 @@ def test_plan_of_a_native_checkpoint(tmp_path: Path) -> None:
     down = rows["routed experts down"]
     assert (down.disk, down.memory) == ("INT4 g32, bf16 scales", "INT4 g32, u4 multipliers")
     assert (down.activations, down.kernel) == ("INT8 per token and expert", "reference.experts")
-    assert rows["KV cache"].memory == "f32"
+    assert rows["KV cache"].memory == f"f32, {4 * config.num_hidden_layers * config.kv_width} B a token"
     lines = plan.lines()
     column = lines[0].index("memory")
     for line, row in zip(lines[1:], plan.rows, strict=True):
