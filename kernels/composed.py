@@ -45,7 +45,7 @@ class ComposedKernels:
         by_name = {source.name: source for source in every}
         self.name, self.plan = name, plan
         self.device, self.activation_dtype, self.kv_dtype = base.device, base.activation_dtype, plan.shapes.kv_dtype
-        self.query_dtype = base.query_dtype
+        self.query_dtype = torch.bfloat16 if self.kv_dtype is torch.bfloat16 else base.query_dtype
         self._base: Any = base
         self._chosen: dict[tuple[str, type | None], Any] = {}
         self._choices = {choice.label: choice for choice in plan.choices}
