@@ -9,8 +9,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from ...kernels.aiter.calls import CALLS
-from ...kernels.aiter.package import PACKAGE, installed_call_fault, installed_folder, package_fault
+from ...kernels.aiter.calls import OPERATION_CALLS
+from ...kernels.aiter.package import PACKAGE, installed_folder, package_fault
+from ...kernels.aiter.source import release_fault
 from .finding import Finding
 
 _TRITONS = ("triton", "triton-rocm", "pytorch-triton-rocm")
@@ -61,12 +62,14 @@ def check_aiter(needed: bool, folder: Path | None = None) -> Iterator[Finding]:
         text = f"{fault.removeprefix('package: ')}; without it Triton's kernels run its part"
         yield Finding(PACKAGE, "warning", text)
         return
-    faults = [fault for name in CALLS if (fault := installed_call_fault(name, folder))]
+    faults = {operation: release_fault(operation, None, folder) for operation in sorted(OPERATION_CALLS)}
+    faults = {operation: fault for operation, fault in faults.items() if fault}
     if faults:
-        text = f"{len(faults)} of {len(CALLS)} calls do not fit, Triton's kernels run instead: {faults[0]}"
+        operation, fault = next(iter(faults.items()))
+        text = f"{', '.join(faults)} do not fit its release, Triton's kernels run them: {operation}: {fault}"
         yield Finding(PACKAGE, "warning", text)
     else:
-        yield Finding(PACKAGE, "ok", f"in {folder}, all {len(CALLS)} calls fit its signatures")
+        yield Finding(PACKAGE, "ok", f"in {folder}, all {len(OPERATION_CALLS)} operations fit its signatures")
 
 
 def _version(text: str) -> Version:

@@ -111,7 +111,7 @@ def test_another_package_of_aiters_name_is_told_from_amds(tmp_path: Path) -> Non
     assert "asynchronous iterators" in other.text
     (tmp_path / "mla.py").touch()
     (old,) = check_aiter(True, tmp_path)
-    assert "calls do not fit" in old.text
+    assert "do not fit its release" in old.text
 
 
 def test_the_disk_is_read(tmp_path: Path) -> None:
