@@ -30,7 +30,7 @@ def plan(
         str, typer.Option(help="Other weights in INT8: of attention, shared, dense, head.", show_default=False)
     ] = "",
     int4_weights: Annotated[str, typer.Option(help="The same in INT4.", show_default=False)] = "",
-    kv_dtype: Annotated[str, typer.Option(help="Of KV pages: bf16 or f32.")] = "bf16",
+    kv_dtype: Annotated[str, typer.Option(help="Of KV pages: bf16, f32, int8 or fp8.")] = "bf16",
     context: Annotated[
         int, typer.Option(help="Tokens of a decoding sequence in the cache; 0: 8192, or the model's most.", min=0)
     ] = 0,

@@ -17,7 +17,7 @@ from ..synthesize import Synthesis, model_file, read_shape
 from .disk import DiskBytes, checkpoint_bytes, native_bytes
 from .gpu import PlanError, find_gpu
 from .plan import Plan, make_plan
-from .workload import KV_VALUE_BYTES, Workload
+from .workload import PLANNED_KV_DTYPES, Workload
 
 _FORMAT, _CONTEXT, _PREFILL = "w4a8", 8192, 2048
 
@@ -80,8 +80,8 @@ def workload(
         raise PlanError("format: the checkpoint's experts are in several; name one to plan with")
     if format not in MATRIX_KINDS:
         raise PlanError(f"format: {format!r} is none of {', '.join(MATRIX_KINDS)}")
-    if kv_dtype not in KV_VALUE_BYTES:
-        raise PlanError(f"kv_dtype: {kv_dtype!r} is none of {', '.join(KV_VALUE_BYTES)}")
+    if kv_dtype not in PLANNED_KV_DTYPES:
+        raise PlanError(f"kv_dtype: {kv_dtype!r} is none of {', '.join(PLANNED_KV_DTYPES)}")
     most = model.config.max_position_embeddings
     context, prefill = context or min(_CONTEXT, most), prefill or min(_PREFILL, most)
     if context > most or prefill > most:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ...kernels.select import check_kv_dtype
 from ..figures import Figure
 from ..weight_bytes import shard_weight_bytes
 from .placement import Spread
@@ -14,6 +15,7 @@ from .plan import CountPlan, Plan
 from .points import layer_points, measured_on, published_of, serving_points
 
 _GB = 1e9
+_BACKEND = "triton"  # what runs on every kind of GPU
 _CONTEXTS = (1024, 8192, 32768, 131072)
 
 
@@ -148,10 +150,15 @@ def published_table(plan: Plan) -> Table | None:
 
 
 def remarks(plan: Plan) -> list[str]:
-    """What the times rest on."""
-    if measured_on(plan.gpu):
-        return []
-    return [f"nothing was measured on {plan.gpu.name}: what is reached of its peaks is taken from an H200"]
+    """What the times rest on, and what of it the engine does not run."""
+    said = []
+    if not measured_on(plan.gpu):
+        said.append(f"nothing was measured on {plan.gpu.name}: what is reached of its peaks is taken from an H200")
+    try:
+        check_kv_dtype(_BACKEND, plan.work.kv_dtype)
+    except ValueError as error:
+        said.append(f"not run by the engine: {error}")
+    return said
 
 
 def figures(plan: Plan) -> Iterator[Figure]:

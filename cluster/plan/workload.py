@@ -7,17 +7,19 @@ from functools import cached_property
 
 from ...actors.expert_format import ACTIVATIONS
 from ...actors.model.config import ModelConfig
+from ...kernels.kv_entries import entry_width
 from ...kernels.protocol import ActivationFormat
+from ...kernels.select import KV_DTYPES, device_kv_dtype
 from ..weight_bytes import WeightBytes, weight_bytes
 
-KV_VALUE_BYTES = {"bf16": 2, "f32": 4}
-"""Of a cached value on a GPU, by the engine's `kv_dtype`; bf16 is what "auto" takes there."""
+PLANNED_KV_DTYPES = tuple(word for word in KV_DTYPES if word != "auto")
+"""Of the engine's `kv_dtype`; on a GPU "auto" is bf16."""
 
 
 @dataclass(frozen=True)
 class Workload:
     """format: of the routed experts in memory. int8_weights, int4_weights: as in `EngineConfig`. context: tokens that a
-    decoding sequence has in the cache. prefill: tokens of a prompt. kv_dtype: of `KV_VALUE_BYTES`."""
+    decoding sequence has in the cache. prefill: tokens of a prompt. kv_dtype: of `PLANNED_KV_DTYPES`."""
 
     model: ModelConfig
     format: str
@@ -49,7 +51,8 @@ class Workload:
     @property
     def kv_entry_bytes(self) -> int:
         """One token in the cache of one layer."""
-        return self.model.kv_width * KV_VALUE_BYTES[self.kv_dtype]
+        dtype, model = device_kv_dtype(self.kv_dtype), self.model
+        return entry_width(dtype, model.kv_lora_rank, model.qk_rope_head_dim) * dtype.itemsize
 
     @property
     def kv_token_bytes(self) -> int:

@@ -136,7 +136,9 @@ def test_default_contexts_end_with_the_models() -> None:
     assert (found.work.context, found.work.prefill, found.work.format) == (4096, 2048, "w4a16")
 
 
-@pytest.mark.parametrize("kv_dtype", ["bf16", "f32"])
-def test_a_token_in_the_cache_takes_what_the_engines_pages_take(kv_dtype: str) -> None:
-    kernels = describe_kernels("triton", 1, kv_dtype)
+@pytest.mark.parametrize(
+    ("backend", "kv_dtype"), [("triton", "bf16"), ("triton", "f32"), ("cpu", "f32"), ("cpu", "int8"), ("cpu", "fp8")]
+)
+def test_a_token_in_the_cache_takes_what_the_engines_pages_take(backend: str, kv_dtype: str) -> None:
+    kernels = describe_kernels(backend, 1, kv_dtype)
     assert Workload(KIMI, "w4a8", (), (), 1, 1, kv_dtype).kv_token_bytes == KvPages.page_bytes(KIMI, 1, kernels)
