@@ -40,7 +40,7 @@ class AiterKernels:
 
     def __init__(self, base: Kernels, library: Aiter = INSTALLED, lists: Lists = key_lists) -> None:
         self._base, self._library, self._lists = base, library, lists
-        self._check = ArgumentChecks(base.activation_dtype, base.device, torch.bfloat16)
+        self._check = ArgumentChecks(base.activation_dtype, base.device, torch.bfloat16, torch.bfloat16)
 
     @cached_property
     def _one(self) -> Tensor:
