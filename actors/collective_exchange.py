@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from ..kernels.protocol import ActivationFormat, Activations
+from .collective_gather import CollectiveGather
 from .exchange import Exchange, ExchangePoint, MostRows, Received, Sent
 from .expert_routes import ExpertRoutes
 from .fixed_exchange import FixedExchange
+from .gather import Gather, PartColumns
 from .link import LinkError, LinkPlace
 
 _FORMATS = tuple(ActivationFormat)
@@ -120,6 +122,10 @@ class CollectiveExchange:
         most, store = MostRows(rows, self._columns, slots), PrefixStore(self._name, self._store)
         with self._failing("mapping the shards' memory"):
             return PeerExchange(self._routes, most, store)
+
+    def gather(self, columns: PartColumns, leaves_out: bool) -> Gather:
+        """For shards that all have all rows, when the group is formed; arguments as `CollectiveGather`'s."""
+        return CollectiveGather(self._routes, columns, leaves_out)
 
     def close(self) -> None:
         """Ends the group; no collective may run."""

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from ..kernels.select import ACCELERATED, BACKENDS, check_kv_dtype, check_sources
 from .linear_kinds import check_linear_kinds
+from .stage_program import ATTENTIONS, Attention
 
 TRANSPORTS = ("auto", "ipc", "tcp")
 WEIGHTS = ("checkpoint", "random")
@@ -25,6 +26,9 @@ class EngineConfig:
     precision: "auto" (as on disk) or a format that the checkpoint can be loaded as.
     weights: "checkpoint", or "random", to measure with: of the model's folder only config.json is read, the weights are
         made where they are used, the routed experts in the format that precision then names (`random_shard`).
+    attention: "data_parallel": a sequence lives on one shard, which computes all of its attention; or
+        "tensor_parallel": each shard computes some of the heads of all sequences, and some of the logits, and has the
+        KV pages of all: for a few sequences at once. Answers are equal to the bit. One shard has nothing to divide.
     shards: actors that the experts and sequences are spread over. threads_per_shard: compute threads of each; on CPU
         also the CPUs that Ray reserves for it. backend: the kernels, of `BACKENDS`; a shard of an accelerated one has a
         GPU to itself, which Ray reserves.
@@ -56,6 +60,7 @@ class EngineConfig:
     precision: str = "auto"
     weights: str = "checkpoint"
     shards: int = 1
+    attention: Attention = "data_parallel"
     threads_per_shard: int = 1
     backend: str = "cpu"
     kernels: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -90,6 +95,7 @@ class EngineConfig:
         check_linear_kinds(self.int8_weights, self.int4_weights)
         self._one_of("backend", BACKENDS)
         self._one_of("weights", WEIGHTS)
+        self._one_of("attention", ATTENTIONS)
         check_kv_dtype(self.backend, self.kv_dtype)
         check_sources(self.backend, [name for _, names in self.kernels for name in names])
         self._one_of("transport", TRANSPORTS)
@@ -98,6 +104,8 @@ class EngineConfig:
             raise ValueError(f"statistics: {self.statistics!r} is not an absolute path, which the shards need")
         if self.weights == "random" and self.statistics:
             raise ValueError("statistics: there is nothing to learn of random weights")
+        if self.attention == "tensor_parallel" and self.statistics:
+            raise ValueError("statistics: with attention 'tensor_parallel' none are gathered; 'data_parallel' is right")
         if self.moments_block and not self.statistics:
             raise ValueError(f"moments_block: {self.moments_block}, but statistics names no folder to write them to")
 

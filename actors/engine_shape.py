@@ -15,9 +15,10 @@ from .model.config import ModelConfig
 from .model.expert_matrix import MATRIX_KINDS
 from .model.fields import ConfigError
 from .model.kv_pages import KvPages
+from .model.tensor_slice import TensorSlice
 from .precision import precision_plan
 from .scheduler_config import SchedulerConfig
-from .sequence import COLOCATED, StageProgram, sequence
+from .sequence import COLOCATED, DATA_PARALLEL, TENSOR_PARALLEL, StageProgram, sequence
 from .statistics_plan import StatisticsPlan
 
 
@@ -28,7 +29,8 @@ class EngineShape:
     experts at first.
 
     program: what every shard runs. precision_plan: lines to print. kernel_plan: of a backend that is composed of
-    sources. statistics: what is gathered, if anything is.
+    sources. statistics: what is gathered, if anything is. tensor: every shard's slice with tensor-parallel attention,
+    else none.
     """
 
     model: ModelConfig
@@ -39,6 +41,7 @@ class EngineShape:
     precision_plan: tuple[str, ...]
     kernel_plan: KernelPlan | None = None
     statistics: StatisticsPlan | None = None
+    tensor: tuple[TensorSlice, ...] = ()
 
     @staticmethod
     def read(config: EngineConfig) -> EngineShape:
@@ -58,20 +61,23 @@ class EngineShape:
             raise ValueError(
                 f"precision: {config.precision!r} is no format of random weights; {', '.join(MATRIX_KINDS)} are"
             )
-        chosen = _kernel_plan(config, model, checkpoint, max(placement.sizes))
+        tensor: tuple[TensorSlice, ...] = ()
+        if config.attention == TENSOR_PARALLEL and config.shards > 1:
+            tensor = TensorSlice.all_of(model, config.shards)
+        chosen = _kernel_plan(config, model, checkpoint, max(placement.sizes), tensor)
         kernels = describe_kernels(config.backend, config.threads_per_shard, config.kv_dtype, chosen)
         pages = _pages(config, context, KvPages.page_bytes(model, config.page_size, kernels))
-        program = sequence(model, COLOCATED, 1)
+        program = sequence(model, COLOCATED, 1, TENSOR_PARALLEL if tensor else DATA_PARALLEL)
         if checkpoint is None:
             lines = (f"random weights, routed experts in {config.precision}; nothing is read but config.json",)
             lines += chosen.lines() if chosen else ()
-            return EngineShape(model, pages, context, placement, program, lines, chosen)
+            return EngineShape(model, pages, context, placement, program, lines, chosen, tensor=tensor)
         plan = precision_plan(model, checkpoint, config.precision, kernels, config.int8_weights, config.int4_weights)
         statistics = None
         if config.statistics:
             ranges = expert_ranges(model.n_routed_experts, config.shards)
             statistics = StatisticsPlan.of(checkpoint, model, ranges, plan.memory, config.moments_block)
-        return EngineShape(model, pages, context, placement, program, plan.lines(), chosen, statistics)
+        return EngineShape(model, pages, context, placement, program, plan.lines(), chosen, statistics, tensor)
 
     def with_pages(self, pages: Sequence[int]) -> EngineShape:
         """With as many pages as every shard has, `pages` of each."""
@@ -86,7 +92,7 @@ class EngineShape:
         return SchedulerConfig(
             engine=config.name,
             epoch=epoch,
-            shards=config.shards,
+            shards=1 if self.tensor else config.shards,  # all shards run the same plan
             num_pages=self.kv_pages,
             page_size=config.page_size,
             max_batch_tokens=config.max_batch_tokens,
@@ -107,7 +113,11 @@ def _model_config(path: str) -> ModelConfig:
 
 
 def _kernel_plan(
-    config: EngineConfig, model: ModelConfig, checkpoint: Checkpoint | None, local_experts: int
+    config: EngineConfig,
+    model: ModelConfig,
+    checkpoint: Checkpoint | None,
+    local_experts: int,
+    tensor: Sequence[TensorSlice],
 ) -> KernelPlan | None:
     """checkpoint: None for random weights."""
     if config.backend not in SOURCES:
@@ -116,7 +126,7 @@ def _kernel_plan(
     formats = {config.precision} if checkpoint is None else loaded_formats(checkpoint, config.precision)
     linears = rounded_linears(*rounded) if checkpoint is None else loaded_linears(checkpoint, *rounded)
     kv_dtype = device_kv_dtype(config.kv_dtype)
-    shapes = kernel_shapes(model, formats, linears, local_experts, kv_dtype, config.page_size)
+    shapes = kernel_shapes(model, formats, linears, local_experts, kv_dtype, config.page_size, tensor)
     return plan_kernels(config.backend, config.kv_dtype, shapes, dict(config.kernels))
 
 

@@ -26,9 +26,12 @@ class ExpertRoutes:
     [layers, E] int32, tokens of this shard that chose each expert so far; they overflow and begin anew from below.
     """
 
-    def __init__(self, shard: int, placement: LayerPlacement, layers: int, moves: bool = False) -> None:
-        """placement: of every layer, 0..layers-1, until `place`. moves: whether that will be called."""
-        self.shard, self._sizes = shard, placement.sizes
+    def __init__(
+        self, shard: int, placement: LayerPlacement, layers: int, moves: bool = False, alike: bool = False
+    ) -> None:
+        """placement: of every layer, 0..layers-1, until `place`. moves: whether that will be called. alike: every shard
+        has the same rows, and each must find for a row the same slot as all others."""
+        self.shard, self._sizes, self._alike = shard, placement.sizes, alike
         self.slots = slot_ranges(placement.sizes)
         spare = sum(placement.sizes) - placement.experts
         # At least as many columns as an expert can have shards; of 2, 3, 4 and 6 shards each has as many of them.
@@ -98,6 +101,9 @@ class ExpertRoutes:
         rows = np.empty((placement.experts, self._columns), np.int32)
         for expert, places in enumerate(placement.replicas()):
             numbers = [self.slots[shard][slot] for shard, slot in places]
+            if self._alike:
+                rows[expert] = [numbers[column % len(numbers)] for column in range(self._columns)]
+                continue
             own = [number for number in numbers if number in self.slots[self.shard]]
             # Shards begin with different replicas, so that those share evenly what several shards send.
             rows[expert] = own or [numbers[(self.shard + column) % len(numbers)] for column in range(self._columns)]

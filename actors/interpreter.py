@@ -1,93 +1,67 @@
-"""Runs the colocated stage program of a shard: one small method a kind of stage, buffers by name."""
+"""Runs the stage program of a shard: its stages in order, part by part, as they are or captured."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..kernels.protocol import ActivationFormat, Activations, AheadKernels, JoiningKernels, Kernels
+from ..kernels.protocol import AheadKernels, JoiningKernels
 from .calibration import Collector
 from .captured_step import CapturedStep, CapturedSteps, DecodeInputs, can_capture, static_copy
 from .device_steps import DeviceRows, DeviceSteps, padded_rows
-from .distributions import SliceDistributions
-from .exchange import Exchange, ExchangePoint, Received, Sent
+from .exchange import Exchange
 from .link import LinkError
-from .model.stages import ModelStages, Routing
-from .sequence import COLOCATED, Stage, StageKind, StageProgram
-from .step_answer import Answer, Answered, StageError, StepAnswer, new_tokens
-from .step_batch import Scored, StepBatch, rows_on
-from .step_plan import PromptScores, StageTime
+from .sequence import COLOCATED, Stage, StageProgram
+from .stage_actions import Buffers, Part, StageActions
+from .step_answer import Answer, Answered, StageError, StepAnswer
+from .step_batch import StepBatch
+from .step_plan import StageTime
 
-# Rows of logits that are made at once to score a prompt: 128 rows of 163,840 float32 are 84 MB.
-SCORED_ROWS = 128
-# Where whole distributions are kept or compared: 32 rows of float64 are 42 MB, and there are several of them.
-DISTRIBUTION_ROWS = 32
-
-# Where a captured step keeps what the layer's experts answered; one place for all layers.
-_SLOTS = "slots"
-# Where one that draws its tokens keeps them.
+# Where a captured step that draws its tokens keeps them.
 _SAMPLED = "sampled"
+# A layer whose experts take several operations runs as many of them as its tokens choose: no graph records that.
+_OF_EXPERTS = ("dispatch", "experts", "own_experts", "combine")
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Logits:
-    """values: [S, V] of the sampled rows. scores: of the prompts that are scored."""
-
-    values: Tensor
-    scores: tuple[PromptScores, ...]
 
 
 class Interpreter:
     """Runs a program's stages in order. A stage's inputs are the buffers it reads, its outputs those it writes.
 
-    A shard without tokens in a step runs the stages of the exchange alone: its experts work for the others.
-    collector: takes in what runs through the experts, once it is set; to be set between steps. Decode steps are
-    captured and replayed unless they are timed or collected. On a device they are begun while the one before runs.
+    A shard without tokens in a step runs the stages of the exchange alone: its experts work for the others. With
+    tensor-parallel attention no shard has tokens then. Decode steps are captured and replayed unless they are timed or
+    collected. On a device they are begun while the one before runs.
     """
 
-    def __init__(
-        self,
-        stages: ModelStages,
-        kernels: Kernels,
-        exchange: Exchange,
-        program: StageProgram,
-        fixed: Exchange | None = None,
-    ) -> None:
-        """fixed: an exchange for steps that have the same number of rows on all shards, for kernels that leave out
-        what pads them (`AheadKernels.leaves_out`)."""
-        self._stages, self._kernels, self._exchange = stages, kernels, exchange
-        self._varying, self._fixed = exchange, fixed
-        self.collector: Collector | None = None
+    def __init__(self, actions: StageActions, program: StageProgram, fixed: Exchange | None = None) -> None:
+        """actions: of the program's kinds of stages. fixed: an exchange for steps that have the same number of rows on
+        all shards, for kernels that leave out what pads them (`AheadKernels.leaves_out`)."""
+        self._actions, self._stages = actions, actions.stages
+        kernels = self._kernels = actions.kernels
+        self._varying, self._fixed = actions.links, fixed
         # By whether the step draws its tokens too: `StepBatch.plain`.
         self._captured: dict[bool, CapturedSteps[DecodeInputs]] = {plain: CapturedSteps() for plain in (True, False)}
-        self._device = DeviceSteps(kernels, stages.max_pages) if isinstance(kernels, AheadKernels) else None
-        self._changes = stages.changes
-        self._actions: dict[StageKind, Callable[..., Any]] = {
-            "embed": self._embed,
-            "attention": self._attention,
-            "dense": self._dense,
-            "gate": self._gate,
-            "dispatch": self._dispatch,
-            "shared": self._shared,
-            "experts": self._experts,
-            "combine": self._combine,
-            "head": self._head,
-            "sample": self._sample,
-        }
+        self._device = DeviceSteps(kernels, self._stages.max_pages) if isinstance(kernels, AheadKernels) else None
+        self._changes = self._stages.changes
         if program.micro_batches != 1 or COLOCATED not in program.stages:
             raise ValueError(f"program {program.name}: this shard runs colocated programs of one micro-batch")
         self._order = program.stages[COLOCATED]
+
+    @property
+    def collector(self) -> Collector | None:
+        """Takes in what runs through the experts, once it is set; to be set between steps."""
+        return self._actions.collector
+
+    @collector.setter
+    def collector(self, collector: Collector | None) -> None:
+        self._actions.collector = collector
 
     @property
     def runs_ahead(self) -> bool:
@@ -106,9 +80,10 @@ class Interpreter:
         """
         captures = times is None and self.collector is None
         device = self._device if captures and padded_rows(decode_rows) else None
-        self._exchange = self._fixed if device is not None and self._fixed is not None else self._varying
-        self._step, self._batch = step, batch
-        self._exchange.begin_step(step)
+        actions = self._actions
+        actions.links = self._fixed if device is not None and self._fixed is not None else self._varying
+        actions.step, actions.batch, actions.every_row = step, batch, False
+        actions.links.begin_step(step)
         if device is not None and (len(batch.ids) or self._fixed is not None):
             return self._begin(device, batch, decode_rows)
         if captures and self._device is None and can_capture(batch):
@@ -119,6 +94,7 @@ class Interpreter:
         """A decode step on the device."""
         self._forget_changed()
         rows = padded_rows(decode_rows if self._fixed is not None else len(batch.ids))
+        self._actions.every_row = True
         device.take(batch, rows)
         step = device.captured.find(rows)
         with _named_all(f"decode step of {rows} rows"):
@@ -127,51 +103,58 @@ class Interpreter:
                 self._capture_on(device, step)
                 device.captured.keep(rows, step)
             else:
-                self._inputs = step.inputs  # for kernels that run a captured function again
+                self._actions.inputs = step.inputs  # for kernels that run a captured function again
                 step.run()
             return device.answer(step, batch)
 
     def _capture_on(self, device: DeviceSteps, step: CapturedStep[DeviceRows]) -> None:
         """Runs a decode step, from its tokens to the next ones, and records it."""
-        self._inputs = step.inputs
-        *stages, head, _ = self._order
+        self._actions.inputs = step.inputs
+        *stages, sample = self._order
         step.compute(partial(device.load, step.inputs))
         self._record(step, stages)
-        step.compute(lambda: device.sample(step, self._stages.head(step.buffers[head.reads[0]])))
+        step.compute(lambda: device.sample(step, step.buffers[sample.reads[0]].values))
         step.end()
 
     def _run_all(self, batch: StepBatch, times: list[StageTime] | None) -> StepAnswer:
         """Stage by stage."""
-        self._inputs = batch.on(self._kernels.device)
+        self._actions.inputs = batch.on(self._kernels.device)
         idle = len(batch.ids) == 0
-        buffers: dict[str, Any] = {}
+        buffers: Buffers = {}
         order = [stage for stage in self._order if not idle or stage.kind in ("dispatch", "experts")]
+        if idle:
+            buffers |= {stage.reads[0]: self._actions.nothing() for stage in order if stage.reads}
         if times is None and self.collector is None and isinstance(self._kernels, JoiningKernels):
-            for computes, stages in groupby(order, self._computes):
-                part = tuple(stages)
-                run = partial(self._run_stages, part, buffers, idle)
-                with _named_all(f"stages {part[0].name} to {part[-1].name}"):
-                    self._kernels.joined(run) if computes else run()
+            self._run_joined(self._kernels, order, buffers)
         else:
-            self._run_stages(order, buffers, idle, times)
+            for stage in order:
+                begin = time.perf_counter_ns()
+                for part in self._actions.parts[stage.kind]:
+                    _run_part(part, stage, buffers)
+                if times is not None:
+                    times.append(StageTime(stage.name, begin, time.perf_counter_ns()))
         if self.collector is not None:
             self.collector.tokens += len(batch.ids)
         return StepAnswer((), ()) if idle else buffers[self._order[-1].writes[0]]
 
-    def _run_stages(
-        self, stages: Sequence[Stage], buffers: dict[str, Any], idle: bool, times: list[StageTime] | None = None
-    ) -> None:
-        for stage in stages:
-            begin = time.perf_counter_ns()
-            self._run_stage(stage, buffers, idle)
-            if times is not None:
-                times.append(StageTime(stage.name, begin, time.perf_counter_ns()))
+    def _run_joined(self, kernels: JoiningKernels, order: Sequence[Stage], buffers: Buffers) -> None:
+        """Parts that only compute are handed to the kernels together."""
+        parts = [(part, stage) for stage in order for part in self._actions.parts[stage.kind]]
+        for computes, group in groupby(parts, lambda each: self._computes(*each)):
+            some = list(group)
 
-    def _computes(self, stage: Stage) -> bool:
-        """Whether the stage is kernels alone, whatever the values that it reads."""
-        if stage.kind in ("dispatch", "experts", "combine"):
-            return self._records_exchange(stage.layer)
-        return stage.kind != "sample" and not (stage.kind == "head" and self._batch.scored)
+            def run(some: list[tuple[Part, Stage]] = some) -> None:
+                for part, stage in some:
+                    _run_part(part, stage, buffers)
+
+            with _named_all(f"stages {some[0][1].name} to {some[-1][1].name}"):
+                kernels.joined(run) if computes else run()
+
+    def _computes(self, part: Part, stage: Stage) -> bool:
+        """Whether it is kernels alone, whatever the values that it reads."""
+        if part.crosses:
+            return self._records_crossing(stage)
+        return stage.kind != "sample" and not (stage.kind in ("head", "logits") and self._actions.batch.scored)
 
     def _decode(self, batch: StepBatch) -> StepAnswer:
         """A step of one token a sequence: captured when it is the first of its number of rows, else replayed."""
@@ -183,12 +166,13 @@ class Interpreter:
                 step = self._capture(batch)
                 captured.keep(rows, step)
             else:
-                self._inputs = step.inputs  # for kernels that run a captured function again
+                self._actions.inputs = step.inputs  # for kernels that run a captured function again
                 step.inputs.take(batch)
                 step.run()
         if batch.plain:
             return step.inputs.answer(batch.sampled)
-        self._run_stage(sample, step.buffers, idle=False)
+        for part in self._actions.parts[sample.kind]:
+            _run_part(part, sample, step.buffers)
         return step.buffers[sample.writes[0]]
 
     def _forget_changed(self) -> None:
@@ -202,7 +186,7 @@ class Interpreter:
 
     def _capture(self, batch: StepBatch) -> CapturedStep[DecodeInputs]:
         """Runs all stages, and records them; the last one only where tokens are drawn of the logits as they are."""
-        self._inputs = inputs = DecodeInputs(len(batch.ids), self._stages.max_pages)
+        self._actions.inputs = inputs = DecodeInputs(len(batch.ids), self._stages.max_pages)
         inputs.take(batch)
         step = CapturedStep(self._kernels, inputs)
         *stages, sample = self._order
@@ -217,122 +201,36 @@ class Interpreter:
     def _draw(self, step: CapturedStep[DecodeInputs], sample: Stage) -> None:
         """The sample stage of a captured step."""
         with _named(sample):
-            logits: _Logits = step.buffers[sample.reads[0]]
-            step.buffers[_SAMPLED] = self._kernels.sample(logits.values, step.inputs.sampling)
+            logits = step.buffers[sample.reads[0]].values
+            step.buffers[_SAMPLED] = self._kernels.sample(logits, step.inputs.sampling)
 
     def _record(self, step: CapturedStep[Any], stages: Sequence[Stage]) -> None:
         """Adds stages to a captured step."""
         for stage in stages:
-            run = partial(self._run_stage, stage, step.buffers, False)
-            if stage.kind not in ("dispatch", "experts", "combine") or self._records_exchange(stage.layer):
-                step.compute(run)
-            elif stage.kind == "combine":
-                step.between(partial(self._receive, stage, step.buffers))
-                step.compute(partial(self._combine_received, stage, step.buffers))
-            else:
-                step.between(run)
+            for part in self._actions.parts[stage.kind]:
+                if not part.crosses or self._records_crossing(stage):
+                    step.compute(partial(_run_part, part, stage, step.buffers))
+                else:
+                    step.between(partial(_run_part, part, stage, step.buffers, stays=True))
 
-    def _records_exchange(self, layer: int) -> bool:
-        """Whether the layer's exchange can be recorded, and one operation runs its experts whatever tokens choose."""
-        return self._exchange.captures and len(self._stages.experts_of(layer).blocks) == 1
+    def _records_crossing(self, stage: Stage) -> bool:
+        """Whether what the stage sends and receives can be recorded, and one operation runs the layer's experts
+        whatever tokens choose."""
+        if not self._actions.links.captures:
+            return False
+        return stage.kind not in _OF_EXPERTS or len(self._stages.experts_of(stage.layer).blocks) == 1
 
-    def _run_stage(self, stage: Stage, buffers: dict[str, Any], idle: bool) -> None:
-        with _named(stage):
-            inputs = [self._nothing(stage)] if idle and stage.kind == "dispatch" else map(buffers.get, stage.reads)
-            output = self._actions[stage.kind](stage, *inputs)
-        if stage.writes:
-            buffers[stage.writes[0]] = output
 
-    def _receive(self, stage: Stage, buffers: dict[str, Any]) -> None:
-        """The part of a combine stage that waits: leaves the slots where `_combine_received` finds them."""
-        with _named(stage):
-            slots = self._exchange.receive_combined(self._point(stage), buffers[stage.reads[2]])
-            buffers[_SLOTS] = static_copy(buffers.get(_SLOTS), slots)
-
-    def _combine_received(self, stage: Stage, buffers: dict[str, Any]) -> None:
-        with _named(stage):
-            hidden, routing, _, shared = map(buffers.__getitem__, stage.reads)
-            combined = self._stages.combine(stage.layer, hidden, buffers[_SLOTS], routing.weights, shared)
-        buffers[stage.writes[0]] = combined
-
-    def _point(self, stage: Stage) -> ExchangePoint:
-        return ExchangePoint(self._step, stage.layer, stage.micro_batch)
-
-    def _nothing(self, stage: Stage) -> Routing:
-        """What the gate of a shard without tokens decides."""
-        config, device = self._stages.config, self._kernels.device
-        rows = torch.empty((0, config.hidden_size), dtype=self._kernels.activation_dtype, device=device)
-        ids = torch.empty((0, config.num_experts_per_tok), dtype=torch.int32, device=device)
-        nothing = Activations(ActivationFormat.FLOAT, rows, None)
-        return Routing(rows, nothing, ids, torch.empty(ids.shape, device=device), nothing)
-
-    def _embed(self, stage: Stage) -> Tensor:
-        return self._stages.embed(self._inputs.tokens)
-
-    def _attention(self, stage: Stage, hidden: Tensor) -> Tensor:
-        return self._stages.attention(stage.layer, hidden, self._inputs.paged)
-
-    def _dense(self, stage: Stage, hidden: Tensor) -> Tensor:
-        return self._stages.dense(stage.layer, hidden)
-
-    def _gate(self, stage: Stage, hidden: Tensor) -> Routing:
-        return self._stages.gate(stage.layer, hidden)
-
-    def _dispatch(self, stage: Stage, routing: Routing) -> Sent:
-        return self._exchange.dispatch(self._point(stage), routing.activations, routing.ids)
-
-    def _shared(self, stage: Stage, routing: Routing) -> Tensor:
-        return self._stages.shared(stage.layer, routing)
-
-    def _experts(self, stage: Stage) -> None:
-        point = self._point(stage)
-        received = self._exchange.receive_dispatch(point)
-        self._exchange.send_back(point, received, self._run_experts(stage.layer, received))
-
-    def _run_experts(self, layer: int, received: Received) -> Tensor:
-        if not len(received.pair_token):
-            return torch.empty((0, self._stages.config.hidden_size), device=self._kernels.device)
-        if self.collector is not None:
-            self.collector.add(layer, received, self._stages.experts_of(layer))
-        return self._stages.experts(layer, received.activations, received.pair_token, received.pair_expert)
-
-    def _combine(self, stage: Stage, hidden: Tensor, routing: Routing, sent: Sent, shared: Tensor) -> Tensor:
-        slots = self._exchange.receive_combined(self._point(stage), sent)
-        return self._stages.combine(stage.layer, hidden, slots, routing.weights, shared)
-
-    def _head(self, stage: Stage, hidden: Tensor) -> _Logits:
-        rows, device = self._batch.sampled_rows, self._kernels.device
-        if len(rows) < len(hidden):
-            chosen = torch.tensor(rows, dtype=torch.int64, device=device)
-            sampled = self._stages.take(hidden, chosen) if rows else hidden[:0]
-        else:
-            sampled = hidden
-        logits = self._stages.head(sampled) if rows else torch.empty((0, self._stages.config.vocab_size), device=device)
-        answered = [scored for scored in self._batch.scored if scored.targets or scored.keep or scored.compare]
-        return _Logits(logits, tuple(self._score(hidden, scored) for scored in answered))
-
-    def _score(self, hidden: Tensor, scored: Scored) -> PromptScores:
-        """Log probabilities of a slice's targets, a few rows of logits at a time; distributions if they are wanted."""
-        values: list[float] = []
-        files = SliceDistributions(scored, self._stages.config.vocab_size)
-        step = DISTRIBUTION_ROWS if files.wanted else SCORED_ROWS
-        for begin in range(0, len(scored.targets), step):
-            some = scored.targets[begin : begin + step]
-            targets = torch.tensor(some, dtype=torch.int64, device=self._kernels.device)
-            first = scored.first_row + begin
-            logits = self._stages.head(hidden[first : first + len(targets)])
-            values += _logprobs(logits, targets)
-            files.take(logits)
-        files.end()
-        divergences, agreements = tuple(files.divergences), tuple(files.agreements)
-        return PromptScores(scored.sequence, scored.start, tuple(values), divergences, agreements, files.error)
-
-    def _sample(self, stage: Stage, logits: _Logits) -> StepAnswer:
-        batch = self._batch
-        if not batch.sampled:
-            return StepAnswer((), logits.scores)
-        sampled = self._kernels.sample(logits.values, rows_on(batch.sampling, self._kernels.device))
-        return StepAnswer(new_tokens(batch, sampled), logits.scores)
+def _run_part(part: Part, stage: Stage, buffers: Buffers, stays: bool = False) -> None:
+    """stays: a tensor goes where the part's last one is, for a graph reads it there."""
+    with _named(stage):
+        output = part.run(stage, buffers)
+    name = part.into or "".join(stage.writes)
+    if stays and isinstance(output, Tensor):
+        place = f"{name} that stays"  # what a graph makes for another layer has the same name
+        output = buffers[place] = static_copy(buffers.get(place), output)
+    if name:
+        buffers[name] = output
 
 
 @contextmanager
@@ -355,8 +253,3 @@ def _named_all(what: str) -> Iterator[None]:
     except ValueError as error:
         logger.exception(what)
         raise StageError(f"{what}: {error}") from error
-
-
-def _logprobs(logits: Tensor, tokens: Tensor) -> list[float]:
-    """Log probabilities at temperature 1 of tokens [S] under logits [S, V]."""
-    return logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0].tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from .checkpoint import Checkpoint
 from .linear_kinds import LINEAR_KINDS, linear_kind
 from .model.config import ModelConfig
 from .model.expert_matrix import MATRIX_KINDS
+from .model.tensor_slice import TensorSlice
 from .precision import memory_format
 from .quantization_config import MIXED
 
@@ -27,15 +28,21 @@ def kernel_shapes(
     local_experts: int,
     kv_dtype: torch.dtype,
     page_size: int,
+    tensor: Sequence[TensorSlice] = (),
 ) -> KernelShapes:
-    """formats: in memory, of the routed experts. local_experts: the most that one shard holds."""
+    """formats: in memory, of the routed experts. local_experts: the most that one shard holds. tensor: the shards'
+    slices where attention is tensor-parallel."""
+    slices = tensor or TensorSlice.all_of(model, 1)
     kinds = {MATRIX_KINDS[format] for format in formats}
     shapes = dict.fromkeys(
-        LinearShape(kind, rows, columns) for word, rows, columns in _linears(model) for kind in linears[word]
+        LinearShape(kind, rows, columns)
+        for part in slices
+        for word, rows, columns in _linears(model, part)
+        for kind in linears[word]
     )
     return KernelShapes(
         hidden_size=model.hidden_size,
-        heads=model.num_attention_heads,
+        heads=max(len(part.heads) for part in slices),
         q_lora_rank=model.q_lora_rank,
         kv_lora_rank=model.kv_lora_rank,
         qk_nope_head_dim=model.qk_nope_head_dim,
@@ -75,11 +82,11 @@ def loaded_formats(checkpoint: Checkpoint, precision: str) -> set[str]:
     return set(checkpoint.formats.by_expert.values()) if memory == MIXED else {memory}
 
 
-def _linears(model: ModelConfig) -> Iterator[tuple[str, int, int]]:
+def _linears(model: ModelConfig, part: TensorSlice) -> Iterator[tuple[str, int, int]]:
     """Kind, rows and columns of what `linear` or `mlp` multiply, as `layer_weights` holds them."""
     hidden, heads, queries = model.hidden_size, model.num_attention_heads, model.q_lora_rank
     yield "attention", (queries or 0) + model.kv_width, hidden
-    yield "attention", heads * model.qk_head_dim, queries or hidden
+    yield "attention", len(part.heads) * model.qk_head_dim, queries or hidden
     yield "attention", hidden, heads * model.v_head_dim
     inner = {"shared": model.n_shared_experts * model.moe_intermediate_size}
     if model.first_k_dense_replace:
@@ -87,4 +94,4 @@ def _linears(model: ModelConfig) -> Iterator[tuple[str, int, int]]:
     for word, size in inner.items():
         yield word, 2 * size, hidden
         yield word, hidden, size
-    yield "head", model.vocab_size, hidden
+    yield "head", len(part.vocabulary), hidden

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from .stage_program import SIGNATURES, Channel, LayerPlan, ProgramError, Stage, StageProgram, make_stage
+from .stage_program import CHANNELS, SIGNATURES, Channel, ProgramError, Stage, StageKind, StageProgram, make_stage
 
-OUTSIDE_LAYERS = ("embed", "head", "sample")
+OUTSIDE_LAYERS = ("embed", "head", "own_logits", "logits", "sample")
 
 
 def check(program: StageProgram) -> None:
@@ -76,38 +76,44 @@ def _check_buffers(program: StageProgram, role: str, stages: tuple[Stage, ...]) 
                 left = ", ".join(sorted(pending[buffer]))
                 raise ProgramError(f"{where}: {stage.name} overwrites {buffer}, which {left} has yet to read")
             writers[buffer] = stage
-            pending[buffer] = _readers(program.layers, stage)
+            pending[buffer] = _readers(program, stage)
     for buffer, left in pending.items():
         if left:
             names = ", ".join(sorted(left))
             raise ProgramError(f"{where}: the {buffer} of {writers[buffer].name} is never read by {names}")
 
 
-def _readers(layers: LayerPlan, stage: Stage) -> set[str]:
+def _readers(program: StageProgram, stage: Stage) -> set[str]:
     """The names of the stages that are to read what this stage writes."""
+    layers, tensor = program.layers, program.attention == "tensor_parallel"
     dense = stage.layer < layers.first_k_dense_replace
     last = stage.layer == layers.num_hidden_layers - 1
+    kinds: tuple[StageKind, ...]
+    at = stage.layer
     match stage.kind:
-        case "attention":
+        case "attention" | "output":
             kinds = ("dense",) if dense else ("gate", "combine")
         case "gate":
-            kinds = ("dispatch", "shared", "combine")
-        case "dispatch" | "shared":
+            kinds = ("own_experts", "shared", "combine") if tensor else ("dispatch", "shared", "combine")
+        case "dispatch" | "own_experts" | "shared":
             kinds = ("combine",)
-        case "head":
-            return {make_stage("sample", -1, stage.micro_batch).name}
+        case "head" | "logits":
+            kinds = ("sample",)
+            at = -1
         case "dense" | "combine" if last:
-            return {make_stage("head", -1, stage.micro_batch).name}
+            kinds = ("own_logits", "logits") if tensor else ("head",)
+            at = -1
         case "embed" | "dense" | "combine":
-            return {make_stage("attention", stage.layer + 1, stage.micro_batch).name}
+            kinds = ("own_heads", "output") if tensor else ("attention",)
+            at = stage.layer + 1
         case _:  # the sampled tokens leave the program
-            return set()
-    return {make_stage(kind, stage.layer, stage.micro_batch).name for kind in kinds}
+            kinds = ()
+    return {make_stage(kind, at, stage.micro_batch).name for kind in kinds}
 
 
 def _check_channels(program: StageProgram) -> None:
     """Runs one actor of each role side by side, with nothing but their messages."""
-    channels: dict[Channel, deque[Stage]] = {"dispatch": deque(), "combine": deque()}
+    channels: dict[Channel, deque[Stage]] = {channel: deque() for channel in CHANNELS}
     left = {role: deque(stages) for role, stages in program.stages.items()}
     moving = True
     while moving:

@@ -186,7 +186,9 @@ class Router:
         chosen = self._engine_links = EngineLinks.choose(config.transport, router, places, nodes)
         shard_links, client_links = Links(chosen.shard_keys, config.silence_s), Links(chosen.client_keys)
         self._links += [shard_links, client_links]
-        group = ShardGroup(shard_links, chosen.router, config.shards, config.name, self.epoch)
+        group = ShardGroup(
+            shard_links, chosen.router, config.shards, config.name, self.epoch, alike=bool(self.shape.tensor)
+        )
         clients = ClientPort(client_links, chosen.clients, config.name)
         self.address = clients.address
         self.keys = chosen.client_keys.for_client() if chosen.client_keys else None
@@ -212,6 +214,7 @@ class Router:
             kernel_plan=self.shape.kernel_plan,
             threads=config.threads_per_shard,
             placement=self.shape.placement,
+            tensor=self.shape.tensor,
             kv_pages=self.shape.kv_pages,
             kv_memory_share=config.kv_memory_share,
             kv_dtype=config.kv_dtype,

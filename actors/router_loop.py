@@ -213,7 +213,7 @@ class RouterLoop:
             self._sent.end()
             self._answer(self._recordings.completed(step, results))
             self._steps += 1
-            self._deliver(self._scheduler.complete(results))
+            self._deliver(self._scheduler.complete(self._shards.told(results)))
 
     def _check_deadline(self) -> None:
         if self._sent and self._sent.elapsed > self._step_timeout_s:
@@ -257,7 +257,7 @@ class RouterLoop:
             epoch=config.epoch,
             ready=self.ready and not self.error,
             error=self.error,
-            shards=config.shards,
+            shards=len(self._shards.addresses),
             running=stats.running,
             waiting=stats.waiting,
             free_pages=sum(stats.free_pages),

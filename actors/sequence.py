@@ -9,33 +9,63 @@ from __future__ import annotations
 from typing import Literal
 
 from .program_check import check
-from .stage_program import LayerPlan, Layers, ProgramError, Stage, StageKind, StageProgram, make_stage
+from .stage_program import (
+    ATTENTIONS,
+    Attention,
+    LayerPlan,
+    Layers,
+    ProgramError,
+    Stage,
+    StageKind,
+    StageProgram,
+    make_stage,
+)
 
-__all__ = ["LayerPlan", "Placement", "ProgramError", "Stage", "StageKind", "StageProgram", "check", "sequence"]
+__all__ = [
+    "Attention",
+    "LayerPlan",
+    "Placement",
+    "ProgramError",
+    "Stage",
+    "StageKind",
+    "StageProgram",
+    "check",
+    "sequence",
+]
 
 Placement = Literal["colocated", "disaggregated"]
 
 COLOCATED: Placement = "colocated"
 DISAGGREGATED: Placement = "disaggregated"
+DATA_PARALLEL: Attention = "data_parallel"
+TENSOR_PARALLEL: Attention = "tensor_parallel"
 ATTENTION, EXPERTS = "attention", "experts"
 """The roles of a disaggregated program."""
 
 
-def sequence(model: Layers, placement: Placement, micro_batches: int) -> StageProgram:
+def sequence(
+    model: Layers, placement: Placement, micro_batches: int, attention: Attention = DATA_PARALLEL
+) -> StageProgram:
     """The checked program of a model. Placement "colocated": every actor has attention and experts, one role;
     "disaggregated": some have attention and all beside the routed experts, others those. An engine runs the first.
+    Tensor-parallel attention is colocated.
 
     With several micro-batches one's tokens travel while another's attention or experts are computed. Raises
-    `ProgramError` for sizes or a placement that there is not.
+    `ProgramError` for sizes, a placement or an attention that there is not.
     """
+    if attention not in ATTENTIONS:
+        raise ProgramError(f"attention: {attention!r} is none of {', '.join(ATTENTIONS)}")
     if placement not in (COLOCATED, DISAGGREGATED):
         raise ProgramError(f"placement: {placement!r} is not known, there are {COLOCATED!r} and {DISAGGREGATED!r}")
     if micro_batches < 1:
         raise ProgramError(f"micro_batches: {micro_batches} is below 1")
     layers = LayerPlan(model.num_hidden_layers, model.first_k_dense_replace)
-    stages = _colocated(layers, micro_batches)
+    if attention == TENSOR_PARALLEL and placement != COLOCATED:
+        raise ProgramError(f"attention: {attention!r} is {COLOCATED}, not {placement}")
+    stages = (_tensor_parallel if attention == TENSOR_PARALLEL else _colocated)(layers, micro_batches)
     roles = {COLOCATED: stages} if placement == COLOCATED else _roles(stages)
-    program = StageProgram(f"{placement}-{micro_batches}", layers, micro_batches, roles)
+    name = attention if attention == TENSOR_PARALLEL else placement
+    program = StageProgram(f"{name}-{micro_batches}", layers, micro_batches, roles, attention)
     check(program)
     return program
 
@@ -63,6 +93,30 @@ def _colocated(layers: LayerPlan, micro_batches: int) -> tuple[Stage, ...]:
             order.append(make_stage("combine", layers.num_hidden_layers - 1, number))
         order.append(make_stage("head", -1, number))
     order.extend(make_stage("sample", -1, number) for number in numbers)
+    return tuple(order)
+
+
+def _tensor_parallel(layers: LayerPlan, micro_batches: int) -> tuple[Stage, ...]:
+    """As `_colocated`; in each layer the heads of all micro-batches first, then what comes behind them for each.
+
+    The shared expert is computed while the routed experts' outputs travel.
+    """
+    numbers, first_moe, count = range(micro_batches), layers.first_k_dense_replace, layers.num_hidden_layers
+    order = [make_stage("embed", -1, number) for number in numbers]
+    for layer in range(count):
+        for number in numbers:
+            if layer > first_moe:
+                order.append(make_stage("combine", layer - 1, number))
+            order.append(make_stage("own_heads", layer, number))
+        kinds: tuple[StageKind, ...] = ("dense",) if layer < first_moe else ("gate", "own_experts", "shared")
+        for number in numbers:
+            order += [make_stage(kind, layer, number) for kind in ("output", *kinds)]
+    for number in numbers:
+        if first_moe < count:
+            order.append(make_stage("combine", count - 1, number))
+        order.append(make_stage("own_logits", -1, number))
+    for number in numbers:
+        order += [make_stage("logits", -1, number), make_stage("sample", -1, number)]
     return tuple(order)
 
 

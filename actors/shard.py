@@ -27,18 +27,21 @@ from .device_steps import MAX_ROWS
 from .exchange import Exchange, LocalExchange
 from .expert_placement import LayerPlacement
 from .expert_routes import ExpertRoutes
+from .gather import Gather, PartColumns
 from .interpreter import Interpreter, StageError
 from .link import LinkError, LinkKeys, LinkPlace, Links
 from .model.config import ModelConfig
 from .model.kv_pages import KvPages
 from .model.layer_weights import ShardWeights
 from .model.stages import ModelStages
+from .model.tensor_slice import TensorSlice
 from .overrides import Overrides
 from .program_check import check
 from .random_weights import random_shard
 from .sequence import StageProgram
 from .shard_check import check_kernels
 from .shard_group import HELLO
+from .stage_actions import DataParallelActions, StageActions, TensorParallelActions
 from .statistics_plan import StatisticsError, StatisticsPlan
 from .statistics_writer import ShardStatistics
 from .step_answer import Answer
@@ -47,6 +50,7 @@ from .step_plan import StageTime, StepPlan, StepResult
 from .weights import load_shard
 from .wire import WireError, decode_as, encode
 from .zmq_exchange import ZmqExchange
+from .zmq_gather import ZmqGather
 
 _INTERRUPT = "inproc://shard-interrupt"
 
@@ -57,8 +61,9 @@ logger = logging.getLogger(__name__)
 class ShardStart:
     """All that one shard must know. Fields of the same names as in EngineConfig mean the same.
 
-    placement: of every layer's experts at first. kv_pages: as many, or at most, if kv_memory_share of the device's
-    memory decides; 0 for no share. plan_address: the router's socket for this shard; place: where to bind its own.
+    placement: of every layer's experts at first. tensor: every shard's slice with tensor-parallel attention, else none.
+    kv_pages: as many, or at most, if kv_memory_share of the device's memory decides; 0 for no share. plan_address: the
+    router's socket for this shard; place: where to bind its own.
     """
 
     engine: str
@@ -73,6 +78,7 @@ class ShardStart:
     kernel_plan: KernelPlan | None
     threads: int
     placement: LayerPlacement
+    tensor: tuple[TensorSlice, ...]
     kv_pages: int
     kv_memory_share: float
     kv_dtype: str
@@ -138,14 +144,17 @@ class Shard:
         self._interrupt.bind(_INTERRUPT)
         self._table = SequenceTable(start.kv_pages, start.page_size)
         if len(start.placement.held) == 1:
-            self._exchange: Exchange = LocalExchange()
+            self._exchange: Exchange | ZmqGather = LocalExchange()
             return ""
         model = ModelConfig.from_dict(read_config(start.model_path))
-        routes = ExpertRoutes(start.shard, start.placement, model.num_hidden_layers)
+        routes = ExpertRoutes(start.shard, start.placement, model.num_hidden_layers, alike=bool(start.tensor))
         shape = start.engine, start.epoch, routes, model.hidden_size, start.timeout_s
         if start.backend in ACCELERATED:
             collective = self._exchange = CollectiveExchange(*shape)
             return collective.open(start.place)
+        if start.tensor:
+            gather = self._exchange = ZmqGather(*shape, PartColumns.of(model, start.tensor))
+            return gather.open(links, start.place)
         peers = self._exchange = ZmqExchange(*shape)
         return peers.open(links, start.place)
 
@@ -161,10 +170,11 @@ class Shard:
         kernels = self._kernels = select_kernels(start.backend, start.threads, start.kv_dtype, start.kernel_plan)
         model = ModelConfig.from_dict(read_config(start.model_path))
         fixed = None
+        leaves_out = isinstance(kernels, AheadKernels) and kernels.leaves_out
         if isinstance(self._exchange, CollectiveExchange):
             # Before weights are loaded, which takes some shards longer than others.
             self._exchange.connect(addresses, kernels.device, kernels.activation_dtype)
-            if isinstance(kernels, AheadKernels) and kernels.leaves_out:
+            if leaves_out and not start.tensor:
                 fixed = self._exchange.fixed(MAX_ROWS, model.num_experts_per_tok)
         check(start.program)
         weights, bytes_read = self._weights(model)
@@ -173,10 +183,10 @@ class Shard:
         self._table = SequenceTable(kv.num_pages, start.page_size)
         stages = self._stages = ModelStages(model, weights, kernels, kv)
         self._overrides = Overrides(stages, kernels, start.page_size, start.threads)
-        self._interpreter = Interpreter(stages, kernels, self._exchange, start.program, fixed)
+        self._interpreter = Interpreter(self._actions(stages, leaves_out), start.program, fixed)
         self._plans = self._links.connect(zmq.DEALER, start.plan_address, events=zmq.EVENT_DISCONNECTED)
         self._router_gone = self._plans.get_monitor_socket()
-        if isinstance(self._exchange, ZmqExchange):
+        if isinstance(self._exchange, ZmqExchange | ZmqGather):
             self._exchange.connect(self._links, addresses, (self._interrupt, self._router_gone))
         self._plans.send(encode(StepResult(start.engine, start.epoch, HELLO, start.shard, (), (), (), "")))
         self._thread = threading.Thread(target=self._run, name=f"shard-{start.shard}", daemon=True)
@@ -236,14 +246,35 @@ class Shard:
             self._exchange.close()
         links.close()
 
+    def _actions(self, stages: ModelStages, leaves_out: bool) -> StageActions:
+        """What the program's stages do. leaves_out: as in `AheadKernels`."""
+        start, exchange = self._start, self._exchange
+        if not start.tensor:
+            assert not isinstance(exchange, ZmqGather)
+            return DataParallelActions(stages, self._kernels, exchange)
+        if isinstance(exchange, CollectiveExchange):
+            gather: Gather = exchange.gather(PartColumns.of(stages.config, start.tensor), leaves_out)
+        else:
+            assert isinstance(exchange, ZmqGather)
+            gather = exchange
+        return TensorParallelActions(stages, self._kernels, gather, self._answers)
+
+    @property
+    def _answers(self) -> bool:
+        """Whether the router hears from this shard what sequences are told."""
+        return not (self._start.tensor and self._start.shard)
+
     def _weights(self, model: ModelConfig) -> tuple[ShardWeights, int]:
         """The shard's weights, and how many bytes were read for them."""
         start, kernels = self._start, self._kernels
         mine, rounded = start.placement.held[start.shard], (start.int8_weights, start.int4_weights)
+        tensor = start.tensor[start.shard] if start.tensor else None
         if start.weights == "random":
-            return random_shard(model, start.precision, mine, kernels, *rounded), 0
+            return random_shard(model, start.precision, mine, kernels, *rounded, tensor=tensor), 0
         checkpoint, progress = Checkpoint(start.model_path), self._report_progress
-        weights = load_shard(checkpoint, model, start.precision, mine, kernels, progress, start.threads, *rounded)
+        weights = load_shard(
+            checkpoint, model, start.precision, mine, kernels, progress, start.threads, *rounded, tensor=tensor
+        )
         return weights, checkpoint.bytes_read
 
     def _pages(self, model: ModelConfig) -> int:
@@ -328,7 +359,8 @@ class Shard:
         for item in answer.tokens:
             self._table.sampled(running.step, item.sequence, item.token)
         self._steps += 1
-        told = answer.tokens, answer.scores, tuple(running.times), ""
+        tokens, scores = (answer.tokens, answer.scores) if self._answers else ((), ())
+        told = tokens, scores, tuple(running.times), ""
         self._plans.send(encode(StepResult(start.engine, start.epoch, running.step, start.shard, *told)))
 
     def _fail(self, step: int, error: Exception) -> None:

@@ -26,8 +26,12 @@ class ShardGroup:
     also when its peer is silent (`Links`).
     """
 
-    def __init__(self, links: Links, place: LinkPlace, shards: int, engine: str, epoch: int) -> None:
+    def __init__(
+        self, links: Links, place: LinkPlace, shards: int, engine: str, epoch: int, alike: bool = False
+    ) -> None:
+        """alike: all shards run the same plan, and the first one answers; the others say that they are done."""
         self.dropped = 0
+        self._alike = alike
         self._engine, self._epoch = engine, epoch
         self._sockets: list[zmq.Socket] = []
         self._monitors: list[zmq.Socket] = []
@@ -49,6 +53,10 @@ class ShardGroup:
                     raise ShardLost(f"shard {shard} did not connect to the router within {timeout_s:g} s")
                 result = self._read(socket, shard)
 
+    def told(self, results: list[StepResult]) -> list[StepResult]:
+        """Of the results of all shards those that answer plans."""
+        return [result for result in results if not self._alike or result.shard == 0]
+
     def register(self, poller: zmq.Poller) -> None:
         """Adds the sockets to a poller that wakes up the loop."""
         for socket in (*self._sockets, *self._monitors):
@@ -60,10 +68,13 @@ class ShardGroup:
             poller.unregister(socket)
 
     def send(self, plans: dict[int, StepPlan]) -> None:
-        """Sends each shard its plan. Raises ShardLost."""
-        for shard, plan in plans.items():
+        """Sends each shard its plan, or all the one there is. Raises ShardLost."""
+        messages = {shard: encode(plan) for shard, plan in plans.items()}
+        if self._alike:
+            messages = dict.fromkeys(range(len(self._sockets)), messages[0])
+        for shard, message in messages.items():
             try:
-                self._sockets[shard].send(encode(plan))
+                self._sockets[shard].send(message)
             except zmq.ZMQError as error:
                 raise ShardLost(f"shard {shard} takes no plans: {error}") from error
 

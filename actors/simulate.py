@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .program_check import check
-from .stage_program import ProgramError, Stage, StageProgram
+from .stage_program import CHANNELS, ProgramError, Stage, StageProgram
 
 # Microseconds of one kind of work for a stage on one actor. The kinds are those of the stages, for what an actor
-# computes, and "link.dispatch" and "link.combine" for how long its messages to all others travel.
+# computes, and "link." with the channel's name for how long its messages to all others travel.
 Costs = Mapping[str, float] | Callable[[str, Stage, int], float]
 
 
@@ -98,7 +98,7 @@ class _Play:
         # A channel's senders are all actors whose role has a stage that sends to it.
         self._senders = {
             channel: sum(shards[role] for role, stages in program.stages.items() if _sends(stages, channel))
-            for channel in ("dispatch", "combine")
+            for channel in CHANNELS
         }
         # Arrival times of what stage and micro-batch send through a channel, one for every sender.
         self._arrivals: dict[tuple[str, int, int], list[float]] = {}

@@ -4,18 +4,41 @@ A `Stage` is one thing one actor does for one layer and one micro-batch. A `Stag
 a step for every role. The same object is checked (`program_check`), simulated (`simulate`), drawn (`trace`) and run.
 
 Buffers are named `value.micro_batch` ("hidden.0"), private to an actor. What crosses from actor to actor goes through
-two channels: "dispatch" brings tokens to their experts, "combine" brings the results back; both are first in, first
-out between two actors, and a stage that receives waits for all actors that send.
+channels: "dispatch" brings tokens to their experts, "combine" brings the results back; with tensor-parallel attention
+"heads" and "logits" bring all actors what each has computed of every row. All are first in, first out between two
+actors, and a stage that receives waits for all actors that send.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
-StageKind = Literal["embed", "attention", "dense", "gate", "dispatch", "shared", "experts", "combine", "head", "sample"]
-Channel = Literal["", "dispatch", "combine"]
+StageKind = Literal[
+    "embed",
+    "attention",
+    "own_heads",
+    "output",
+    "dense",
+    "gate",
+    "dispatch",
+    "shared",
+    "experts",
+    "own_experts",
+    "combine",
+    "head",
+    "own_logits",
+    "logits",
+    "sample",
+]
+Channel = Literal["", "dispatch", "combine", "heads", "logits"]
+CHANNELS: tuple[Channel, ...] = get_args(Channel)[1:]
+
+Attention = Literal["data_parallel", "tensor_parallel"]
+"""data_parallel: a sequence is one actor's, with all heads. tensor_parallel: every actor has all rows, and computes a
+part of the heads, of the logits and of the experts' outputs."""
+ATTENTIONS: tuple[Attention, ...] = get_args(Attention)
 
 
 class ProgramError(ValueError):
@@ -60,7 +83,8 @@ class Signature:
 
 # A gate's routing holds the normed input, the chosen experts with their weights and the activations in the experts'
 # format; sent is what was dispatched where, by which the results are put back in order. The shared expert comes
-# between dispatch and experts, so that it is computed while the tokens travel.
+# between dispatch and experts, so that it is computed while the tokens travel. Kinds that begin with `own` compute an
+# actor's part of every row: with all rows everywhere nothing is dispatched.
 SIGNATURES: Mapping[StageKind, Signature] = {
     "embed": Signature((), ("hidden",)),
     "attention": Signature(("hidden",), ("hidden",)),
@@ -72,6 +96,11 @@ SIGNATURES: Mapping[StageKind, Signature] = {
     "combine": Signature(("hidden", "routing", "sent", "shared"), ("hidden",), receives="combine"),
     "head": Signature(("hidden",), ("logits",)),
     "sample": Signature(("logits",), ("tokens",)),
+    "own_heads": Signature(("hidden",), (), sends="heads"),
+    "output": Signature(("hidden",), ("hidden",), receives="heads"),
+    "own_experts": Signature(("routing",), ("sent",), sends="combine"),
+    "own_logits": Signature(("hidden",), (), sends="logits"),
+    "logits": Signature(("hidden",), ("logits",), receives="logits"),
 }
 
 
@@ -108,6 +137,7 @@ class StageProgram:
     layers: LayerPlan
     micro_batches: int
     stages: Mapping[str, tuple[Stage, ...]]
+    attention: Attention = "data_parallel"
 
 
 def make_stage(kind: StageKind, layer: int, micro_batch: int) -> Stage:

@@ -63,6 +63,9 @@ class EngineSection(Section):
 
     shards: int = Field(default=EngineConfig.shards, ge=1)
     """Actors that sequences and experts are spread over, one a GPU."""
+    attention: str = EngineConfig.attention
+    """"data_parallel": a sequence's attention is computed by one shard; "tensor_parallel": every shard computes a part
+    of the heads, and of the logits, of all sequences, and keeps the KV pages of all: for a few sequences at once."""
     threads_per_shard: int = Field(default=EngineConfig.threads_per_shard, ge=1)
     """CPU threads of each shard, also the CPUs that Ray reserves for it."""
     backend: str = EngineConfig.backend

@@ -13,6 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from ..actors.request import TracedStep
+from ..actors.stage_program import SIGNATURES
 from .chat import ChatService
 from .front.requests import CompletionRequest
 from .job import run_on_ray
@@ -28,6 +29,7 @@ STOPPED = 130
 # stages cannot tell, since the receiving ones also wait for the slowest sender.
 LINK_US = 62.0
 SPARE_STEPS = 32
+WAITING = frozenset(kind for kind, signature in SIGNATURES.items() if signature.receives)
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,10 @@ class StageCosts:
                 times[step.step, stage.name].append((stage.end - stage.begin) / 1000)
         if not times:
             raise TraceError("the engine recorded no stages")
-        waiting = ("experts", "combine")
         kinds: dict[str, list[float]] = defaultdict(list)
         for (_, name), microseconds in times.items():
             kind = name.partition(".")[0]
-            kinds[kind] += [min(microseconds)] if kind in waiting else microseconds
+            kinds[kind] += [min(microseconds)] if kind in WAITING else microseconds
         self._costs = {kind: median(microseconds) for kind, microseconds in kinds.items()}
 
     def __call__(self, kind: str, stage: Stage, shard: int) -> float:
@@ -127,7 +128,9 @@ def room(engine: EngineConfig, kv_pages: int, context_length: int, settings: Tra
     """
     if settings.sequences > engine.max_sequences:
         raise TraceError(f"{settings.sequences} sequences: engine.max_sequences is {engine.max_sequences}")
-    on_a_shard = -(-settings.sequences // engine.shards)
+    # With tensor-parallel attention every shard has the pages of all sequences.
+    caches = engine.shards if engine.attention == "data_parallel" else 1
+    on_a_shard = -(-settings.sequences // caches)
     tokens = min(kv_pages // on_a_shard * engine.page_size, context_length) - settings.prompt_tokens
     # Sequences decode while later ones are prefilled and the order to record is on its way.
     if tokens < settings.steps + settings.sequences + SPARE_STEPS:

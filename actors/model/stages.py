@@ -76,18 +76,25 @@ class ModelStages:
 
     def attention(self, layer: int, hidden: Tensor, batch: PagedBatch) -> Tensor:
         """Norm, attention over the pages (after writing this step's entries), output projection, residual."""
+        return self.output(layer, hidden, self.own_heads(layer, hidden, batch))
+
+    def own_heads(self, layer: int, hidden: Tensor, batch: PagedBatch) -> Tensor:
+        """Attention up to its output projection, of the heads whose weights are here: [T, heads * v_head_dim]."""
         kernels, config, weights = self._kernels, self.config, self.weights.layers[layer].attention
         x = kernels.rms_norm(hidden, weights.input_norm, config.rms_norm_eps)
         low, rank = kernels.linear(x, weights.down), config.q_lora_rank or 0
         self._write_kv(layer, low[:, rank:], batch)
         if weights.q_norm is not None:
             x = kernels.rms_norm(low[:, :rank], weights.q_norm, LATENT_NORM_EPS)
-        q = kernels.linear(x, weights.q_b).unflatten(1, (config.num_attention_heads, config.qk_head_dim))
+        q = kernels.linear(x, weights.q_b).unflatten(1, (-1, config.qk_head_dim))
         q = kernels.absorb(q, weights.w_uk, batch.positions, self._cos, self._sin)
         pages = self.kv.values[layer]
         latent = kernels.mla_attention(q, pages, batch, self._scale, config.kv_lora_rank)
-        heads = kernels.head_linear(latent, weights.w_uv)
-        return kernels.add(hidden, kernels.linear(heads.flatten(1), weights.output))
+        return kernels.head_linear(latent, weights.w_uv).flatten(1)
+
+    def output(self, layer: int, hidden: Tensor, heads: Tensor) -> Tensor:
+        """Output projection of all heads [T, H * v_head_dim], residual."""
+        return self._kernels.add(hidden, self._kernels.linear(heads, self.weights.layers[layer].attention.output))
 
     def dense(self, layer: int, hidden: Tensor) -> Tensor:
         """Norm, the layer's dense MLP, residual."""
@@ -128,7 +135,8 @@ class ModelStages:
         return self._kernels.take_rows(hidden, rows)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Final norm and vocabulary projection of the rows that need logits: [S, D] -> [S, V]."""
+        """Final norm and vocabulary projection of the rows that need logits: [S, D] -> [S, V], of the part of the
+        vocabulary whose weights are here."""
         normed = self._kernels.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)
         return self._kernels.linear(normed, self.weights.head)
 

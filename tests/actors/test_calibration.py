@@ -35,6 +35,7 @@ from flyray.actors.request import Generate
 from flyray.actors.scheduler import Scheduler
 from flyray.actors.scheduler_config import SchedulerConfig
 from flyray.actors.sequence import COLOCATED, sequence
+from flyray.actors.stage_actions import DataParallelActions
 from flyray.actors.statistics import Statistics, StatisticsPlan
 from flyray.actors.statistics_writer import ShardStatistics, StatisticsFolder
 from flyray.actors.step_batch import SequenceTable
@@ -60,7 +61,7 @@ def gather(
     weights = load_shard(checkpoint, model, precision, range(model.n_routed_experts), kernels)
     stages = ModelStages(model, weights, kernels, KvPages.allocate(model, 64, 8, kernels))
     program = sequence(model, COLOCATED, 1)
-    interpreter = Interpreter(stages, kernels, LocalExchange(), program)
+    interpreter = Interpreter(DataParallelActions(stages, kernels, LocalExchange()), program)
     plan = StatisticsPlan.of(checkpoint, model, (range(model.n_routed_experts),), precision, block)
     target = StatisticsFolder(folder, plan)
     interpreter.collector = Collector(ShardStatistics(folder, plan, 0), kernels)

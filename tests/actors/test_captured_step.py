@@ -20,6 +20,7 @@ from flyray.actors.model.kv_pages import KvPages
 from flyray.actors.model.layer_weights import ShardWeights
 from flyray.actors.model.stages import ModelStages
 from flyray.actors.sequence import sequence
+from flyray.actors.stage_actions import DataParallelActions
 from flyray.actors.step_batch import SequenceTable, StepBatch
 from flyray.actors.step_plan import NewToken, Sampling, SequenceStart, Slice, StageTime, StepPlan
 from flyray.actors.weights import load_shard
@@ -124,7 +125,7 @@ def engine(
     stages = ModelStages(config, weights, kernels, KvPages.allocate(config, PAGES, PAGE, kernels))
     if mixed:
         change_experts(stages, checkpoint, kernels)
-    interpreter = Interpreter(stages, kernels, exchange, sequence(config, "colocated", 1))
+    interpreter = Interpreter(DataParallelActions(stages, kernels, exchange), sequence(config, "colocated", 1))
     return Engine(stages, interpreter, SequenceTable(PAGES, PAGE))
 
 

@@ -18,6 +18,7 @@ from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.kv_pages import KvPages
 from flyray.actors.model.stages import ModelStages
 from flyray.actors.sequence import sequence
+from flyray.actors.stage_actions import DataParallelActions
 from flyray.actors.step_answer import Answer, Answered, AnswerPlace, StageError
 from flyray.actors.step_batch import SequenceTable
 from flyray.actors.step_plan import NewToken, Sampling, SequenceStart, Slice, StepPlan
@@ -98,7 +99,7 @@ def engine(checkpoint: Checkpoint, kernels: Kernels, ahead: bool) -> Engine:
     config = ModelConfig.from_dict(checkpoint.config)
     weights = load_shard(checkpoint, config, "w4a8", range(8), kernels)
     stages = ModelStages(config, weights, kernels, KvPages.allocate(config, PAGES, PAGE, kernels))
-    interpreter = Interpreter(stages, kernels, LocalExchange(), sequence(config, "colocated", 1))
+    interpreter = Interpreter(DataParallelActions(stages, kernels, LocalExchange()), sequence(config, "colocated", 1))
     return Engine(interpreter, SequenceTable(PAGES, PAGE), ahead)
 
 

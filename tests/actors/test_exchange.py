@@ -16,10 +16,12 @@ import zmq
 from torch import Tensor
 
 from flyray.actors.collective_exchange import CollectiveExchange
+from flyray.actors.collective_gather import CollectiveGather
 from flyray.actors.engine_config import expert_ranges
 from flyray.actors.exchange import Exchange, ExchangePoint, LocalExchange, Received
 from flyray.actors.expert_placement import LayerPlacement
 from flyray.actors.expert_routes import ExpertRoutes
+from flyray.actors.gather import Gather, PartColumns
 from flyray.actors.link import LinkError, LinkKeys, LinkPlace, Links
 from flyray.actors.socket_folder import SocketFolder
 from flyray.actors.wire import encode
@@ -110,6 +112,19 @@ def run_layer(exchange: Exchange, point: ExchangePoint, case: Case, experts: Exp
     return exchange.receive_combined(point, sent)
 
 
+COLUMNS = PartColumns(heads=(HIDDEN - 40, 31, 9), logits=(1, 1, 1))
+
+
+def gather_layer(gather: Gather, shard: int, point: ExchangePoint, case: Case, experts: Experts) -> Tensor:
+    """One layer as a shard runs it that has all rows, as all shards have -> slots [T, K, D]."""
+    rows, begin = case.activations.values.float(), sum(COLUMNS.heads[:shard])
+    gather.send_part(point, "heads", rows[:, begin : begin + COLUMNS.heads[shard]])
+    received = gather.own_pairs(point, case.activations, case.ids)
+    sent = gather.send_outputs(point, received, experts.run(received))
+    assert torch.equal(gather.receive_whole(point, "heads"), rows)
+    return gather.receive_combined(point, sent)
+
+
 def serve_shard(
     shard: int, shards: int, place: LinkPlace, keys: LinkKeys | None, pipe: Connection, collective: bool
 ) -> None:
@@ -133,13 +148,20 @@ def serve_shard(
             for layer in range(LAYERS):
                 mine.place(layer, placement)
             experts = Experts(placement.held[shard])
-        if fixed:
-            assert isinstance(exchange, CollectiveExchange)
-            used: Exchange = exchange.fixed(64, TOP_K)
+        points = [ExchangePoint(step, layer, 0) for layer in range(len(cases))]
+        if fixed in ("gathered", "gathered by kernels that leave out"):
+            alike = ExpertRoutes(shard, mine.placement(0), LAYERS, moves=True, alike=True)
+            gather = CollectiveGather(alike, COLUMNS, leaves_out=fixed != "gathered")
+            gather.begin_step(step)
+            slots = [gather_layer(gather, shard, *each, experts) for each in zip(points, cases, strict=True)]
         else:
-            used = exchange
-        used.begin_step(step)
-        slots = [run_layer(used, ExchangePoint(step, layer, 0), case, experts) for layer, case in enumerate(cases)]
+            if fixed:
+                assert isinstance(exchange, CollectiveExchange)
+                used: Exchange = exchange.fixed(64, TOP_K)
+            else:
+                used = exchange
+            used.begin_step(step)
+            slots = [run_layer(used, *each, experts) for each in zip(points, cases, strict=True)]
         pipe.send(([each.numpy() for each in slots], exchange.dropped))
         step += 1
     if isinstance(exchange, CollectiveExchange):
@@ -170,10 +192,10 @@ class Group:
             pipe.send(self.addresses)
 
     def run(
-        self, cases: Sequence[Sequence[Case]], fixed: bool = False, placement: LayerPlacement | None = None
+        self, cases: Sequence[Sequence[Case]], fixed: str = "", placement: LayerPlacement | None = None
     ) -> tuple[list[list[np.ndarray]], list[int]]:
-        """cases[shard][layer] -> slots[shard][layer] and the dropped messages of each shard. fixed: all have as many
-        rows. placement: from now on."""
+        """cases[shard][layer] -> slots[shard][layer] and the dropped messages of each shard. fixed: "fixed": all have
+        as many rows, "gathered": all have the same; else "". placement: from now on."""
         for pipe, mine in zip(self.pipes, cases, strict=True):
             pipe.send((mine, fixed, placement))
         answers = [pipe.recv() for pipe in self.pipes]
@@ -254,11 +276,24 @@ def test_shards_with_as_many_rows_each_give_the_bits_of_one(group: Group, format
     shares = [split(each, [len(each.ids) // shards] * shards) for each in layers]
     for placement in (None, moved(shards, 3)):
         cases = [[share[shard] for share in shares] for shard in range(shards)]
-        slots, _ = group.run(cases, fixed=True, placement=placement)
+        slots, _ = group.run(cases, fixed="fixed", placement=placement)
         for layer, each in enumerate(layers):
             whole = run_layer(LocalExchange(), ExchangePoint(0, 0, 0), each, experts).numpy()
             joined = np.concatenate([slots[shard][layer] for shard in range(shards)])
             assert np.array_equal(joined.view(np.int32), whole.view(np.int32))
+
+
+@pytest.mark.parametrize("group", [(3, "gloo")], ids=["3-gloo"], indirect=True)
+@pytest.mark.parametrize("way", ["gathered", "gathered by kernels that leave out"])
+def test_shards_with_the_same_rows_give_the_bits_of_one(group: Group, way: str) -> None:
+    """With experts on several shards, of which one runs each pair."""
+    layers = [case(layer, tokens) for layer, tokens in enumerate((1, 9, 40))]
+    experts = Experts(range(EXPERTS))
+    slots, _ = group.run([layers] * 3, fixed=way)
+    for layer, each in enumerate(layers):
+        whole = run_layer(LocalExchange(), ExchangePoint(0, 0, 0), each, experts).numpy()
+        for shard in range(3):
+            assert np.array_equal(slots[shard][layer].view(np.int32), whole.view(np.int32))
 
 
 def test_messages_of_another_epoch_or_engine_or_none_are_dropped_and_counted(socket_folder: str) -> None:

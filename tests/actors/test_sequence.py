@@ -11,14 +11,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flyray.actors.sequence import LayerPlan, ProgramError, Stage, StageProgram, check, sequence
-from flyray.actors.stage_program import SIGNATURES, make_stage
+from flyray.actors.stage_program import ATTENTIONS, CHANNELS, SIGNATURES, make_stage
 
 
 @st.composite
 def programs(draw: st.DrawFn) -> StageProgram:
     layers = draw(st.integers(1, 6))
     plan = LayerPlan(layers, draw(st.integers(0, layers)))
-    return sequence(plan, "colocated", draw(st.integers(1, 4)))
+    return sequence(plan, "colocated", draw(st.integers(1, 4)), draw(st.sampled_from(ATTENTIONS)))
 
 
 def changed(program: StageProgram, stages: list[Stage]) -> StageProgram:
@@ -28,7 +28,7 @@ def changed(program: StageProgram, stages: list[Stage]) -> StageProgram:
 def interpret(program: StageProgram) -> dict[int, tuple[str, ...]]:
     """Runs the program on symbols: for each micro-batch, what the sampled tokens were made from."""
     buffers: dict[str, object] = {}
-    wires: dict[str, deque[object]] = {"dispatch": deque(), "combine": deque()}
+    wires: dict[str, deque[object]] = {channel: deque() for channel in CHANNELS}
     for stage in program.stages["colocated"]:
         inputs = [buffers[name] for name in stage.reads]
         if stage.receives:
@@ -42,22 +42,29 @@ def interpret(program: StageProgram) -> dict[int, tuple[str, ...]]:
     return {number: buffers[f"tokens.{number}"] for number in range(program.micro_batches)}  # type: ignore[misc]
 
 
-def meaning(plan: LayerPlan, number: int) -> object:
-    """What the model is, as symbols, written without any program."""
+def meaning(program: StageProgram, number: int) -> object:
+    """What the model is, as symbols, written without any program's order."""
+    plan, tensor = program.layers, program.attention == "tensor_parallel"
 
     def name(kind: str, layer: int = -1) -> str:
         return f"{kind}.{layer}.{number}" if layer >= 0 else f"{kind}.{number}"
 
     hidden: tuple[object, ...] = (name("embed"),)
     for layer in range(plan.num_hidden_layers):
-        hidden = (name("attention", layer), hidden)
+        if tensor:
+            hidden = (name("output", layer), hidden, (name("own_heads", layer), hidden))
+        else:
+            hidden = (name("attention", layer), hidden)
         if layer < plan.first_k_dense_replace:
             hidden = (name("dense", layer), hidden)
             continue
         routing = (name("gate", layer), hidden)
-        sent = (name("dispatch", layer), routing)
+        sent = (name("own_experts" if tensor else "dispatch", layer), routing)
         shared = (name("shared", layer), routing)
-        hidden = (name("combine", layer), hidden, routing, sent, shared, (name("experts", layer), sent))
+        outputs = sent if tensor else (name("experts", layer), sent)
+        hidden = (name("combine", layer), hidden, routing, sent, shared, outputs)
+    if tensor:
+        return (name("sample"), (name("logits"), hidden, (name("own_logits"), hidden)))
     return (name("sample"), (name("head"), hidden))
 
 
@@ -65,7 +72,7 @@ def meaning(plan: LayerPlan, number: int) -> object:
 def test_a_built_program_computes_the_model(program: StageProgram) -> None:
     check(program)
     for number, value in interpret(program).items():
-        assert value == meaning(program.layers, number)
+        assert value == meaning(program, number)
 
 
 def test_the_program_of_one_micro_batch() -> None:
@@ -76,6 +83,31 @@ def test_the_program_of_one_micro_batch() -> None:
         *("attention.1.0", "gate.1.0", "dispatch.1.0", "shared.1.0", "experts.1.0", "combine.1.0"),
         *("head.0", "sample.0"),
     ]
+
+
+def test_the_tensor_parallel_program_of_one_micro_batch() -> None:
+    program = sequence(LayerPlan(2, 1), "colocated", 1, "tensor_parallel")
+    assert program.name == "tensor_parallel-1"
+    assert [stage.name for stage in program.stages["colocated"]] == [
+        "embed.0",
+        *("own_heads.0.0", "output.0.0", "dense.0.0"),
+        *("own_heads.1.0", "output.1.0", "gate.1.0", "own_experts.1.0", "shared.1.0", "combine.1.0"),
+        *("own_logits.0", "logits.0", "sample.0"),
+    ]
+
+
+def test_heads_travel_while_another_micro_batch_computes() -> None:
+    program = sequence(LayerPlan(2, 0), "colocated", 2, "tensor_parallel")
+    names = [stage.name for stage in program.stages["colocated"]]
+    assert names.index("own_heads.1.0") < names.index("own_heads.1.1") < names.index("output.1.0")
+    assert names.index("own_experts.0.0") < names.index("output.0.1") < names.index("combine.0.0")
+
+
+def test_a_stage_of_the_other_attention_is_caught() -> None:
+    program = sequence(LayerPlan(1, 0), "colocated", 1, "tensor_parallel")
+    wrong = [make_stage("attention", 0, 0) if s.kind == "own_heads" else s for s in program.stages["colocated"]]
+    with pytest.raises(ProgramError, match=r"attention\.0\.0 reads the hidden\.0 of embed\.0, which is not for it"):
+        check(changed(program, wrong))
 
 
 def test_tokens_travel_while_another_micro_batch_computes() -> None:
@@ -119,11 +151,12 @@ def swap_sends(program: StageProgram, data: st.DataObject) -> list[Stage]:
     """One micro-batch's tokens are sent after those of the next, but still received before them."""
     assume(program.micro_batches > 1)
     stages = list(program.stages["colocated"])
-    sends = [stage for stage in stages if stage.kind == "dispatch" and stage.micro_batch + 1 < program.micro_batches]
+    kinds = ("dispatch", "own_heads")
+    sends = [stage for stage in stages if stage.kind in kinds and stage.micro_batch + 1 < program.micro_batches]
     assume(sends)
     stage = data.draw(st.sampled_from(sends))
     stages.remove(stage)
-    stages.insert(stages.index(make_stage("dispatch", stage.layer, stage.micro_batch + 1)) + 1, stage)
+    stages.insert(stages.index(make_stage(stage.kind, stage.layer, stage.micro_batch + 1)) + 1, stage)
     return stages
 
 
@@ -267,6 +300,14 @@ def test_a_layer_cannot_begin_before_the_last_one_ends() -> None:
         (
             (LayerPlan(2, 1), "elsewhere", 1),
             "placement: 'elsewhere' is not known, there are 'colocated' and 'disaggregated'",
+        ),
+        (
+            (LayerPlan(2, 1), "colocated", 1, "expert"),
+            "attention: 'expert' is none of data_parallel, tensor_parallel",
+        ),
+        (
+            (LayerPlan(2, 1), "disaggregated", 1, "tensor_parallel"),
+            "attention: 'tensor_parallel' is colocated, not disaggregated",
         ),
     ],
 )

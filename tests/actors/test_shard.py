@@ -72,6 +72,7 @@ class Bench:
             backend="cpu",
             kernel_plan=None,
             threads=1,
+            tensor=(),
             placement=LayerPlacement((tuple(range(8)),)),
             kv_pages=16,
             kv_memory_share=0.0,

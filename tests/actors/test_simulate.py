@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from flyray.actors.sequence import LayerPlan, Stage, sequence
 from flyray.actors.simulate import Timeline, simulate
-from flyray.actors.stage_program import SIGNATURES
+from flyray.actors.stage_program import ATTENTIONS, CHANNELS, SIGNATURES, Attention
 
-KINDS = [*SIGNATURES, "link.dispatch", "link.combine"]
+KINDS = [*SIGNATURES, *(f"link.{channel}" for channel in CHANNELS)]
 COSTS = st.fixed_dictionaries({kind: st.integers(0, 20).map(float) for kind in KINDS})
 
 
@@ -24,11 +24,11 @@ def compute_of(timeline: Timeline, shard: int = 0) -> dict[str, tuple[float, flo
     }
 
 
-@given(st.integers(1, 4), st.integers(0, 4), st.integers(1, 3), st.integers(1, 3), COSTS)
+@given(st.integers(1, 4), st.integers(0, 4), st.integers(1, 3), st.integers(1, 3), st.sampled_from(ATTENTIONS), COSTS)
 def test_timelines_obey_their_resources(
-    layers: int, dense: int, micro_batches: int, shards: int, costs: dict[str, float]
+    layers: int, dense: int, micro_batches: int, shards: int, attention: Attention, costs: dict[str, float]
 ) -> None:
-    program = sequence(LayerPlan(layers, min(dense, layers)), "colocated", micro_batches)
+    program = sequence(LayerPlan(layers, min(dense, layers)), "colocated", micro_batches, attention)
     timeline = simulate(program, costs, shards)
     order = program.stages["colocated"]
     assert len(timeline.intervals) == shards * sum(1 + bool(stage.sends) for stage in order)

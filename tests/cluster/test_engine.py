@@ -32,6 +32,11 @@ VARIANTS = {
     "1 shard": {"shards": 1},
     "2 shards, prompts cut into chunks of 7": {"shards": 2, "max_batch_tokens": 7},
     "3 shards over TCP": {"shards": 3, "transport": "tcp"},
+    "3 tensor-parallel shards, prompts cut into chunks of 7": {
+        "shards": 3,
+        "max_batch_tokens": 7,
+        "attention": "tensor_parallel",
+    },
 }
 FORMATS = ("w4a8", "w8a8")
 LENGTHS = (1, 5, 17, 40)
