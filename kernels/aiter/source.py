@@ -95,8 +95,8 @@ def _attention_fault(kind: type | None, shapes: KernelShapes) -> str:
         )
     if shapes.kv_dtype != torch.bfloat16:
         return (
-            f"kv_dtype: is {shapes.kv_dtype}, expected torch.bfloat16 (bf16): AITER's 8-bit pages have one scale for all "
-            "and 8-bit rotated keys, which cost several times the accuracy of flyray's"
+            f"kv_dtype: is {shapes.kv_dtype}, expected torch.bfloat16 (bf16): AITER's 8-bit pages have one scale for "
+            "all and 8-bit rotated keys, which cost several times the accuracy of flyray's"
         )
     return ""
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from aiter_emulation import emulated, listed_keys
 from aiter_signatures import recorded
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kernel_cases import MATRIX_KINDS, expert_weights, int8_weight, normal, paged, pairs
 from torch import Tensor
 
@@ -145,6 +147,19 @@ def test_a_query_has_the_same_bits_in_any_batch_and_chunk(monkeypatch: pytest.Mo
     monkeypatch.setattr(attention, "_INDICES", 1)
     alone, _ = attended(kernels, 64, batch, pages, 4)
     assert torch.equal(alone, whole)
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 20)), min_size=1, max_size=5),
+    st.sampled_from([1, 4, 16]),
+    st.integers(0, 9),
+)
+def test_attention_of_any_batch(sequences: list[tuple[int, int]], page_size: int, seed: int) -> None:
+    queries, contexts = [min(each) for each in sequences], [length for _, length in sequences]
+    batch, pages = paged(queries, contexts, page_size, 2, seed)
+    if sum(queries):
+        close(*attended(adapter(), 24, batch, pages, page_size), 1e-2)
 
 
 def test_slots_and_experts_below_zero_are_left_out_and_unknown_pages_are_not_followed() -> None:
