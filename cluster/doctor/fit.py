@@ -92,7 +92,7 @@ def _fit_gpu(demand: Demand, seen: SeenGpu) -> Finding:
     pages = demand.kv_memory or int(seen.total * demand.share) - weights
     needed = weights + max(pages, demand.work.kv_token_bytes) + room.buffers
     figure = Figure(f"planned_bytes.gpu{seen.number}", needed, "bytes")
-    text = f"{demand.work.format} on {demand.shards} shards: {weights / _GB:.2f} GB of weights"
+    text = f"{demand.work.format} on {_shards(demand)}: {weights / _GB:.2f} GB of weights"
     if pages < demand.work.kv_token_bytes:
         text += f" of {seen.total / _GB:.2f} GB: no room for a cache; {_more(demand, known, seen.total)}"
         return Finding(about, "fault", text, (figure,))
@@ -118,7 +118,7 @@ def _fit_cpu(demand: Demand, available: int) -> Finding:
     needed = weights + demand.shards * demand.kv_memory
     figure = Figure("planned_bytes.cpu", needed, "bytes")
     text = (
-        f"{work.format} on {demand.shards} shards: {weights / _GB:.2f} GB of weights and "
+        f"{work.format} on {_shards(demand)}: {weights / _GB:.2f} GB of weights and "
         f"{demand.shards * demand.kv_memory / _GB:.2f} of cache, of {available / _GB:.2f} GB available"
     )
     if needed > available:
@@ -135,6 +135,10 @@ def _more(demand: Demand, gpu: Gpu, total: int) -> str:
         return f"{least_gpus(context, gpu.model_copy(update={'memory': total}))} shards are the least"
     except PlanError as error:
         return str(error)
+
+
+def _shards(demand: Demand) -> str:
+    return f"{demand.shards} shard{'s' if demand.shards > 1 else ''}"
 
 
 def _own(shards: int):

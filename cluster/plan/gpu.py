@@ -61,9 +61,10 @@ class Gpu(BaseModel):
 
     @property
     def ideal(self) -> Gpu:
-        """With all that is published reached, and nothing beside the work: what no kernel can be faster than."""
+        """With all that is published reached, nothing beside the work and nothing sent in vain: what no kernel can be
+        faster than."""
         perfect = Attained(bandwidth=1, matrix=1, stage_us=0, step_us=0)
-        return self.model_copy(update={"attained": perfect, "exchange_us": 0.0})
+        return self.model_copy(update={"attained": perfect, "exchange_us": 0.0, "direct": True})
 
     def exchange_seconds(self, bytes_a_peer: float, gpus: int) -> float:
         """To send as many bytes to each of the other GPUs, beside the latency: the slowest of one link, of all links

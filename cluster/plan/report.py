@@ -60,7 +60,8 @@ def weights_table(plan: Plan) -> Table:
 def memory_table(plan: Plan) -> Table:
     """What lies on the fullest GPU of every count."""
     rows = ("routed experts", "all other weights", "KV cache", "step buffers", "free")
-    title = f"a {plan.gpu.name}'s {plan.gpu.memory / _GB:.1f} GB; at least {plan.least} GPUs for the weights and "
+    least = f"{plan.least} GPU{'s' if plan.least > 1 else ''}"
+    title = f"a {plan.gpu.name}'s {plan.gpu.memory / _GB:.1f} GB; at least {least} for the weights and "
     table = Table("GPUs", *rows, title=f"{title}{plan.work.context:,} tokens", title_justify="left")
     for count in plan.counts:
         room = count.memory

@@ -121,21 +121,23 @@ class StageCosts:
 
     def _link(self, kind: str, shard: int) -> float:
         """Rows in the experts' format go out, one to each shard with any of the token's experts; a result for each of
-        the token's experts comes back."""
+        the token's experts comes back. Where collectives of fixed sizes carry a decode step (`FixedExchange`), a row
+        goes to every shard, and every shard sends a result's place for every slot, used or not."""
         if self.gpus == 1:
             return 0.0
         if self.attention == "tensor":  # every shard has all tokens; results are summed
             return 0.0 if kind == "link.dispatch" else self._all_reduce(self._all_tokens)
         model, shards = self.work.model, len(self.experts)
-        visited = model.num_experts_per_tok / model.n_routed_experts
+        slots, fixed = model.num_experts_per_tok, self.batch.each == 1 and not self.gpu.direct
+        visited = slots / model.n_routed_experts
         if kind == "link.dispatch":
             value = 2 if self.work.expert_activations is ActivationFormat.FLOAT else 1
-            row = model.hidden_size * value + 4 + _PAIR_BYTES * model.num_experts_per_tok / shards
-            reaches = 1 - (1 - visited) ** (model.n_routed_experts / shards)
+            row = model.hidden_size * value + 4 + _PAIR_BYTES * slots / shards
+            reaches = 1 if fixed else 1 - (1 - visited) ** (model.n_routed_experts / shards)
             a_peer = self._tokens(shard) * reaches * row
         else:
-            a_peer = max(self.batch.tokens) / self.micro_batches * visited * self.experts[shard]
-            a_peer *= model.hidden_size * _SLOT_BYTES
+            a_token = slots if fixed else visited * self.experts[shard]
+            a_peer = max(self.batch.tokens) / self.micro_batches * a_token * model.hidden_size * _SLOT_BYTES
         return self.gpu.exchange_seconds(a_peer, self.gpus) + self.gpu.exchange_us / _MICROSECONDS
 
     def _all_reduce(self, tokens: float) -> float:

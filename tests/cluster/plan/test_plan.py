@@ -142,3 +142,15 @@ def test_default_contexts_end_with_the_models() -> None:
 def test_a_token_in_the_cache_takes_what_the_engines_pages_take(backend: str, kv_dtype: str) -> None:
     kernels = describe_kernels(backend, 1, kv_dtype)
     assert Workload(KIMI, "w4a8", (), (), 1, 1, kv_dtype).kv_token_bytes == KvPages.page_bytes(KIMI, 1, kernels)
+
+
+def test_collectives_of_fixed_sizes_take_longer_than_writing_into_place() -> None:
+    """A decode step of 64 rows a GPU: all slots travel, not the eighth that a GPU has experts for."""
+    gpu, work = find_gpu("MI325X"), Workload(KIMI, "w4a8", (), (), 1024, 1024)
+    assert not gpu.direct
+    step, prompts = Batch.decode(512, 8, 1024), Batch.prompts(8, 1024, 8)
+    direct = gpu.model_copy(update={"direct": True})
+    more = layer_us(work, gpu, 8, step) - layer_us(work, direct, 8, step)
+    unused = 64 * 8 * (1 - 48 / 384) * 7168 * 4 / gpu.peer * 1e6
+    assert more == pytest.approx(unused, rel=0.1)
+    assert layer_us(work, gpu, 8, prompts) == layer_us(work, direct, 8, prompts)
