@@ -23,8 +23,8 @@ LATENT, ROPE = 512, 64
 """The only sizes of an entry that the assembly has."""
 GROUP = 16
 """Heads a call sees: every release has a kernel for 16 and for 128, other counts only some. 64 heads are four sequences
-of 16 that share their keys, and a last group that is not full is filled with zeros."""
-WHOLE = 128
+of 16 that share their keys, and a last group that is not full is filled with zeros. So are 128: one kernel for all
+counts gives a head the same bits whatever heads a shard has beside it."""
 SPLITS = 8
 """Parts into which every sequence's keys are cut. AITER itself takes 1 to 16, by the batch."""
 _ROWS = 128
@@ -36,12 +36,11 @@ def attend(library: Aiter, lists: Lists, q: Tensor, pages: Tensor, batch: PagedB
     """q [T, H, 576] bfloat16, pages [num_pages, page_size, 576] bfloat16, entries as latent and then rotated key ->
     [T, H, 512] bfloat16. lists: such as `key_lists`. Waits for nothing; rows whose pages are missing are undefined."""
     tokens, heads, width = q.shape
-    if heads != WHOLE and heads % GROUP:
+    if heads % GROUP:
         q = pad(q, (0, 0, 0, GROUP - heads % GROUP))
-    size = q.shape[1] if q.shape[1] == WHOLE else GROUP
-    copies = q.shape[1] // size
-    grouped, buffer = q.reshape(tokens * copies, size, width), pages.view(-1, 1, 1, width)
-    out = q.new_empty(tokens * copies, size, LATENT)
+    copies = q.shape[1] // GROUP
+    grouped, buffer = q.reshape(tokens * copies, GROUP, width), pages.view(-1, 1, 1, width)
+    out = q.new_empty(tokens * copies, GROUP, LATENT)
     capacity = batch.page_table.shape[1] * pages.shape[1]
     step = max(1, min(_ROWS, _INDICES // max(1, capacity * copies)))
     for first in range(0, tokens, step):

@@ -128,6 +128,16 @@ def test_every_number_of_heads_is_attended_in_groups_that_all_releases_have(head
         close(*attended(adapter(release), heads, batch, pages, 8), 1e-2)
 
 
+def test_a_head_has_the_same_bits_on_any_number_of_shards() -> None:
+    kernels = adapter()
+    batch, pages = paged([2, 1], [2, 9], 8, 1, 1)
+    q, entries = normal(1, 3, 128, 576), normal(2, pages, 8, 576).bfloat16()
+    whole = kernels.mla_attention(q, entries, batch, 0.07, 512)
+    for heads in (slice(0, 64), slice(64, 128), slice(43, 86)):
+        part = kernels.mla_attention(q[:, heads].contiguous(), entries, batch, 0.07, 512)
+        assert torch.equal(part, whole[:, heads])
+
+
 def test_a_query_has_the_same_bits_in_any_batch_and_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = adapter()
     batch, pages = paged([4, 0, 1, 2], [9, 3, 12, 2], 4, 3, 2)

@@ -96,9 +96,10 @@ def mla_decode_fwd(
     assert starts[0] == 0
     assert starts[-1] <= len(kv_indices)
     for sequence in range(sequences):
-        keys = kv_buffer[kv_indices[starts[sequence] : starts[sequence + 1]].long(), 0, 0].float()
-        shares = torch.softmax(q[sequence].float() @ keys.T * sm_scale, dim=1)
-        o[sequence] = (shares.to(BF16).float() @ keys[:, :512]).to(BF16)
+        # In float64, so that a head's bits do not hang on where in a product of this machine's it stands.
+        keys = kv_buffer[kv_indices[starts[sequence] : starts[sequence + 1]].long(), 0, 0].double()
+        shares = torch.softmax(q[sequence].double() @ keys.T * sm_scale, dim=1)
+        o[sequence] = (shares.to(BF16).double() @ keys[:, :512]).to(BF16)
 
 
 def concat_and_cache_mla(
