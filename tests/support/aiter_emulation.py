@@ -3,7 +3,9 @@
 An emulation, written from documentation: nothing of AITER was run. Each function takes its arguments through a recorded
 signature of a release, refuses shapes and dtypes that the real one does not take, and computes with float32 what the
 real one computes, with its roundings to bfloat16, out of the layouts that the real one reads. It is there to execute
-what the adapter lays out, lists and passes.
+what the adapter lays out, lists and passes. Held by hand against the references in torch that the sources of
+0.1.7.post2.dev18 have beside its kernels: `shuffle_weight` and both stages of the INT8 MoE equal, the gate's choices
+equal and weights within 2e-7, the scales of rows equal.
 """
 
 from __future__ import annotations
