@@ -34,13 +34,16 @@ _CPU_PROCESSES = 2
 @dataclass(frozen=True)
 class Examination:
     """shapes: the model in whose shapes kernels are checked. demand: what is to be served here, None for nothing
-    certain; folder: its checkpoint, None where there is none. target: an architecture to compile for as well, or "".
-    ray_address: "local", or of the cluster that is to serve."""
+    certain; folder: its checkpoint, None where there is none. trouble: what was found wrong with these. target: an
+    architecture to compile for as well, or "". backend: that must run here, or "". ray_address: "local", or of the
+    cluster that is to serve."""
 
     shapes: ModelConfig
     demand: Demand | None = None
     folder: Path | None = None
+    trouble: tuple[Finding, ...] = ()
     target: str = ""
+    backend: str = ""
     ray_address: str = LOCAL
 
 
@@ -56,6 +59,7 @@ def examine(what: Examination) -> Iterator[Finding]:
     rate = read_bandwidth(machine.cores)
     yield Finding("CPU", "ok", str(machine))
     yield Finding("memory", "ok", f"{rate / 1e9:.1f} GB/s read", (Figure("read_bytes_s.cpu", rate, "bytes/s"),))
+    yield from what.trouble
     if what.folder is not None:
         yield check_disk(what.folder)
     yield from check_masks(os.environ, hip is not None)
@@ -65,7 +69,8 @@ def examine(what: Examination) -> Iterator[Finding]:
         yield from check_fit(what.demand, seen, available_memory())
     if seen:
         yield from check_ray(what.ray_address, len(seen), hip is not None)
-    for backend in ("cpu", *(_accelerated(hip is not None) if seen else ())):
+    backends = ("cpu", *(_accelerated(hip is not None) if seen else ()), what.backend)
+    for backend in dict.fromkeys(filter(None, backends)):
         yield check_backend(backend, usable_cores(), what.shapes)
     if what.target:
         yield from check_target(what.target)

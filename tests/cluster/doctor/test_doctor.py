@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from flyray.cluster.config import DEMO_MODEL
 from flyray.cluster.doctor.devices import check_copy, check_masks, copy_rate, published
 from flyray.cluster.doctor.kernels import check_backend
 from flyray.cluster.doctor.packages import check_packages, installed_packages
+from flyray.cluster.doctor.request import examination
 from flyray.cluster.figures import read_figures
 from flyray.cluster.synthesize import Synthesis, model_file
 
@@ -102,3 +104,16 @@ def test_the_command_reports_and_measures(tmp_path: Path) -> None:
 def test_a_configuration_and_a_model_are_one_too_many() -> None:
     done = CliRunner().invoke(app, ["doctor", str(LOCAL), "--model", "kimi-k2.5"])
     assert (done.exit_code, done.output.strip()) == (2, "flyray: give either a configuration or --model")
+
+
+def test_a_model_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(DEMO_MODEL, folder)
+    (folder / "model-00002-of-000003.safetensors").unlink()
+    file = tmp_path / "flyray.yaml"
+    file.write_text("model: {path: model}\nengine: {backend: rocm}\n")
+    asked = examination(file, "", "gfx942")
+    assert (asked.demand, asked.folder, asked.backend, asked.target) == (None, None, "rocm", "gfx942")
+    (trouble,) = asked.trouble
+    assert (trouble.about, trouble.state) == ("model", "fault")
+    assert "model-00002-of-000003.safetensors" in trouble.text
