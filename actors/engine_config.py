@@ -47,6 +47,8 @@ class EngineConfig:
     int8_weights: kinds of bfloat16 weights that become INT8 while they are loaded, of "attention", "shared" (experts),
         "dense" (MLPs) and "head"; their activations are then quantized per token. int4_weights: kinds that become INT4
         in groups of 32 with integer multipliers, as `w4a8` experts, instead; never a kind that is INT8 on disk.
+    redundant_experts: slots on each shard, in every layer, for experts that other shards hold too; of the experts with
+        the most load once they are moved, which is every rebalance_interval_s, if that evens out the load; 0: never.
     transport: "ipc" (one node), "tcp", or "auto": Unix sockets where everything is on one node, else TCP with keys.
     start_timeout_s: from placement to ready. placement_timeout_s: how long to wait for reserved resources to be free.
     step_timeout_s: a step that takes longer ends the engine. silence_s: a TCP peer silent for so long is gone.
@@ -75,6 +77,8 @@ class EngineConfig:
     prefix_cache: bool = True
     int8_weights: tuple[str, ...] = ()
     int4_weights: tuple[str, ...] = ()
+    redundant_experts: int = 0
+    rebalance_interval_s: float = 0.0
     transport: str = "auto"
     start_timeout_s: float = 600.0
     placement_timeout_s: float = 20.0
@@ -90,7 +94,14 @@ class EngineConfig:
         if not self.name:
             raise ValueError("name: empty; the engine needs a name")
         self._at_least(1, "shards", "threads_per_shard", "page_size", "max_batch_tokens", "max_sequences")
-        self._at_least(0, "kv_pages", "kv_memory_bytes", "context_length", "moments_block")
+        self._at_least(
+            0,
+            "kv_pages",
+            "kv_memory_bytes",
+            "context_length",
+            "moments_block",
+        )
+        self._at_least(0, "redundant_experts", "rebalance_interval_s")
         self._positive("start_timeout_s", "placement_timeout_s", "step_timeout_s", "silence_s")
         check_linear_kinds(self.int8_weights, self.int4_weights)
         self._one_of("backend", BACKENDS)
@@ -102,6 +113,11 @@ class EngineConfig:
         self._check_gpu_memory()
         if self.statistics and not os.path.isabs(self.statistics):
             raise ValueError(f"statistics: {self.statistics!r} is not an absolute path, which the shards need")
+        for field in ("redundant_experts", "rebalance_interval_s"):
+            if getattr(self, field) and self.shards == 1:
+                raise ValueError(f"{field}: {getattr(self, field)}, but 1 shard holds every expert; 0 is right")
+            if getattr(self, field) and self.statistics:
+                raise ValueError(f"{field}: {getattr(self, field)}, but statistics are gathered of experts that stay")
         if self.weights == "random" and self.statistics:
             raise ValueError("statistics: there is nothing to learn of random weights")
         if self.attention == "tensor_parallel" and self.statistics:

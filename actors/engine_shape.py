@@ -17,6 +17,7 @@ from .model.fields import ConfigError
 from .model.kv_pages import KvPages
 from .model.tensor_slice import TensorSlice
 from .precision import precision_plan
+from .quantization_config import MIXED
 from .scheduler_config import SchedulerConfig
 from .sequence import COLOCATED, DATA_PARALLEL, TENSOR_PARALLEL, StageProgram, sequence
 from .statistics_plan import StatisticsPlan
@@ -49,7 +50,7 @@ class EngineShape:
         a tensor, a field, a precision, more shards than experts, a cache of no page, too long a context, blocks of
         moments that do not fit."""
         model = _model_config(config.model_path)
-        placement = LayerPlacement.contiguous(model.n_routed_experts, config.shards)
+        placement = LayerPlacement.contiguous(model.n_routed_experts, config.shards, config.redundant_experts)
         context = config.context_length or model.max_position_embeddings
         if context > model.max_position_embeddings:
             raise ValueError(
@@ -73,6 +74,8 @@ class EngineShape:
             lines += chosen.lines() if chosen else ()
             return EngineShape(model, pages, context, placement, program, lines, chosen, tensor=tensor)
         plan = precision_plan(model, checkpoint, config.precision, kernels, config.int8_weights, config.int4_weights)
+        if config.rebalance_interval_s and plan.memory == MIXED:
+            _check_one_kind(checkpoint, model)
         statistics = None
         if config.statistics:
             ranges = expert_ranges(model.n_routed_experts, config.shards)
@@ -103,6 +106,18 @@ class EngineShape:
             prefix_cache=config.prefix_cache and self.statistics is None,
             preemption=self.statistics is None,
         )
+
+
+def _check_one_kind(checkpoint: Checkpoint, model: ModelConfig) -> None:
+    """Experts of several kinds of matrix cannot take each other's place."""
+    formats = checkpoint.formats
+    for layer in model.moe_layers:
+        found = {formats.matrix(layer, expert) for expert in range(model.n_routed_experts)}
+        if len({MATRIX_KINDS[format] for format in found}) > 1:
+            raise ValueError(
+                f"rebalance_interval_s: layer {layer} of {checkpoint.path} has experts in {', '.join(sorted(found))}, "
+                "which cannot take each other's place; 0 is right for it"
+            )
 
 
 def _model_config(path: str) -> ModelConfig:

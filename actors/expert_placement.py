@@ -37,7 +37,7 @@ class LayerPlacement:
         """`expert_ranges`, and with redundant slots on each shard the experts that follow its own, from 0 again behind
         the last. Raises ValueError for more shards than experts, or more slots than experts."""
         ranges = expert_ranges(experts, shards)
-        check_redundant(experts, shards, redundant)
+        _check_redundant(experts, len(ranges[0]), redundant)
         return LayerPlacement(
             tuple(tuple(expert % experts for expert in range(each.start, each.stop + redundant)) for each in ranges)
         )
@@ -61,13 +61,11 @@ class LayerPlacement:
         return found
 
 
-def check_redundant(experts: int, shards: int, redundant: int) -> None:
-    """Raises ValueError where a shard would have more slots than there are experts."""
-    most = experts - len(expert_ranges(experts, shards)[0])
-    if redundant > most:
+def _check_redundant(experts: int, own: int, redundant: int) -> None:
+    if own + redundant > experts:
         raise ValueError(
-            f"redundant_experts: {redundant} slots beside its own {experts - most} are more than the {experts} experts "
-            f"that a shard can hold; at most {most}"
+            f"redundant_experts: {redundant} slots beside a shard's own {own} are more than the {experts} experts that "
+            f"there are; at most {experts - own}"
         )
 
 

@@ -63,6 +63,14 @@ def random_shard(
     return _Drawing(config, format, experts, kernels, bits, seed, tensor or whole).shard()
 
 
+def random_experts(
+    config: ModelConfig, format: str, layer: int, experts: Sequence[int], kernels: Kernels, seed: int = 0
+) -> ExpertBlocks:
+    """Those of `random_shard`, by slot."""
+    whole = TensorSlice(range(config.num_attention_heads), range(config.vocab_size))
+    return _Drawing(config, format, experts, kernels, {}, seed, whole).routed(f"layers.{layer}")
+
+
 class _Drawing:
     """One run of `random_shard`. linears: the format of each kind of `LINEAR_KINDS` that is not bfloat16."""
 
@@ -123,10 +131,11 @@ class _Drawing:
             gate=self._floats(f"{at}.gate", config.n_routed_experts, config.hidden_size),
             gate_bias=torch.zeros(config.n_routed_experts, device=self._kernels.device),
             shared=self._mlp(f"{at}.shared", "shared", config.moe_intermediate_size * config.n_shared_experts),
-            experts=self._routed(at),
+            experts=self.routed(at),
         )
 
-    def _routed(self, at: str) -> ExpertBlocks:
+    def routed(self, at: str) -> ExpertBlocks:
+        """Layer `at`'s."""
         shapes, count = expert_shapes(self._config), len(self._experts)
         inner, hidden = shapes["gate_proj"]
         gate_up = allocate_matrix(self._format, count, 2 * inner, hidden, self._memory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .expert_state import UNKNOWN, ExpertState
 from .step_plan import Sampling, StageTime
 from .wire import message
 
@@ -92,12 +93,13 @@ class TracedStep:
     stages: tuple[StageTime, ...]
 
 
-@message(version=2)
+@message(version=3)
 @dataclass(frozen=True)
 class EngineStatus:
     """State of an engine. ready: takes requests; error: why not. Precision plan lines are ready to print.
 
-    cached_pages, preemptions, prompt_tokens, cached_tokens: as in `SchedulerStats`.
+    cached_pages, preemptions, prompt_tokens, cached_tokens: as in `SchedulerStats`. experts: where they are, and their
+    load.
     """
 
     query: str
@@ -119,3 +121,4 @@ class EngineStatus:
     preemptions: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    experts: ExpertState = UNKNOWN

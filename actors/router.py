@@ -19,6 +19,7 @@ from .engine_config import FLUSH_TIMEOUT_S, EngineConfig
 from .engine_error import EngineError
 from .engine_links import EngineLinks
 from .engine_shape import EngineShape
+from .expert_balancer import ExpertBalancer
 from .golden import GoldenClient, compare_scores, reference_scores, run_golden
 from .link import LinkKeys, Links, ProcessPlace
 from .router_loop import RouterLoop
@@ -72,6 +73,7 @@ class Router:
         self._engine_links: EngineLinks | None = None
         self._links: list[Links] = []
         self._statistics: StatisticsFolder | None = None
+        self._balancer: ExpertBalancer | None = None
 
     @property
     def ready(self) -> bool:
@@ -112,6 +114,8 @@ class Router:
             self._loop.stop()
             self._thread.join()
             self._thread = None
+        if self._balancer is not None:
+            self._balancer.stop()
         folder, self._statistics = self._statistics, None
         if folder is not None:
             self._finish_statistics(folder)
@@ -137,6 +141,11 @@ class Router:
             raise EngineError(
                 f"statistics: this engine gathers them in {self.config.statistics}, of its own experts alone; override "
                 "experts of an engine that gathers none"
+            )
+        if self.config.rebalance_interval_s:
+            raise EngineError(
+                f"rebalance_interval_s: this engine moves its experts every {self.config.rebalance_interval_s:g} s; "
+                "override experts of an engine that leaves them where they are"
             )
         if layer not in model.moe_layers:
             raise EngineError(f"layer {layer} has no routed experts, {model.moe_layers} have")
@@ -215,6 +224,7 @@ class Router:
             threads=config.threads_per_shard,
             placement=self.shape.placement,
             tensor=self.shape.tensor,
+            moves=config.rebalance_interval_s > 0,
             kv_pages=self.shape.kv_pages,
             kv_memory_share=config.kv_memory_share,
             kv_dtype=config.kv_dtype,
@@ -299,6 +309,11 @@ class Router:
         assert self._loop is not None
         if self.shape.statistics is not None:
             self._ask("gather", [(self.config.statistics, self.shape.statistics)] * self.config.shards, deadline)
+        if self.config.shards > 1:
+            shape, interval_s = self.shape, self.config.rebalance_interval_s
+            layers = shape.model.moe_layers
+            self._balancer = ExpertBalancer(self._shards, self._loop, layers, shape.placement, interval_s)
+            self._balancer.start()
         self._loop.ready = True
         if self._loop.error:  # a shard was lost after the golden prompt's last step
             raise EngineError(self._loop.error)

@@ -12,6 +12,7 @@ import zmq
 
 from .client_port import ClientMessage, ClientPort
 from .engine_error import EngineError
+from .expert_state import UNKNOWN
 from .link import Links
 from .recordings import Recording, Recordings
 from .request import Cancel, EngineStatus, Generate, Progress, StatusQuery, TracedStep
@@ -32,7 +33,8 @@ class RouterLoop:
     The engine takes requests once `ready` is set, before that only from the client `golden`. It fails, once and for
     all, when a shard is lost, a step misses its deadline or a shard answers with an error: all requests end with that
     error, `error` says it, and new requests get it at once. It waits without spinning while there is nothing to do.
-    stopped_whole: after `run`, whether it was stopped and had not failed.
+    stopped_whole: after `run`, whether it was stopped and had not failed. experts: what is told of their load; whoever
+    gathers it replaces it.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class RouterLoop:
         self.ready = False
         self.error = ""
         self.stopped_whole = False
+        self.experts = UNKNOWN
         self._scheduler, self._shards, self._clients, self._links = scheduler, shards, clients, links
         self._step_timeout_s = step_timeout_s
         self._precision_plan = precision_plan
@@ -61,6 +64,8 @@ class RouterLoop:
         self._steps = 0
         self._dropped = 0
         self._recordings = Recordings()
+        # Of experts: the change that plans name, the step that was the first to, and the last change that is done.
+        self._placement, self._switching, self._placed = 0, -1, 0
         self._stopping = False
         self._doom = ""
         self._turned = threading.Condition()
@@ -85,6 +90,8 @@ class RouterLoop:
                 self._turned.notify_all()
         self.stopped_whole = not self.error
         self._end("the engine was stopped")
+        with self._turned:
+            self._turned.notify_all()
         self._shards.close()
 
     @contextmanager
@@ -107,6 +114,15 @@ class RouterLoop:
                 if not self._turned.wait(deadline - time.monotonic()):
                     raise EngineError(f"the last step did not end within {self._step_timeout_s:g} s")
             yield
+
+    def switch(self, version: int) -> bool:
+        """Has all plans from the next one on name this change of experts' places, for which every shard must be ready;
+        from any thread but the loop's. True when a step with it is done, False if none will be."""
+        with self._turned:
+            self._placement = version
+            while self._placed != version and not self.error:
+                self._turned.wait()
+            return self._placed == version
 
     def clear_prefix_cache(self) -> None:
         """Forgets what KV pages hold, for the model has changed; within `hold` only."""
@@ -186,10 +202,12 @@ class RouterLoop:
             self._deliver([refusal])
 
     def _send_step(self) -> bool:
-        plans = self._scheduler.schedule(trace=self._recordings.wanted)
+        plans = self._scheduler.schedule(self._recordings.wanted, self._placement)
         if plans is None:
             return False
         step = next(iter(plans.values())).step
+        if self._placement != self._placed and self._switching < 0:
+            self._switching = step
         self._results[step] = []
         self._sent.send(step, plans.values())
         self._shards.send(plans)
@@ -213,6 +231,8 @@ class RouterLoop:
             self._sent.end()
             self._answer(self._recordings.completed(step, results))
             self._steps += 1
+            if step == self._switching:
+                self._placed, self._switching = self._placement, -1
             self._deliver(self._scheduler.complete(self._shards.told(results)))
 
     def _check_deadline(self) -> None:
@@ -271,6 +291,7 @@ class RouterLoop:
             preemptions=stats.preemptions,
             prompt_tokens=stats.prompt_tokens,
             cached_tokens=stats.cached_tokens,
+            experts=self.experts,
         )
 
     def _fail(self, reason: str) -> None:

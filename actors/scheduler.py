@@ -123,15 +123,17 @@ class Scheduler:
         for shard in self._shards:
             shard.clear_cache()
 
-    def schedule(self, trace: bool = False) -> dict[int, StepPlan] | None:
-        """The next step's plan for every shard, or None if there is nothing to run and nothing to tell."""
+    def schedule(self, trace: bool = False, placement: int = 0) -> dict[int, StepPlan] | None:
+        """The next step's plan for every shard, or None if there is nothing to run and nothing to tell.
+
+        placement: as in `StepPlan`."""
         self._admit()
         work = tuple(self._work(shard) for shard in self._shards)
         if not any(work) and not any(shard.ends for shard in self._shards):
             return None
         decodes = all(part.sample and not part.tokens for slices in work for _, part in slices)
         rows = max(map(len, work)) if decodes else 0
-        plans = {index: self._plan(index, slices, trace, rows) for index, slices in enumerate(work)}
+        plans = {index: self._plan(index, slices, trace, rows, placement) for index, slices in enumerate(work)}
         self._in_flight.append(ScheduledStep(self._next_step, work))
         self._next_step += 1
         return plans
@@ -206,7 +208,7 @@ class Scheduler:
                 return False
         return True
 
-    def _plan(self, index: int, work: Work, trace: bool, decode_rows: int) -> StepPlan:
+    def _plan(self, index: int, work: Work, trace: bool, decode_rows: int, placement: int) -> StepPlan:
         shard, starts = self._shards[index], []
         for live, _ in work:
             if not live.started:
@@ -223,6 +225,7 @@ class Scheduler:
             slices=tuple(part for _, part in work),
             trace=trace,
             decode_rows=decode_rows,
+            placement=placement,
         )
 
     def _advance(

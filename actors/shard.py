@@ -25,14 +25,17 @@ from .collective_exchange import CollectiveExchange
 from .device_memory import fitting_pages
 from .device_steps import MAX_ROWS
 from .exchange import Exchange, LocalExchange
+from .expert_mover import ExpertMover
 from .expert_placement import LayerPlacement
 from .expert_routes import ExpertRoutes
+from .expert_source import expert_source
+from .expert_state import ExpertReport
 from .gather import Gather, PartColumns
 from .interpreter import Interpreter, StageError
 from .link import LinkError, LinkKeys, LinkPlace, Links
 from .model.config import ModelConfig
 from .model.kv_pages import KvPages
-from .model.layer_weights import ShardWeights
+from .model.layer_weights import MoeWeights, ShardWeights
 from .model.stages import ModelStages
 from .model.tensor_slice import TensorSlice
 from .overrides import Overrides
@@ -62,8 +65,8 @@ class ShardStart:
     """All that one shard must know. Fields of the same names as in EngineConfig mean the same.
 
     placement: of every layer's experts at first. tensor: every shard's slice with tensor-parallel attention, else none.
-    kv_pages: as many, or at most, if kv_memory_share of the device's memory decides; 0 for no share. plan_address: the
-    router's socket for this shard; place: where to bind its own.
+    moves: whether experts will be moved. kv_pages: as many, or at most, if kv_memory_share of the device's memory
+    decides; 0 for no share. plan_address: the router's socket for this shard; place: where to bind its own.
     """
 
     engine: str
@@ -79,6 +82,7 @@ class ShardStart:
     threads: int
     placement: LayerPlacement
     tensor: tuple[TensorSlice, ...]
+    moves: bool
     kv_pages: int
     kv_memory_share: float
     kv_dtype: str
@@ -132,6 +136,9 @@ class Shard:
         self._dropped = 0
         self._error = ""
         self._on_their_way: deque[_Running] = deque()
+        self._routes: ExpertRoutes | None = None
+        self._mover: ExpertMover | None = None
+        self._placement = 0
         self._thread: threading.Thread | None = None
         self._links: Links | None = None
         self._stopping = threading.Event()
@@ -147,7 +154,9 @@ class Shard:
             self._exchange: Exchange | ZmqGather = LocalExchange()
             return ""
         model = ModelConfig.from_dict(read_config(start.model_path))
-        routes = ExpertRoutes(start.shard, start.placement, model.num_hidden_layers, alike=bool(start.tensor))
+        alike = bool(start.tensor)
+        routes = ExpertRoutes(start.shard, start.placement, model.num_hidden_layers, start.moves, alike)
+        self._routes = routes
         shape = start.engine, start.epoch, routes, model.hidden_size, start.timeout_s
         if start.backend in ACCELERATED:
             collective = self._exchange = CollectiveExchange(*shape)
@@ -179,10 +188,13 @@ class Shard:
         check(start.program)
         weights, bytes_read = self._weights(model)
         checks = check_kernels(kernels, model, weights, start.page_size)
-        kv = KvPages.allocate(model, self._pages(model), start.page_size, kernels)
+        kv = KvPages.allocate(model, self._pages(model, weights), start.page_size, kernels)
         self._table = SequenceTable(kv.num_pages, start.page_size)
         stages = self._stages = ModelStages(model, weights, kernels, kv)
         self._overrides = Overrides(stages, kernels, start.page_size, start.threads)
+        if start.moves and self._routes is not None:
+            kind = start.model_path, start.weights, model, start.precision
+            self._mover = ExpertMover(stages, self._routes, expert_source(*kind, kernels, start.threads))
         self._interpreter = Interpreter(self._actions(stages, leaves_out), start.program, fixed)
         self._plans = self._links.connect(zmq.DEALER, start.plan_address, events=zmq.EVENT_DISCONNECTED)
         self._router_gone = self._plans.get_monitor_socket()
@@ -204,6 +216,22 @@ class Shard:
     def clear_overrides(self) -> None:
         """Runs the shard's own experts again. The router sends no plan meanwhile."""
         self._overrides.clear()
+
+    def expert_report(self) -> ExpertReport:
+        """How often this shard's tokens chose each expert. For an engine of several shards."""
+        assert self._routes is not None
+        longest = 0.0 if self._mover is None else self._mover.longest_s
+        return ExpertReport(self._routes.counts.cpu().numpy().copy(), longest)
+
+    def stage_experts(self, version: int, layer: int, placement: LayerPlacement) -> None:
+        """See `ExpertMover.stage`; a later plan names the version."""
+        assert self._mover is not None
+        self._mover.stage(version, layer, placement)
+
+    def discard_experts(self, version: int) -> None:
+        """See `ExpertMover.discard`."""
+        assert self._mover is not None
+        self._mover.discard(version)
 
     def progress(self) -> tuple[int, int]:
         """Bytes of weights read, and how many there are; (0, 0) before that is known."""
@@ -277,13 +305,15 @@ class Shard:
         )
         return weights, checkpoint.bytes_read
 
-    def _pages(self, model: ModelConfig) -> int:
-        """How many KV pages this shard has, once its weights are loaded."""
+    def _pages(self, model: ModelConfig, weights: ShardWeights) -> int:
+        """How many KV pages this shard has. Where experts move, one layer's may come at once, beside those there."""
         start = self._start
         if not start.kv_memory_share:
             return start.kv_pages
         page_bytes = KvPages.page_bytes(model, start.page_size, self._kernels)
-        return min(start.kv_pages, fitting_pages(self._kernels.device, start.kv_memory_share, page_bytes))
+        layers = [layer.mlp.experts.bytes for layer in weights.layers if isinstance(layer.mlp, MoeWeights)]
+        kept = max(layers, default=0) if start.moves else 0
+        return min(start.kv_pages, fitting_pages(self._kernels.device, start.kv_memory_share, page_bytes, kept))
 
     def _report_progress(self, done: int, total: int) -> None:
         self._progress = done, total
@@ -340,6 +370,8 @@ class Shard:
         try:
             if plan.program != program:
                 raise PlanError(f"the plan names program {plan.program!r}, this shard has {program!r}")
+            if plan.placement != self._placement:
+                self._switch(plan.placement)
             batch = self._table.apply(plan)
             answer = self._interpreter.begin(plan.step, batch, plan.decode_rows, times if plan.trace else None)
         except Exception as error:
@@ -347,6 +379,12 @@ class Shard:
             return
         self._table.promise(plan.step, batch)
         self._on_their_way.append(_Running(plan.step, answer, times))
+
+    def _switch(self, version: int) -> None:
+        if self._mover is None or version != self._placement + 1:
+            raise PlanError(f"the plan names placement {version}, this shard is at {self._placement}")
+        self._mover.apply(version)
+        self._placement = version
 
     def _finish(self) -> None:
         """Waits for the oldest step on its way and answers the router."""

@@ -13,6 +13,8 @@ import ray
 import ray.util
 
 from .device_choice import ALL_GPUS_VISIBLE, device_index, masked_from_peers
+from .expert_placement import LayerPlacement
+from .expert_state import ExpertReport
 from .link import ProcessPlace
 from .shard import Shard, ShardReport, ShardStart, ShardStats
 from .statistics_plan import StatisticsPlan
@@ -35,9 +37,9 @@ def here() -> ProcessPlace:
 
 
 # Ray's type hints do not know concurrency groups.
-@ray.remote(max_restarts=0, concurrency_groups={"ctl": 1})  # pyright: ignore[reportCallIssue]
+@ray.remote(max_restarts=0, concurrency_groups={"ctl": 1, "experts": 1})  # pyright: ignore[reportCallIssue]
 class ShardActor:
-    """`Shard` as an actor. Methods of the group "ctl" answer while another one loads weights."""
+    """`Shard` as an actor. Methods of the group "ctl" answer while another one loads weights, or experts."""
 
     def __init__(self) -> None:
         self._shard = Shard()
@@ -77,6 +79,21 @@ class ShardActor:
     def finish_gathering(self) -> int:
         """See `Shard.finish_gathering`."""
         return self._shard.finish_gathering()
+
+    @ray.method(concurrency_group="ctl")
+    def expert_report(self) -> ExpertReport:
+        """See `Shard.expert_report`."""
+        return self._shard.expert_report()
+
+    @ray.method(concurrency_group="experts")
+    def stage_experts(self, version: int, layer: int, placement: LayerPlacement) -> None:
+        """See `Shard.stage_experts`."""
+        self._shard.stage_experts(version, layer, placement)
+
+    @ray.method(concurrency_group="experts")
+    def discard_experts(self, version: int) -> None:
+        """See `Shard.discard_experts`."""
+        self._shard.discard_experts(version)
 
     @ray.method(concurrency_group="ctl")
     def progress(self) -> tuple[int, int]:

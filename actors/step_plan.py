@@ -85,7 +85,7 @@ class Slice:
     next_token: int = -1
 
 
-@message(version=2)
+@message(version=3)
 @dataclass(frozen=True)
 class StepPlan:
     """One step of one shard. All shards get a plan each step, also with no slices: they hold experts for the others.
@@ -93,6 +93,7 @@ class StepPlan:
     A shard first drops the sequences in `ends` (their pages may be another's in this very plan), then takes up
     `starts`, then runs `slices`, at most one a sequence. Sequence numbers are never used again. decode_rows: the slices
     of the shard that has the most, where all slices of all shards go on with a sampled token and are sampled; else 0.
+    placement: the last change of experts' places that this step runs with (`ExpertMover`); 0 before the first.
     """
 
     engine: str
@@ -104,6 +105,7 @@ class StepPlan:
     slices: tuple[Slice, ...]
     trace: bool
     decode_rows: int = 0
+    placement: int = 0
 
 
 @message(version=2)

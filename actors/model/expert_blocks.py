@@ -7,7 +7,7 @@ which block runs a pair does not change a bit of its result, for a row depends o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from ...kernels.protocol import (
     Kernels,
     LayerExperts,
     activation_format,
+    matrix_kind,
 )
 
 
@@ -63,12 +64,38 @@ class ExpertBlocks:
         """Whether a backend has laid any block out anew, so that nobody else can read its matrices."""
         return not all(isinstance(block, ExpertWeights) for block in self.blocks)
 
+    @property
+    def bytes(self) -> int:
+        """Of all experts."""
+        matrices = [matrix for block in self.blocks for matrix in (block.gate_up, block.down)]
+        parts = [part for matrix in matrices for part in vars(matrix).values()]
+        return sum(part.nbytes for part in parts if isinstance(part, Tensor))
+
     def find(self, expert: int) -> tuple[ExpertWeights, int]:
         """Local expert -> the block that holds it, and its number there. Raises ValueError where it is `prepared`."""
         block = self.blocks[int(self.block[expert])]
         if not isinstance(block, ExpertWeights):
             raise ValueError(f"expert {expert} is in a backend's layout, {type(block).__name__}: it can only be run")
         return block, int(self.place[expert])
+
+    def put(self, slot: int, expert: LayerExperts) -> None:
+        """Overwrites the expert of a slot where it lies, for captured steps too, with the only one of `expert`.
+
+        Raises ValueError unless there is one block, of the same kind and layout."""
+        if len(self.blocks) != 1:
+            raise ValueError(f"experts of {len(self.blocks)} kinds of matrix cannot take each other's place")
+        for name in ("gate_up", "down"):
+            target, source = getattr(self.blocks[0], name), getattr(expert, name)
+            if type(target) is not type(source) or matrix_kind(target) is not matrix_kind(source):
+                raise ValueError(f"{name} is {type(source).__name__}, the layer's experts have {type(target).__name__}")
+            for field in fields(target):
+                here, there = getattr(target, field.name), getattr(source, field.name)
+                if isinstance(here, Tensor):
+                    if there.shape != (1, *here.shape[1:]):
+                        raise ValueError(
+                            f"{name}.{field.name}: {tuple(there.shape)} is no expert of {tuple(here.shape)}"
+                        )
+                    here[slot].copy_(there[0])
 
     def run(self, kernels: Kernels, activations: Activations, pair_token: Tensor, pair_expert: Tensor) -> Tensor:
         """`Kernels.experts` over all blocks: pair_token [P] int32, pair_expert [P] int32 local -> [P, D] float32."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from ...actors.checkpoint import Checkpoint
 from ...actors.engine_config import EngineConfig
+from ...actors.expert_state import UNKNOWN, ExpertState
 from ...actors.model.config import ModelConfig
 from ...actors.request import EngineStatus, Generate
 from ..engine import Engine, EngineClient
@@ -42,7 +43,8 @@ class SoakError(Exception):
 @dataclass(frozen=True)
 class SoakSettings:
     """seconds: of the whole soak, a third of which runs the requests alone. seed: of all that is random. shards: of the
-    loaded engine. precision, int8_weights, int4_weights: as in `EngineConfig`."""
+    loaded engine. precision, int8_weights, int4_weights: as in `EngineConfig`. rebalance_s: how often the loaded engine
+    moves experts, with a redundant one on each shard; 0.0: never."""
 
     seconds: float
     seed: int = 0
@@ -50,6 +52,7 @@ class SoakSettings:
     precision: str = "auto"
     int8_weights: tuple[str, ...] = ()
     int4_weights: tuple[str, ...] = ()
+    rebalance_s: float = 0.0
 
     @property
     def cpus(self) -> int:
@@ -64,6 +67,8 @@ class SoakSettings:
     def loaded(self, path: Path) -> EngineConfig:
         """Too few pages for what may run at once, and steps shorter than many prompts."""
         config = replace(self._both(path), name="loaded", shards=self.shards, kv_pages=_OF_SHARD)
+        if self.rebalance_s:
+            config = replace(config, redundant_experts=1, rebalance_interval_s=self.rebalance_s)
         return replace(config, max_batch_tokens=6 * PAGE, max_sequences=16)
 
     def _both(self, path: Path) -> EngineConfig:
@@ -93,12 +98,15 @@ class SoakReport:
     preemptions: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    experts: ExpertState = UNKNOWN
 
     def lines(self) -> list[str]:
         return [
             f"{self.equal} answers of {self.pool} requests were those of the request run alone, {self.tokens} tokens",
             f"{self.cancelled} requests cancelled, {self.preemptions} preemptions",
             f"{self.cached_tokens} of {self.prompt_tokens} prompt tokens from the prefix cache",
+            f"{self.experts.moved} experts moved, layer by layer {self.experts.version} times, {self.experts.failures} "
+            f"failures; a step waited {1e3 * self.experts.longest_switch_s:.1f} ms at most",
         ]
 
     def figures(self) -> list[Figure]:
@@ -162,7 +170,7 @@ class Soak:
         async with self._connect() as client:
             status = await _rest(client)
         report.preemptions, report.cached_tokens = status.preemptions, status.cached_tokens
-        report.prompt_tokens = status.prompt_tokens
+        report.prompt_tokens, report.experts = status.prompt_tokens, status.experts
         return report
 
     async def _turn(self, end: float) -> None:

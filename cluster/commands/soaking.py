@@ -25,6 +25,9 @@ def bench_soak(
     ] = "",
     int4_weights: Annotated[str, typer.Option(help="The same in 4 bits.", show_default=False)] = "",
     shards: Annotated[int, typer.Option(help="Shards of the loaded engine.", min=1)] = 2,
+    rebalance: Annotated[
+        float, typer.Option(help="Seconds after which the loaded engine moves experts again; 0: never.", min=0.0)
+    ] = 0.0,
     json: JsonFile = None,
     debug: Debug = False,
 ) -> None:
@@ -36,7 +39,8 @@ def bench_soak(
         from ..figures import write_figures
         from ..job import Main, job_ray, run_stoppable
 
-        settings = SoakSettings(seconds, seed, shards, precision, words(int8_weights), words(int4_weights))
+        kinds = words(int8_weights), words(int4_weights)
+        settings = SoakSettings(seconds, seed, shards, precision, *kinds, rebalance_s=rebalance)
         with job_ray(settings.cpus, keep_logs=debug) as end_now:
 
             def run(main: Main[SoakReport]) -> SoakReport:

@@ -14,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ...actors.expert_state import ExpertState
 from ...actors.request import EngineStatus, Generate, Progress
 from ..chat import TokenSource
 from .histogram import Histogram
@@ -95,9 +96,27 @@ class FrontMetrics:
         yield _gauge("flyray:cached_pages", "KV pages that the prefix cache holds.", labels, status.cached_pages)
         yield _gauge("flyray:engine_ready", "Whether the engine takes requests.", labels, status.ready)
         yield _counter("flyray:steps", "Steps that the engine has run.", labels, status.steps)
+        yield from _of_experts(status.experts, labels)
         yield _counter(
             "flyray:dropped_messages", "Messages of other epochs or no meaning.", labels, status.dropped_messages
         )
+
+
+def _of_experts(experts: ExpertState, labels: dict[str, str]) -> Iterator[Metric]:
+    """Of an engine of one shard, or without load yet, counters alone."""
+    if experts.imbalance:
+        help = "Load of the shard with the most over the mean, in all layers; 1 is even."
+        yield _gauge("flyray:expert_imbalance", help, labels, experts.imbalance)
+        names = [*labels, "layer", "expert"]
+        hottest = GaugeMetricFamily("flyray:expert_share", "Of what a layer's tokens chose; the largest.", labels=names)
+        for each in experts.hottest:
+            hottest.add_metric([*labels.values(), str(each.layer), str(each.expert)], each.share)
+        yield hottest
+    yield _counter("flyray:expert_placements", "Changes of a layer's placement.", labels, experts.version)
+    yield _counter("flyray:expert_moves", "Slots that got another expert.", labels, experts.moved)
+    yield _counter("flyray:expert_move_failures", "Changes that a shard could not read.", labels, experts.failures)
+    help = "The longest that a change has kept a shard's step waiting."
+    yield _gauge("flyray:expert_switch_seconds", help, labels, experts.longest_switch_s)
 
 
 class MeteredTokens:

@@ -21,7 +21,9 @@ class TritonGraph(Generic[R]):
             run()
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=None if beside is None else beside._graph.pool()):
+        pool = None if beside is None else beside._graph.pool()
+        # Other threads may go on to copy weights to the device.
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self.result = run()
         self._graph.replay()
 

@@ -84,5 +84,5 @@ def test_a_placement_without_an_expert_or_with_one_twice_is_refused(held: tuple,
 
 def test_contiguous_experts_with_redundant_slots() -> None:
     assert LayerPlacement.contiguous(5, 2, 1).held == ((0, 1, 2, 3), (3, 4, 0))
-    with pytest.raises(ValueError, match="redundant_experts: 3 slots beside its own 3 are more than the 5 experts"):
+    with pytest.raises(ValueError, match="redundant_experts: 3 slots beside a shard's own 3 are more"):
         LayerPlacement.contiguous(5, 2, 3)

@@ -13,7 +13,7 @@ from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.expert_matrix import MATRIX_KINDS
 from flyray.actors.model.expert_weight import expert_weight
 from flyray.actors.model.layer_weights import MoeWeights, ShardWeights
-from flyray.actors.random_weights import STD, random_shard
+from flyray.actors.random_weights import STD, random_experts, random_shard
 from flyray.kernels.protocol import ExpertWeights, Int8Weight
 from flyray.kernels.select import select_kernels
 
@@ -53,6 +53,8 @@ def test_an_expert_and_all_else_is_the_same_on_any_shard() -> None:
         whole, part = getattr(experts(every), name), getattr(experts(some), name)
         for field in fields(part):
             assert torch.equal(getattr(whole, field.name)[5:7], getattr(part, field.name))
+            moved = getattr(random_experts(CONFIG, "w4a8", len(every.layers) - 1, (6, 1), kernels).blocks[0], name)
+            assert torch.equal(getattr(whole, field.name)[[6, 1]], getattr(moved, field.name))
     assert torch.equal(every.embed, some.embed)
     assert torch.equal(every.head.values, some.head.values)  # pyright: ignore[reportAttributeAccessIssue]
     assert not torch.equal(every.layers[1].attention.w_uk, every.layers[2].attention.w_uk)

@@ -74,6 +74,7 @@ class Bench:
             threads=1,
             tensor=(),
             placement=LayerPlacement((tuple(range(8)),)),
+            moves=False,
             kv_pages=16,
             kv_memory_share=0.0,
             kv_dtype="auto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +20,11 @@ from flyray.actors.model.expert_blocks import ExpertBlocks
 from flyray.actors.model.expert_reader import ExpertReader
 from flyray.actors.model.weight_memory import WeightMemory
 from flyray.kernels.cpu.converter import CpuConverter
+from flyray.kernels.flydsl.layout import wave_experts
 from flyray.kernels.protocol import (
     ActivationFormat,
     Activations,
+    Bf16Matrix,
     ExpertMatrix,
     ExpertWeights,
     Int4Matrix,
@@ -32,6 +35,8 @@ from flyray.kernels.protocol import (
 )
 from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.select import CPU_BACKENDS, select_kernels
+from flyray.kernels.selfcheck import random_matrix
+from flyray.kernels.triton.layouts import tile_experts
 
 EXPERTS, LAYER = 8, 1
 REFERENCE = ReferenceKernels()
@@ -176,3 +181,60 @@ def test_blocks_hold_each_expert_once(folders: SimpleNamespace) -> None:
         ExpertBlocks.of([([1, 0], block)], device)
     with pytest.raises(ValueError, match=r"ascending order, each once, are \[1, 1\]"):
         ExpertBlocks.of([([0, 1], block)], device).replaced([1, 1], block)
+
+
+def random_experts(kind: type[ExpertMatrix], count: int, seed: int) -> ExpertWeights:
+    generator = torch.Generator().manual_seed(seed)
+    return ExpertWeights(random_matrix(kind, count, 128, 96, generator), random_matrix(kind, count, 96, 64, generator))
+
+
+def with_expert(weights: ExpertWeights, slot: int, other: ExpertWeights) -> ExpertWeights:
+    """The same with another one in a slot."""
+    changed = []
+    for matrix, single in ((weights.gate_up, other.gate_up), (weights.down, other.down)):
+        parts = {name: values.clone() for name, values in vars(matrix).items()}
+        for name, values in vars(single).items():
+            parts[name][slot] = values[0]
+        changed.append(type(matrix)(**parts))
+    return ExpertWeights(*changed)
+
+
+@pytest.mark.parametrize("prepare", [lambda weights: weights, tile_experts, wave_experts])
+@pytest.mark.parametrize("kind", [Int4Matrix, Int8Matrix])
+def test_an_expert_is_overwritten_where_it_lies(
+    prepare: Callable[[ExpertWeights], LayerExperts], kind: type[ExpertMatrix]
+) -> None:
+    weights, other = random_experts(kind, 4, 1), random_experts(kind, 1, 2)
+    expected = prepare(with_expert(weights, 2, other))
+    blocks = ExpertBlocks.of([(range(4), prepare(weights))], torch.device("cpu"))
+    blocks.put(2, prepare(other))
+    for name in ("gate_up", "down"):
+        here, there = vars(getattr(blocks.blocks[0], name)), vars(getattr(expected, name))
+        assert any(isinstance(value, Tensor) for value in here.values())
+        for part, value in here.items():
+            assert not isinstance(value, Tensor) or torch.equal(value, there[part]), part
+    assert blocks.bytes == 4 * ExpertBlocks.of([(range(1), prepare(other))], torch.device("cpu")).bytes
+    with pytest.raises(ValueError, match=r"\(2, .* is no expert of \(4, "):
+        blocks.put(0, prepare(random_experts(kind, 2, 3)))
+    with pytest.raises(ValueError, match="gate_up is Bf16Matrix, the layer's experts have"):
+        blocks.put(0, random_experts(Bf16Matrix, 1, 3))
+
+
+def test_captured_experts_run_what_took_their_place() -> None:
+    kernels = select_kernels("cpu", 1)
+    weights, other = random_experts(Int4Matrix, 4, 1), random_experts(Int4Matrix, 1, 2)
+    expected = with_expert(weights, 3, other)
+    blocks = ExpertBlocks.of([(range(4), weights)], torch.device("cpu"))
+    x = kernels.quantize(torch.randn(2, 96, generator=torch.Generator().manual_seed(3)), ActivationFormat.INT8)
+    pairs = torch.tensor([0, 1, 1], dtype=torch.int32), torch.tensor([3, 0, 3], dtype=torch.int32)
+    graph = kernels.capture(lambda: blocks.run(kernels, x, *pairs))
+    blocks.put(3, other)
+    graph.replay()
+    assert torch.equal(graph.result, kernels.experts(x, *pairs, expected))
+
+
+def test_experts_of_several_kinds_stay(folders: SimpleNamespace) -> None:
+    formats = [cycle(*FORMATS)(LAYER, expert) for expert in range(EXPERTS)]
+    blocks = reader(folders.mixed).read(LAYER, range(EXPERTS), formats)
+    with pytest.raises(ValueError, match="experts of 2 kinds of matrix cannot take each other's place"):
+        blocks.put(0, blocks.blocks[0])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from flyray.actors.expert_state import ExpertState, HotExpert
 from flyray.actors.request import EngineStatus, Generate, Progress
 from flyray.actors.step_plan import Sampling
 from flyray.cluster.front.histogram import Histogram
@@ -33,13 +35,18 @@ class Source:
 
 
 def samples(metrics: FrontMetrics, status: EngineStatus | None = None) -> dict[tuple[str, str], float]:
-    """Name and finished_reason or bound to value."""
+    """Name and finished_reason, bound or layer/expert to value."""
     text = metrics.text(status).decode()
     return {
-        (sample.name, sample.labels.get("finished_reason", sample.labels.get("le", ""))): sample.value
+        (sample.name, _label(sample.labels)): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def _label(labels: dict[str, str]) -> str:
+    expert = f"{labels['layer']}/{labels['expert']}" if "expert" in labels else ""
+    return labels.get("finished_reason", labels.get("le", expert))
 
 
 async def drain(source: MeteredTokens, leave_after: int = 1000) -> None:
@@ -88,7 +95,8 @@ def test_requests_are_counted_as_they_end():
 
 
 def test_the_engine_is_told_as_it_says():
-    status = EngineStatus("q", "e", 0, True, "", 2, 3, 4, 25, 100, 7, 0, 4096, (), (), 11, 12, 13, 14)
+    experts = ExpertState(1.25, (HotExpert(3, 17, 0.5), HotExpert(1, 2, 0.25)), 4, 9, 1, 0.125)
+    status = EngineStatus("q", "e", 0, True, "", 2, 3, 4, 25, 100, 7, 0, 4096, (), (), 11, 12, 13, 14, experts)
     told = samples(FrontMetrics("m", "f"), status)
     assert told["vllm:num_requests_running", ""] == 3
     assert told["vllm:num_requests_waiting", ""] == 4
@@ -97,3 +105,13 @@ def test_the_engine_is_told_as_it_says():
     assert told["vllm:num_preemptions_total", ""] == 12
     assert told["vllm:prefix_cache_queries_total", ""] == 13
     assert told["vllm:prefix_cache_hits_total", ""] == 14
+    assert told["flyray:expert_imbalance", ""] == 1.25
+    assert told["flyray:expert_share", "3/17"] == 0.5
+    assert told["flyray:expert_share", "1/2"] == 0.25
+    assert told["flyray:expert_placements_total", ""] == 4
+    assert told["flyray:expert_moves_total", ""] == 9
+    assert told["flyray:expert_move_failures_total", ""] == 1
+    assert told["flyray:expert_switch_seconds", ""] == 0.125
+    alone = samples(FrontMetrics("m", "f"), replace(status, experts=ExpertState()))
+    assert ("flyray:expert_imbalance", "") not in alone
+    assert alone["flyray:expert_moves_total", ""] == 0
