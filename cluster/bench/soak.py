@@ -105,8 +105,7 @@ class SoakReport:
             f"{self.equal} answers of {self.pool} requests were those of the request run alone, {self.tokens} tokens",
             f"{self.cancelled} requests cancelled, {self.preemptions} preemptions",
             f"{self.cached_tokens} of {self.prompt_tokens} prompt tokens from the prefix cache",
-            f"{self.experts.moved} experts moved, layer by layer {self.experts.version} times, {self.experts.failures} "
-            f"failures; a step waited {1e3 * self.experts.longest_switch_s:.1f} ms at most",
+            f"{self.experts.moved} experts moved in {self.experts.version} changes, {self.experts.failures} failed",
         ]
 
     def figures(self) -> list[Figure]:
