@@ -27,7 +27,7 @@ def check_rocm(built: str | None, root: Path = Path("/")) -> Iterator[Finding]:
     text = f"torch is built with HIP {built}; /opt/rocm has {here or 'no version'}, the driver amdgpu is "
     text += driver or "the kernel's own (no version)"
     if _version(built) < _LEAST_ROCM:
-        yield Finding("ROCm", "fault", f"{text}: {_LEAST_ROCM} is the least for gfx942's INT8 and FP8 products")
+        yield Finding("ROCm", "warning", f"{text}: nothing here was prepared for a ROCm before {_LEAST_ROCM}")
     elif here and _version(here).release[:2] != _version(built).release[:2]:
         yield Finding(
             "ROCm", "warning", f"{text}: take a torch built with the ROCm that is installed, or its container"
