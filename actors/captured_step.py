@@ -117,13 +117,17 @@ class CapturedStep(Generic[Inputs]):
         if not pending:
             return
 
+        written: list[str] = []  # by the first run; a later one may find there the tensor that it puts there
+
         def run() -> dict[str, Any]:
             """Gives what it has written: a later layer's values go by the same names, and what runs between must find
             this layer's."""
             before = dict(self.buffers)
             for part in pending:
                 part()
-            return {name: value for name, value in self.buffers.items() if before.get(name) is not value}
+            if not written:
+                written.extend(name for name, value in self.buffers.items() if before.get(name) is not value)
+            return {name: self.buffers[name] for name in written}
 
         self._last = graph = self._kernels.capture(run, beside=self._last)
 

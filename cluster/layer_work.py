@@ -16,6 +16,19 @@ def attention_weights(model: ModelConfig) -> int:
     return sum(prod(spec.shapes[0]) for spec in attention_tensors(model, 0) if len(spec.shapes[0]) == 2)
 
 
+def head_weights(model: ModelConfig) -> int:
+    """Of those projections, what tensor-parallel attention divides: queries from their latents, keys and values from
+    theirs."""
+    per_head = (model.q_lora_rank or model.hidden_size) * model.qk_head_dim
+    per_head += model.kv_lora_rank * (model.qk_nope_head_dim + model.v_head_dim)
+    return model.num_attention_heads * per_head
+
+
+def output_weights(model: ModelConfig) -> int:
+    """Of those projections, attention's output."""
+    return model.num_attention_heads * model.v_head_dim * model.hidden_size
+
+
 def attention_values(model: ModelConfig) -> int:
     """Of a cached token, over all heads: each multiplies the latent and the shared key, and then the latent again."""
     return model.num_attention_heads * (model.kv_width + model.kv_lora_rank)

@@ -10,13 +10,16 @@ from ...actors.engine_config import GPU_MEMORY_UTILIZATION, expert_ranges
 from ...actors.sequence import (
     ATTENTION,
     COLOCATED,
+    DATA_PARALLEL,
     DISAGGREGATED,
     EXPERTS,
+    TENSOR_PARALLEL,
     LayerPlan,
     Placement,
     StageProgram,
     sequence,
 )
+from ...actors.sequence import Attention as EngineAttention
 from ...actors.simulate import simulate
 from ..weight_bytes import shard_weight_bytes
 from .buffers import step_buffers
@@ -25,6 +28,8 @@ from .stage_costs import Attention, Batch, StageCosts
 from .workload import Workload
 
 MICRO_BATCHES = (1, 2, 4)
+ATTENTIONS: dict[Attention, EngineAttention] = {"data": DATA_PARALLEL, "tensor": TENSOR_PARALLEL}
+"""The words of `engine.attention`."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Spread:
     @property
     def runs(self) -> bool:
         """Whether flyray's engine runs it, or it is a simulation alone."""
-        return (self.placement, self.micro_batches, self.attention) == (COLOCATED, 1, "data")
+        return (self.placement, self.micro_batches) == (COLOCATED, 1)
 
     def __str__(self) -> str:
         parts = [f"{self.micro_batches} micro-batches"] if self.micro_batches > 1 else []
@@ -79,7 +84,7 @@ class GpuMemory:
 
 
 def spreads(gpus: int) -> Iterator[Spread]:
-    """All ways that are compared, what the engine runs first."""
+    """All ways that are compared, first what the engine runs unless it is told otherwise."""
     for micro_batches in MICRO_BATCHES:
         yield Spread(COLOCATED, gpus, micro_batches, "data")
     if gpus > 1:
@@ -108,10 +113,8 @@ def memory(work: Workload, gpu: Gpu, gpus: int, spread: Spread) -> GpuMemory:
         fits = routed <= usable
         fullest = max(beside, routed)
     elif spread.attention == "tensor":
-        whole = shard_weight_bytes(model, weights, 0)
-        kept = weights.embedding + len(model.moe_layers) * weights.gate
-        beside = kept + -(-(whole - kept) // gpus) + routed
-        fits, fullest = True, beside
+        fits = gpus <= model.num_attention_heads
+        beside = fullest = shard_weight_bytes(model, work.sliced_weights(gpus), experts) if fits else 0
     else:
         beside = fullest = shard_weight_bytes(model, weights, experts)
         fits = True
@@ -131,7 +134,7 @@ def step_us(work: Workload, gpu: Gpu, gpus: int, spread: Spread, batch: Batch) -
         roles = {ATTENTION: spread.holders, EXPERTS: gpus - spread.holders}
     layers = LayerPlan(work.model.num_hidden_layers, work.model.first_k_dense_replace)
     cost = cache(costs.microseconds)  # of every layer alike
-    program = _program(layers, spread.placement, micro_batches)
+    program = _program(layers, spread.placement, micro_batches, ATTENTIONS[spread.attention])
     return simulate(program, lambda kind, stage, shard: cost(kind, shard), roles).duration + gpu.attained.step_us
 
 
@@ -145,5 +148,5 @@ def layer_us(work: Workload, gpu: Gpu, gpus: int, batch: Batch) -> float:
 
 
 @cache
-def _program(layers: LayerPlan, placement: Placement, micro_batches: int) -> StageProgram:
-    return sequence(layers, placement, micro_batches)
+def _program(layers: LayerPlan, placement: Placement, micro_batches: int, attention: EngineAttention) -> StageProgram:
+    return sequence(layers, placement, micro_batches, attention)

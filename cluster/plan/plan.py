@@ -17,12 +17,14 @@ MOST_GPUS = 64
 @dataclass(frozen=True)
 class Decoding:
     """A decode step of `batch` sequences in microseconds: as the engine runs it, of the fastest way there is, and the
-    floor: the engine's way with all that the GPU's maker publishes reached. layer_us: of one MoE layer."""
+    floor: the engine's way with all that the GPU's maker publishes reached. layer_us: of one MoE layer. tensor_us: with
+    engine.attention "tensor_parallel"; 0 where there is one GPU, or it does not fit."""
 
     batch: int
     us: float
     layer_us: float
     floor_us: float
+    tensor_us: float
     fastest: Spread
     fastest_us: float
 
@@ -101,5 +103,6 @@ def _decoding(work: Workload, gpu: Gpu, gpus: int, batch: int) -> Decoding:
     own = next(spreads(gpus))
     step = Batch.decode(batch, gpus, work.context)
     floor = step_us(work, gpu.ideal, gpus, own, step)
+    tensor = next((times[each] for each in times if each.runs and each != own), 0.0)
     fastest = min(times, key=lambda spread: times[spread])
-    return Decoding(batch, times[own], layer_us(work, gpu, gpus, step), floor, fastest, times[fastest])
+    return Decoding(batch, times[own], layer_us(work, gpu, gpus, step), floor, tensor, fastest, times[fastest])

@@ -95,7 +95,8 @@ def capacity_table(plan: Plan) -> Table:
 def decode_table(plan: Plan) -> Table:
     """A step of every batch on every count of GPUs."""
     table = Table(
-        *("GPUs", "batch", "step, ms", "floor, ms", "MoE layer, µs", "tokens/s", "fastest in simulation", "ms"),
+        *("GPUs", "batch", "step, ms", "floor, ms", "MoE layer, µs", "tokens/s", "tensor-parallel, ms"),
+        *("fastest in simulation", "ms"),
         title=f"decode with {plan.work.context:,} tokens in the cache; * the engine does not run this way",
         title_justify="left",
     )
@@ -104,9 +105,10 @@ def decode_table(plan: Plan) -> Table:
             ms = [each.us / 1e3, each.floor_us / 1e3]
             table.add_row(
                 *(str(count.gpus), str(each.batch), *(f"{value:.2f}" for value in ms), f"{each.layer_us:,.0f}"),
-                *(f"{each.tokens_a_second:,.0f}", _way(each.fastest), f"{each.fastest_us / 1e3:.2f}"),
+                *(f"{each.tokens_a_second:,.0f}", f"{each.tensor_us / 1e3:.2f}" if each.tensor_us else ""),
+                *(_way(each.fastest), f"{each.fastest_us / 1e3:.2f}"),
             )
-    return _to_the_right(table, 6)
+    return _to_the_right(table, 7)
 
 
 def measured_table(plan: Plan) -> Table | None:
@@ -182,6 +184,8 @@ def figures(plan: Plan) -> Iterator[Figure]:
             at = f".b{each.batch}{end}"
             yield Figure(f"decode_us{at}", each.us, "us")
             yield Figure(f"decode_floor_us{at}", each.floor_us, "us")
+            if each.tensor_us:
+                yield Figure(f"decode_tensor_parallel_us{at}", each.tensor_us, "us")
             yield Figure(f"decode_fastest_us{at}", each.fastest_us, "us")
             yield Figure(f"us_per_moe_layer{at}", each.layer_us, "us")
     for each in (point for run in measured_on(plan.gpu) for point in layer_points(run)):

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from ...actors.expert_format import ACTIVATIONS
 from ...actors.model.config import ModelConfig
+from ...actors.model.tensor_slice import TensorSlice
 from ...kernels.kv_entries import entry_width
 from ...kernels.protocol import ActivationFormat
 from ...kernels.select import KV_DTYPES, device_kv_dtype
@@ -37,6 +38,12 @@ class Workload:
     def weights(self) -> WeightBytes:
         """Of every kind, as they lie in a GPU's memory."""
         return weight_bytes(self.model, self.format, self.int8_weights, self.int4_weights, tiled=True)
+
+    def sliced_weights(self, shards: int) -> WeightBytes:
+        """With tensor-parallel attention, those of the shard that has the most. Raises ValueError for more shards than
+        heads."""
+        most = TensorSlice.all_of(self.model, shards)[0]
+        return weight_bytes(self.model, self.format, self.int8_weights, self.int4_weights, True, most)
 
     @property
     def expert_activations(self) -> ActivationFormat:

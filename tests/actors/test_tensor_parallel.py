@@ -11,6 +11,8 @@ import torch
 import zmq
 from tiny_checkpoint import write_tiny
 
+from flyray.actors import shard as shard_module
+from flyray.actors import step_answer
 from flyray.actors.engine_config import EngineConfig
 from flyray.actors.engine_shape import EngineShape
 from flyray.actors.link import LinkPlace, Links
@@ -21,6 +23,7 @@ from flyray.actors.socket_folder import SocketFolder
 from flyray.actors.step_plan import Sampling, SequenceStart, Slice, StepPlan, StepResult
 from flyray.actors.wire import decode_as, encode
 from flyray.kernels.protocol import LinearWeight
+from flyray.kernels.torch_kernels import TorchKernels
 
 WAIT_MS = 20_000
 GREEDY = Sampling(0.0, 1.0, 0, 0)
@@ -80,10 +83,13 @@ class Bench:
         return [decode_as(router.recv(), StepResult) for router in self.routers]
 
     def ask(self, plan: StepPlan) -> list[StepResult]:
-        """All shards get the same plan."""
+        self.send(plan)
+        return self.receive()
+
+    def send(self, plan: StepPlan) -> None:
+        """All shards get the same."""
         for router in self.routers:
             router.send(encode(replace(plan, program=self.shape.program.name)))
-        return self.receive()
 
     def close(self) -> None:
         for shard in self.shards:
@@ -148,6 +154,51 @@ def test_shards_give_the_bits_of_one(
         assert [shard.stats().dropped for shard in bench.shards] == [0] * shards
         assert (tmp_path / f"{shards}").read_bytes() == (tmp_path / "one").read_bytes()
     assert sum(len(results[0].tokens) for results in expected) == 2 + 3 + 2 + 1 + 1
+
+
+class LateEvent:
+    """A device that is done when it was asked twice, or waited for."""
+
+    def record(self) -> None:
+        self.left = 2
+
+    def query(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def synchronize(self) -> None:
+        self.left = 0
+
+
+def test_steps_of_devices_are_begun_before_those_before_them_are_done(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padded, from tokens that every shard has drawn for itself."""
+    monkeypatch.setattr(shard_module, "select_kernels", lambda *_: TorchKernels(torch.device("cpu")))
+    monkeypatch.setattr(step_answer, "device_event", lambda _: LateEvent())
+    starts = tuple(SequenceStart(number, GREEDY, False) for number in (1, 2))
+    slices = (Slice(1, 0, PROMPTS[1], (0, 1, 2), True), Slice(2, 0, PROMPTS[2], (3,), True))
+    first = StepPlan("engine", 4, 0, "", (), starts, slices, False)
+    steps = [first]
+    for step in range(1, 6):
+        parts = tuple(Slice(number, at + step, (), (), True) for number, at in ((1, 16), (2, 0)))
+        steps.append(replace(first, step=step, starts=(), slices=parts, decode_rows=2))
+    config = EngineConfig(str(checkpoint), precision="w4a8")
+    found = []
+    for changed in (config, replace(config, shards=3, attention="tensor_parallel")):
+        bench = Bench(changed)
+        try:
+            told = [bench.ask(steps[0])]
+            for pair in (steps[1:3], steps[3:5], steps[5:]):
+                for plan in pair:
+                    bench.send(plan)
+                told += [bench.receive() for _ in pair]
+        finally:
+            bench.close()
+        assert [[result.error for result in each] for each in told] == [[""] * changed.shards] * 6
+        found.append([each[0].tokens for each in told])
+    assert found[0] == found[1]
+    assert sum(map(len, found[0])) == 12
 
 
 def test_a_shard_holds_its_slice_and_all_pages(checkpoint: Path) -> None:

@@ -71,14 +71,35 @@ def test_more_gpus_hold_less_each(name: str, count: int) -> None:
     assert few.kv_tokens <= more.kv_tokens
 
 
+def test_tensor_parallel_attention_pays_for_few_sequences() -> None:
+    (count,) = kimi("MI325X", (8,), "w4a8", (1, 256)).counts
+    few, many = count.decoding
+    assert 0 < few.tensor_us < few.us
+    assert many.tensor_us > many.us
+    data, tensor = (spread for spread in spreads(8) if spread.runs)
+    assert (str(data), str(tensor)) == ("colocated", "colocated, tensor-parallel attention")
+    work, gpu = Workload(KIMI, "w4a8", (), (), 8192, 2048), find_gpu("MI325X")
+    whole, sliced = memory(work, gpu, 8, data), memory(work, gpu, 8, tensor)
+    # Of 8 GPUs each has an eighth of q_b_proj, kv_b_proj and the head; all have all sequences.
+    heads = 61 * (64 * 192 * 1536 + 64 * 256 * 512) * 2
+    assert whole.weights - sliced.weights == (heads + 163840 * 7168 * 2) * 7 // 8
+    assert (whole.caches, sliced.caches) == (8, 1)
+
+
+def test_more_gpus_than_heads_have_no_tensor_parallel_attention() -> None:
+    tensor = next(each for each in spreads(65) if each.attention == "tensor")
+    assert memory(Workload(KIMI, "w4a8", (), (), 8192, 2048), find_gpu("MI325X"), 65, tensor).kv_tokens == 0
+
+
 def test_command_writes_every_number(tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
     call = ["plan", "--gpus", "2,3", "--batch", "1,1000", "--json", str(out), "--plot", str(tmp_path / "plan.png")]
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 0, done.output
     assert "does not fit" in done.output
-    assert "colocated, tensor-parallel attention *" in done.output
+    assert "tensor-parallel, ms" in done.output
     found = read_figures(out)
+    assert found["decode_floor_us.b1.g3"].value < found["decode_tensor_parallel_us.b1.g3"].value
     assert found["least_gpus"].value == 3
     assert found["bytes_per_gpu.g2"].value > 256 << 30 > found["bytes_per_gpu.g3"].value
     assert found["decode_us.b1.g3"].value > found["decode_floor_us.b1.g3"].value > 0
