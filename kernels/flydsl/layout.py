@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..protocol import ExpertWeights, Int4Matrix, Int8Matrix
-from .shape import WAVES
+from .shape import unit_count
 from .wave_maps import PACKED, PIECE, ROWS, TILES
 
 _ZERO_NIBBLES = 0x88
@@ -101,7 +101,7 @@ def _tiles(values: Tensor, rows: int, gated: bool, width: int, fill: int) -> Ten
     """[E, N, W] -> [E, units, 2, 16, width], padded."""
     height = rows // 2 if gated else rows
     unit = ROWS if gated else ROWS * TILES
-    units = -(-height // (unit * WAVES)) * WAVES
+    units = unit_count(rows, gated)
     parts = values.unflatten(1, (2, height)) if gated else values[:, None]
     parts = pad(parts, (0, width - values.shape[2], 0, units * unit - height), value=fill)
     if gated:

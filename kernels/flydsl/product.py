@@ -318,7 +318,7 @@ def product_launcher(shape: ProductShape):
             results = yield state.values()
         totals = block.summed(_vectors(results[: maps.TILES * shape.token_tiles]))
         for tokens in range_constexpr(shape.token_tiles):
-            pair, used = block.pair(fx.Int32(tokens * maps.ROWS) + maps.lane_row(lane))
+            pair, used = block.pair(fx.Int32(tokens * maps.ROWS) + maps.lane_row(lane) % fx.Int32(shape.height))
             used = used & block.writes(lane, wave)
             kept = used.select(pair, fx.Int32(0))
             row_scale = fx.Float32(fx.ptr_load(fx.get_iter(x_scale) + block.source(kept)))

@@ -16,6 +16,13 @@ BLOCKS = (FEW, 16, 64, 128)
 """Pairs of a block."""
 
 
+def unit_count(rows: int, gated: bool) -> int:
+    """Units of 32 rows of an expert's matrix [rows, K], whole programs of `WAVES`. gated: a unit has 16 rows of the
+    gate and the same of up."""
+    height, unit = (rows // 2, maps.ROWS) if gated else (rows, maps.ROWS * maps.TILES)
+    return -(-height // (unit * WAVES)) * WAVES
+
+
 @dataclass(frozen=True)
 class ProductShape:
     """What a compiled kernel is made for. bits: of a weight, 4 or 8. inner: K, a multiple of 16. rows: of the result.

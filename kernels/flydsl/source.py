@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..checks import INT4_GROUP, MAX_INT8_INNER, ArgumentChecks
 from ..protocol import (
-    ActivationFormat,
     Activations,
     ExpertWeights,
     Int4Matrix,
@@ -42,7 +41,7 @@ class FlyDslSource:
     def __init__(self, base: Kernels, target: str, launcher: Callable[[ProductShape], Launcher] | None = None) -> None:
         self._target = target
         self._launcher = launcher or _flydsl_launcher
-        self._check = _Checks(torch.float32, base.device)
+        self._check = ArgumentChecks(torch.float32, base.device)
 
     @property
     def kernels(self) -> FlyDslSource:
@@ -71,7 +70,8 @@ class FlyDslSource:
     def prepare(self, weights: ExpertWeights) -> WaveExperts:
         """The layout that `experts` multiplies. Every product that it may need is compiled and launched once, on a
         block without pairs, so that no request and no graph waits for a compiler."""
-        self._check.matrices(weights)
+        for name, matrix in (("weights.gate_up", weights.gate_up), ("weights.down", weights.down)):
+            self._check.expert_matrix(name, matrix)
         laid = wave_experts(weights)
         warm_up(laid, self._launcher)
         return laid
@@ -82,27 +82,11 @@ class FlyDslSource:
             weights = self.prepare(weights)
         if not isinstance(weights, WaveExperts):
             raise ValueError(f"experts: weights is {type(weights).__name__}, another backend's layout of ExpertWeights")
-        pairs, experts = self._check.wave_experts(x, pair_token, pair_expert, weights), weights.gate_up.experts
-        if pairs == 0:
-            return torch.zeros((0, weights.down.rows), dtype=torch.float32, device=x.values.device)
-        blocks = group_pairs(pair_expert, experts, block_size(pairs, experts))
+        shapes = self._check.prepared_experts(x, pair_token, pair_expert, weights.gate_up, weights.down)
+        if shapes.pairs == 0:
+            return torch.zeros((0, shapes.hidden), dtype=torch.float32, device=x.values.device)
+        blocks = group_pairs(pair_expert, shapes.experts, block_size(shapes.pairs, shapes.experts))
         return run_experts(x, pair_token, blocks, weights, self._launcher)
-
-
-class _Checks(ArgumentChecks):
-    def matrices(self, weights: ExpertWeights) -> None:
-        """Refuses matrices whose tensors do not fit each other."""
-        for name, matrix in (("weights.gate_up", weights.gate_up), ("weights.down", weights.down)):
-            self.expert_matrix(name, matrix)
-
-    def wave_experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: WaveExperts) -> int:
-        """The number of pairs; a ValueError where the rows do not fit the weights."""
-        tokens = self._shape("experts", "x.values", x.values, 2)[0]
-        self._activations(x, ActivationFormat.INT8, tokens, weights.gate_up.inner)
-        pairs = self._shape("experts", "pair_token", pair_token, 1)[0]
-        self._require("experts", "pair_token", pair_token, (torch.int32,), (pairs,))
-        self._require("experts", "pair_expert", pair_expert, (torch.int32,), (pairs,))
-        return pairs
 
 
 def _flydsl_launcher(shape: ProductShape) -> Launcher:

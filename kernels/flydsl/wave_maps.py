@@ -103,5 +103,5 @@ def lds_slot(height: int, token: V, part: V, run: V) -> V:
     serves at once then write to all of its 32 banks, and none reads another's bank.
     """
     odd = run % 2  # type: ignore[operator]
-    turned = part * 2 + odd if height == ROWS else odd * 2 + part // 2
+    turned = part * 2 + odd if height == ROWS else odd * 2 + part // 2  # type: ignore[operator]
     return part * height + (token ^ turned)  # type: ignore[operator]
