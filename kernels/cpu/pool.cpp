@@ -27,7 +27,7 @@ inline void pause_briefly() {
 
 }  // namespace
 
-Pool::Pool(int threads) {
+Pool::Pool(int threads) : parts_(static_cast<size_t>(threads < 1 ? 1 : threads)) {
   for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
 }
 
@@ -52,8 +52,7 @@ void Pool::run(int64_t tasks, int64_t operations, Task task, void* context) {
   }
   task_ = task;
   context_ = context;
-  tasks_ = tasks;
-  next_.store(0, std::memory_order_relaxed);
+  share(tasks);
   // No worker is active and none may begin, so nobody else changes the state. Sequentially consistent, as in `sleep`:
   // either a worker sees the job before it sleeps or its sleep is seen here.
   const uint64_t state = (job_of(state_.load(std::memory_order_relaxed)) + 1) << 16 | kOpen;
@@ -68,11 +67,21 @@ void Pool::run(int64_t tasks, int64_t operations, Task task, void* context) {
   taken_.store(false, std::memory_order_release);
 }
 
+void Pool::share(int64_t tasks) {
+  for (int thread = 0; thread < threads(); ++thread) {
+    Part& part = parts_[static_cast<size_t>(thread)];
+    part.next.store(first_task(tasks, thread), std::memory_order_relaxed);
+    part.end = first_task(tasks, thread + 1);
+  }
+}
+
 void Pool::drain(int thread) {
-  for (;;) {
-    const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
-    if (task >= tasks_) return;
-    task_(context_, task, thread);
+  const size_t threads = parts_.size();
+  for (size_t i = 0; i < threads; ++i) {
+    Part& part = parts_[(static_cast<size_t>(thread) + i) % threads];
+    for (int64_t task; (task = part.next.fetch_add(1, std::memory_order_relaxed)) < part.end;) {
+      task_(context_, task, thread);
+    }
   }
 }
 
