@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
 
     word, real = tensor(torch.int32), tensor(torch.float32)
     multipliers = tensor(torch.int16) if bits == 4 else word
-    launch(word, multipliers, real, word, real, word, word, word, real, 16, 256, 1)
+    launch(word, multipliers, real, word, real, word, word, word, real, 16, 1, 256, 1)
 
 
 if __name__ == "__main__":

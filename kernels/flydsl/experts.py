@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..protocol import ActivationFormat, Activations
-from ..triton.grouping import PairBlocks
+from ..triton.grouping import PairBlocks, group_pairs
 from ..triton.quantize import quantize
 from .layout import WaveExperts, WaveMatrix
 from .shape import BLOCKS, FEW, ProductShape
@@ -21,8 +21,16 @@ _REGIMES = ((16, 16), (96, 64))
 """Up to so many pairs an expert on average, blocks of so many; above, of 128."""
 
 
+def blocks_of(pair_expert: Tensor, weights: WaveExperts) -> PairBlocks:
+    """pair_expert [P] int32, at least one -> its blocks."""
+    pairs, experts = pair_expert.shape[0], weights.gate_up.experts
+    if pairs <= weights.alone.shape[0]:
+        return PairBlocks(weights.alone[:pairs].flatten(), pair_expert, FEW)
+    return group_pairs(pair_expert, experts, block_size(pairs, experts))
+
+
 def block_size(pairs: int, experts: int) -> int:
-    """Of the blocks that `triton.grouping.group_pairs` is to sort so many pairs of so many experts into."""
+    """Of the blocks that so many pairs of so many experts are sorted into."""
     if pairs <= min(_FEW_PAIRS, 2 * experts):
         return FEW
     return next((size for most, size in _REGIMES if pairs <= most * experts), 128)
@@ -31,12 +39,13 @@ def block_size(pairs: int, experts: int) -> int:
 def run_experts(
     x: Activations,
     pair_token: Tensor,
-    blocks: PairBlocks,
+    pair_expert: Tensor,
     weights: WaveExperts,
     launcher: Callable[[ProductShape], Launcher],
 ) -> Tensor:
-    """`Kernels.experts`: INT8 rows x [T, D], pair_token [P] int32, at least one pair -> [P, D] float32. Rows of pairs
-    that are in no block are not written."""
+    """`Kernels.experts`: INT8 rows x [T, D], pair_token and pair_expert [P] int32, at least one pair -> [P, D] float32.
+    Rows of pairs of unknown experts are not written."""
+    blocks = blocks_of(pair_expert, weights)
     hidden = _multiply(x, weights.gate_up, pair_token, blocks, launcher)
     return _multiply(quantize(hidden, ActivationFormat.INT8), weights.down, pair_token, blocks, launcher)
 
@@ -67,9 +76,9 @@ def _multiply(
     launcher(shape)(
         words, words if matrix.multipliers is None else matrix.multipliers.flatten(), matrix.scale.flatten(),
         x.values.flatten().view(torch.int32), x.scale, pair_row, blocks.order, blocks.expert, out.flatten(),
-        pairs, x.values.nbytes, blocks.expert.shape[0],
+        pairs, matrix.experts, x.values.nbytes, blocks.expert.shape[0],
     )  # fmt: skip
     return out
 
 
-__all__ = ["Launcher", "block_size", "run_experts", "warm_up"]
+__all__ = ["Launcher", "run_experts", "warm_up"]

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..protocol import ExpertWeights, Int4Matrix, Int8Matrix
-from .shape import unit_count
+from .shape import FEW, unit_count
 from .wave_maps import PACKED, PIECE, ROWS, TILES
 
 _ZERO_NIBBLES = 0x88
+_UNSORTED_PAIRS = 8
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,22 @@ class WaveMatrix:
 
 @dataclass(frozen=True)
 class WaveExperts:
-    """`ExpertWeights` as waves read them."""
+    """`ExpertWeights` as waves read them.
+
+    alone: [8, 4] int32, the order of blocks of one pair each (`PairBlocks`): so few are not worth sorting.
+    """
 
     gate_up: WaveMatrix
     down: WaveMatrix
+    alone: Tensor
 
 
 def wave_experts(weights: ExpertWeights) -> WaveExperts:
     """The weights of one layer, on the same device. Raises ValueError for FP8 and bf16."""
-    return WaveExperts(wave_matrix(weights.gate_up, True), wave_matrix(weights.down, False))
+    gate_up, down = wave_matrix(weights.gate_up, True), wave_matrix(weights.down, False)
+    alone = torch.full((_UNSORTED_PAIRS, FEW), torch.iinfo(torch.int32).max, dtype=torch.int32)
+    alone[:, 0] = torch.arange(_UNSORTED_PAIRS)
+    return WaveExperts(gate_up, down, alone.to(gate_up.words.device))
 
 
 def wave_matrix(matrix: object, gated: bool) -> WaveMatrix:

@@ -168,9 +168,9 @@ class _Block:
 class _Unit:
     """The weights of one wave: 32 rows of one expert, or a part of their K."""
 
-    def __init__(self, shape, words, multipliers, scale, expert, unit, wave, lane) -> None:
-        self._shape, self._lane, self._scale = shape, lane, scale
-        self._tile = (expert * fx.Int32(shape.units) + unit) * fx.Int32(maps.TILES)
+    def __init__(self, shape, words, multipliers, scale, expert, known, unit, wave, lane) -> None:
+        self._shape, self._lane, self._scale, self._known = shape, lane, scale, known
+        self._tile = (known.select(expert, fx.Int32(0)) * fx.Int32(shape.units) + unit) * fx.Int32(maps.TILES)
         self._wave = wave if shape.split > 1 else fx.Int32(0)
         self._tiles = [self._buffer(words, tile, shape.tile_words, 4) for tile in range(maps.TILES)]
         if shape.bits == 4:
@@ -179,10 +179,11 @@ class _Unit:
             ]
 
     def _buffer(self, tensor, tile: int, size: int, width: int):
-        """One tile's part of a tensor: what is loaded beyond it is zero, and is not read."""
+        """One tile's part of a tensor, or nothing for no expert: what is loaded beyond it is zero, and is not read."""
         # An expert matrix of all experts has more than 2^31 bytes.
         at = fx.get_iter(tensor) + fx.Int64(self._tile + fx.Int32(tile)) * fx.Int64(size)
-        return rocdl.get_buffer_rsrc(rocdl.make_buffer_ptr(at, fx.Int64(size * width)))
+        end = self._known.select(fx.Int32(size * width), fx.Int32(0))
+        return rocdl.get_buffer_rsrc(rocdl.make_buffer_ptr(at, fx.Int64(end)))
 
     def load(self, body, piece: int) -> list[Vector]:
         """A lane's weights of one piece of a run of the loop's body, of both tiles."""
@@ -294,23 +295,25 @@ def product_launcher(shape: ProductShape):
 
     words, multipliers, scale: of a `WaveMatrix` (words as multipliers, where there are none). x: [T, K] int8 as int32
     words; x_scale [T] float32. pair_row [P] int32: of a gated product the row of x of every pair, else unused: row p.
-    order, block_expert: of blocks of `shape.tokens` pairs. out: [P, rows] float32.
+    order, block_expert: of blocks of `shape.tokens` pairs; blocks of experts outside 0..experts - 1 are left out.
+    out: [P, rows] float32.
     """
 
     @flyc.kernel
     def expert_product(
         words: fx.Tensor, multipliers: fx.Tensor, scale: fx.Tensor, x: fx.Tensor, x_scale: fx.Tensor,
         pair_row: fx.Tensor, order: fx.Tensor, block_expert: fx.Tensor, out: fx.Tensor,
-        pairs: fx.Int32, x_bytes: fx.Int64,
+        pairs: fx.Int32, experts: fx.Int32, x_bytes: fx.Int64,
     ):  # fmt: skip
         thread = fx.thread_idx.x
         lane = thread % fx.Int32(maps.WAVE)
         wave = fx.Int32(rocdl.readfirstlane(ir.IntegerType.get_signless(32), thread // fx.Int32(maps.WAVE)))
         number = fx.block_idx.x * fx.Int32(WAVES) + wave if shape.split == 1 else fx.block_idx.x
-        expert = _load(block_expert, fx.block_idx.y)  # -1 of a block that is not used
+        expert = _load(block_expert, fx.block_idx.y)
+        known = (expert >= fx.Int32(0)) & (expert < experts)  # else the block is not used
         block = _Block(shape, x, pair_row, order, pairs, x_bytes, thread, fx.block_idx.y)
-        unit = _Unit(shape, words, multipliers, scale, fx.max(expert, fx.Int32(0)), number, wave, lane)
-        bodies = (expert < fx.Int32(0)).select(fx.Int32(0), fx.Int32(shape.bodies))
+        unit = _Unit(shape, words, multipliers, scale, expert, known, number, wave, lane)
+        bodies = known.select(fx.Int32(shape.bodies), fx.Int32(0))
         init = _first_state(shape, unit, block).values()
         for body, carried in range(0, bodies, 1, init=init):
             state = _State(shape, carried)
@@ -319,7 +322,7 @@ def product_launcher(shape: ProductShape):
         totals = block.summed(_vectors(results[: maps.TILES * shape.token_tiles]))
         for tokens in range_constexpr(shape.token_tiles):
             pair, used = block.pair(fx.Int32(tokens * maps.ROWS) + maps.lane_row(lane) % fx.Int32(shape.height))
-            used = used & block.writes(lane, wave)
+            used = used & known & block.writes(lane, wave)
             kept = used.select(pair, fx.Int32(0))
             row_scale = fx.Float32(fx.ptr_load(fx.get_iter(x_scale) + block.source(kept)))
             values = _results(shape, unit, totals, tokens, row_scale)
@@ -333,11 +336,11 @@ def product_launcher(shape: ProductShape):
     def launch(
         words: fx.Tensor, multipliers: fx.Tensor, scale: fx.Tensor, x: fx.Tensor, x_scale: fx.Tensor,
         pair_row: fx.Tensor, order: fx.Tensor, block_expert: fx.Tensor, out: fx.Tensor,
-        pairs: fx.Int32, x_bytes: fx.Int64, blocks: fx.Int32, stream: fx.Stream = fx.Stream(None),
+        pairs: fx.Int32, experts: fx.Int32, x_bytes: fx.Int64, blocks: fx.Int32, stream: fx.Stream = fx.Stream(None),
     ):  # fmt: skip
         grid = (shape.programs, blocks, 1)
         expert_product(
-            words, multipliers, scale, x, x_scale, pair_row, order, block_expert, out, pairs, x_bytes
+            words, multipliers, scale, x, x_scale, pair_row, order, block_expert, out, pairs, experts, x_bytes
         ).launch(grid=grid, block=(_THREADS, 1, 1), smem=shape.lds_bytes, stream=stream)  # fmt: skip
 
     return launch

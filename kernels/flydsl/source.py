@@ -18,8 +18,7 @@ from ..protocol import (
     LayerExperts,
 )
 from ..source import KernelShapes, Promise
-from ..triton.grouping import group_pairs
-from .experts import Launcher, block_size, run_experts, warm_up
+from .experts import Launcher, run_experts, warm_up
 from .layout import WaveExperts, wave_experts
 from .shape import ProductShape
 
@@ -85,8 +84,7 @@ class FlyDslSource:
         shapes = self._check.prepared_experts(x, pair_token, pair_expert, weights.gate_up, weights.down)
         if shapes.pairs == 0:
             return torch.zeros((0, shapes.hidden), dtype=torch.float32, device=x.values.device)
-        blocks = group_pairs(pair_expert, shapes.experts, block_size(shapes.pairs, shapes.experts))
-        return run_experts(x, pair_token, blocks, weights, self._launcher)
+        return run_experts(x, pair_token, pair_expert, weights, self._launcher)
 
 
 def _flydsl_launcher(shape: ProductShape) -> Launcher:

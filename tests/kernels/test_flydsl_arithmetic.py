@@ -90,7 +90,7 @@ from flyray.kernels.protocol import ActivationFormat, Int4Matrix, Int8Matrix
 from flyray.kernels.reference import ReferenceKernels
 
 reference = ReferenceKernels()
-for kind, tokens in ((Int4Matrix, 4), (Int8Matrix, 30)):
+for kind, tokens in ((Int4Matrix, 2), (Int4Matrix, 4), (Int8Matrix, 30)):
     weights, pairs = expert_weights(kind, 3, 288, 96), 3 * tokens
     x = reference.quantize(normal(1, tokens, 288), ActivationFormat.INT8)
     token = torch.arange(tokens, dtype=torch.int32).repeat_interleave(3)

@@ -92,7 +92,7 @@ def test_gfx942_flydsl(name: str, waves: int, under_way: int) -> None:
     "name", ["w4_gate_up_t4_k7168", "w4_gate_up_t16_k7168", "w4_down_t128_k2048", "w8_down_t64_k2048"]
 )
 def test_the_compiled_kernel_gives_the_references_bits(name: str) -> None:
-    """Three blocks of a product: full, with unused places, and of no expert; all rows that one program multiplies."""
+    """Three blocks: full, with unused places, and of an unknown expert; all rows that one program multiplies."""
     shape, generator = BUILT[name], torch.Generator().manual_seed(7)
     rows, kind = shape.rows * (2 if shape.gated else 1), Int4Matrix if shape.bits == 4 else Int8Matrix
     matrix = random_matrix(kind, 2, rows, shape.inner, generator)
@@ -103,7 +103,8 @@ def test_the_compiled_kernel_gives_the_references_bits(name: str) -> None:
     x_scale, pair_row = torch.rand(tokens, generator=generator), torch.arange(pairs, dtype=torch.int32) * 3 % tokens
     places = torch.randperm(pairs, generator=generator).to(torch.int32)
     order = torch.cat([places, torch.full((2 * shape.tokens - 3,), pairs, dtype=torch.int32)])
-    owner, out = torch.tensor([1, 0, -1], dtype=torch.int32), torch.full((pairs, shape.rows), torch.nan)
+    order[-2:] = 0  # of a block of an expert that is not here
+    owner, out = torch.tensor([1, 0, 2], dtype=torch.int32), torch.full((pairs, shape.rows), torch.nan)
     laid = wave_matrix(matrix, shape.gated)
     tensors = [
         laid.words,
@@ -112,7 +113,7 @@ def test_the_compiled_kernel_gives_the_references_bits(name: str) -> None:
         x.view(torch.int32),
     ]
     tensors += [x_scale, pair_row, order, owner, out]
-    machine = Machine(code(name).llvm, [*(each.numpy() for each in tensors), pairs, x.nbytes], shape.lds_bytes)
+    machine = Machine(code(name).llvm, [*(each.numpy() for each in tensors), pairs, 2, x.nbytes], shape.lds_bytes)
     column = 17 % shape.programs
     for block in range(3):
         machine.run(column, block)
@@ -141,7 +142,7 @@ def test_a_missing_barrier_is_found() -> None:
     real, number = np.zeros(32 * shape.units, np.float32), np.zeros(16, np.int32)
     x = np.zeros(shape.inner // 4, np.int32)
     out = np.zeros(shape.rows, np.float32)
-    arguments = [words, multipliers, real, x, real, number, number, number, out, 1, x.nbytes]
+    arguments = [words, multipliers, real, x, real, number, number, number, out, 1, 1, x.nbytes]
     with pytest.raises(AssertionError, match="a wave reads what another wrote before a barrier"):
         Machine(text, arguments, shape.lds_bytes).run(0, 0)
 

@@ -43,7 +43,9 @@ def matrix_instruction(left: np.ndarray, right: np.ndarray, total: np.ndarray) -
 def machine_launcher(shape: ProductShape) -> Launcher:
     """A compiled product's launch, executed block by block."""
 
-    def launch(words, multipliers, scale, x, x_scale, pair_row, order, block_expert, out, pairs, x_bytes, blocks):
+    def launch(
+        words, multipliers, scale, x, x_scale, pair_row, order, block_expert, out, pairs, experts, x_bytes, blocks
+    ):
         lanes = (-1, shape.units, maps.TILES, shape.pieces, maps.WAVE, maps.LANE_WORDS)
         four = shape.bits == 4
         matrix = WaveMatrix(
@@ -55,13 +57,13 @@ def machine_launcher(shape: ProductShape) -> Launcher:
             shape.rows * 2 if shape.gated else shape.rows,
             shape.inner,
         )
-        assert (x.nbytes, len(block_expert)) == (x_bytes, blocks)
+        assert (x.nbytes, len(block_expert), len(matrix.words)) == (x_bytes, blocks, experts)
         results = out.view(pairs, shape.rows)
         for expert, places in zip(block_expert.tolist(), order.view(-1, shape.tokens), strict=True):
             used = (places < pairs).numpy()
             pair = torch.where(places < pairs, places, 0).long()
             source = pair_row[pair].long() if shape.gated else pair
-            if expert >= 0 and used.any():
+            if 0 <= expert < experts and used.any():
                 begins = np.where(used, source.numpy() * shape.inner, -1)
                 found = product(shape, matrix, expert, x.view(torch.int8).numpy(), begins, x_scale[source])
                 results[pair[used]] = found[used]
