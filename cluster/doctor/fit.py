@@ -6,13 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...actors.engine_config import CPU_KV_MEMORY, GPU_MEMORY_UTILIZATION, EngineConfig, expert_ranges
+from ...actors.engine_config import CPU_KV_MEMORY, GPU_MEMORY_UTILIZATION, EngineConfig
+from ...actors.expert_placement import LayerPlacement
+from ...actors.model.tensor_slice import TensorSlice
+from ...actors.sequence import DATA_PARALLEL, TENSOR_PARALLEL, Attention
 from ...kernels.select import ACCELERATED
 from ..config import FlyrayConfig
 from ..figures import Figure
 from ..plan.command import PlannedModel, read_model, workload
 from ..plan.gpu import Gpu, gpus
-from ..plan.placement import memory, spreads
+from ..plan.placement import ATTENTIONS, Spread, memory, spreads
 from ..plan.plan import PlanError, least_gpus
 from ..plan.workload import Workload
 from ..weight_bytes import shard_weight_bytes, weight_bytes
@@ -28,7 +31,7 @@ _FULL = 0.9  # of a machine's memory, with which it still has some for pages of 
 @dataclass(frozen=True)
 class Demand:
     """What is to be served. share: of a GPU's memory that weights and pages may fill; kv_memory: bytes of each shard's
-    pages instead, 0 for what the share leaves."""
+    pages instead, 0 for what the share leaves. attention, redundant_experts: as in `EngineConfig`."""
 
     model: PlannedModel
     work: Workload
@@ -36,6 +39,8 @@ class Demand:
     accelerated: bool
     share: float
     kv_memory: int
+    attention: Attention = DATA_PARALLEL
+    redundant_experts: int = 0
 
     @staticmethod
     def of_config(config: FlyrayConfig) -> Demand:
@@ -47,7 +52,8 @@ class Demand:
         kv_dtype = auto if engine.kv_dtype == "auto" else engine.kv_dtype
         kinds = engine.int8_weights, engine.int4_weights
         work = workload(model, format, *kinds, engine.context_length, 0, kv_dtype)
-        return Demand(model, work, engine.shards, accelerated, engine.kv_memory_share, _kv_memory(engine))
+        memory = engine.kv_memory_share, _kv_memory(engine)
+        return Demand(model, work, engine.shards, accelerated, *memory, engine.attention, engine.redundant_experts)
 
     @staticmethod
     def of_model(model: str, gpus: int) -> Demand:
@@ -87,8 +93,8 @@ def available_memory(root: Path = Path("/")) -> int:
 
 def _fit_gpu(demand: Demand, seen: SeenGpu) -> Finding:
     known = published(seen.name) or next(iter(gpus().values()))
-    room = memory(demand.work, known.model_copy(update={"memory": seen.total}), demand.shards, _own(demand.shards))
-    about, weights = f"{_ABOUT}, GPU {seen.number}", room.weights
+    room = memory(demand.work, known.model_copy(update={"memory": seen.total}), demand.shards, _spread(demand))
+    about, weights = f"{_ABOUT}, GPU {seen.number}", room.weights + _redundant_bytes(demand)
     pages = demand.kv_memory or int(seen.total * demand.share) - weights
     needed = weights + max(pages, demand.work.kv_token_bytes) + room.buffers
     figure = Figure(f"planned_bytes.gpu{seen.number}", needed, "bytes")
@@ -112,9 +118,12 @@ def _fit_gpu(demand: Demand, seen: SeenGpu) -> Finding:
 
 def _fit_cpu(demand: Demand, available: int) -> Finding:
     work, model = demand.work, demand.work.model
-    bytes_each = weight_bytes(model, work.format, work.int8_weights, work.int4_weights, tiled=False)
-    held = (len(experts) for experts in expert_ranges(model.n_routed_experts, demand.shards))
-    weights = sum(shard_weight_bytes(model, bytes_each, experts) for experts in held)
+    slices = TensorSlice.all_of(model, demand.shards) if demand.attention == TENSOR_PARALLEL else [None] * demand.shards
+    placement = LayerPlacement.contiguous(model.n_routed_experts, demand.shards, demand.redundant_experts)
+    weights = 0
+    for experts, tensor in zip(placement.sizes, slices, strict=True):
+        each = weight_bytes(model, work.format, work.int8_weights, work.int4_weights, tiled=False, tensor=tensor)
+        weights += shard_weight_bytes(model, each, experts)
     needed = weights + demand.shards * demand.kv_memory
     figure = Figure("planned_bytes.cpu", needed, "bytes")
     text = (
@@ -141,8 +150,15 @@ def _shards(demand: Demand) -> str:
     return f"{demand.shards} shard{'s' if demand.shards > 1 else ''}"
 
 
-def _own(shards: int):
-    return next(spreads(shards))
+def _spread(demand: Demand) -> Spread:
+    """As the engine runs it."""
+    wanted = (way for way in spreads(demand.shards) if way.runs and ATTENTIONS[way.attention] == demand.attention)
+    return next(wanted, next(spreads(demand.shards)))  # alone, a shard has all heads either way
+
+
+def _redundant_bytes(demand: Demand) -> int:
+    """Of a GPU's slots for experts that others have too."""
+    return len(demand.work.model.moe_layers) * demand.redundant_experts * demand.work.weights.expert
 
 
 def _kv_memory(engine: EngineConfig) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from flyray.cluster.doctor.system import (
     check_shared_memory,
 )
 from flyray.cluster.doctor.versions import check_aiter, check_rocm, check_triton
+from flyray.cluster.weight_bytes import weight_bytes
 
 GIB = 1 << 30
 NOSET = {"RAY_EXPERIMENTAL_NOSET_HIP_VISIBLE_DEVICES": "1"}
@@ -173,6 +175,26 @@ def test_a_configurations_demand_is_the_engines() -> None:
     demand = Demand.of_config(load_config(Path(__file__).parents[3] / "deploy" / "local.yaml"))
     assert (demand.shards, demand.accelerated, demand.kv_memory) == (2, False, 256 << 20)
     assert (demand.work.format, demand.work.kv_dtype) == ("w4a8", "f32")
+
+
+def test_slices_of_attention_and_redundant_experts_count() -> None:
+    """Two shards of the demo model: 3 experts more on each in 7 layers; half of the heads and of the logits less."""
+    demand = Demand.of_config(demo_config())
+    expert = weight_bytes(demand.work.model, "w4a8", (), (), tiled=False).expert
+
+    def planned(**changes: Any) -> float:
+        (found,) = check_fit(replace(demand, **changes), (), GIB)
+        return found.figures[0].value
+
+    assert planned(redundant_experts=3) - planned() == 2 * 3 * 7 * expert
+    assert planned(attention="tensor_parallel") < planned()
+    kimi = replace(Demand.of_model("kimi-k2.5", 8), redundant_experts=4)
+    seen = [SeenGpu(0, "AMD Instinct MI325X", 256 * GIB, 256 * GIB)]
+    more, tensor = (
+        list(check_fit(each, seen, GIB))[1].text for each in (kimi, replace(kimi, attention="tensor_parallel"))
+    )
+    assert "94.43 GB of weights" in more
+    assert float(tensor.split(": ")[1].split()[0]) < 94.43
 
 
 VIEW = RayView(("1",), 8, NOSET, 1, "AMD Instinct MI325X")
