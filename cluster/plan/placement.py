@@ -48,10 +48,10 @@ class Spread:
         return (self.placement, self.micro_batches) == (COLOCATED, 1)
 
     def __str__(self) -> str:
-        parts = [f"{self.micro_batches} micro-batches"] if self.micro_batches > 1 else []
-        parts += ["tensor-parallel attention"] if self.attention == "tensor" else []
+        if self.attention == "tensor":
+            return "tensor-parallel"
         where = f"{self.holders} GPUs attention" if self.placement == DISAGGREGATED else "colocated"
-        return ", ".join([where, *parts])
+        return f"{where}, {self.micro_batches} micro-batches" if self.micro_batches > 1 else where
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,16 @@ class Decoding:
 
 @dataclass(frozen=True)
 class CountPlan:
-    """A model on `gpus` GPUs. decoding: of every batch that the cache holds. prefill_us: of one prompt, and
-    prefill_all_us of one on every GPU at once; 0 where the weights do not fit."""
+    """A model on `gpus` GPUs. decoding: of every batch that the cache holds. prefill_us: of one prompt,
+    prefill_all_us of one on every GPU at once, and prefill_tensor_us of one with engine.attention "tensor_parallel"; 0
+    where the weights do not fit, or there is one GPU."""
 
     gpus: int
     memory: GpuMemory
     decoding: tuple[Decoding, ...]
     prefill_us: float
     prefill_all_us: float
+    prefill_tensor_us: float
 
     @property
     def fits(self) -> bool:
@@ -88,10 +90,12 @@ def _count(work: Workload, gpu: Gpu, gpus: int, batches: Sequence[int]) -> Count
     own = next(spreads(gpus))
     room = memory(work, gpu, gpus, own)
     if not room.kv_tokens:
-        return CountPlan(gpus, room, (), 0.0, 0.0)
+        return CountPlan(gpus, room, (), 0.0, 0.0, 0.0)
     decoding = tuple(_decoding(work, gpu, gpus, batch) for batch in batches if batch <= room.sequences(work.context))
-    prompts = [step_us(work, gpu, gpus, own, Batch.prompts(count, work.prefill, gpus)) for count in (1, gpus)]
-    return CountPlan(gpus, room, decoding, *prompts)
+    alone, every = (step_us(work, gpu, gpus, own, Batch.prompts(count, work.prefill, gpus)) for count in (1, gpus))
+    tensor = next((way for way in spreads(gpus) if way.runs and way != own), None)
+    together = step_us(work, gpu, gpus, tensor, Batch.prompts(1, work.prefill, 1)) if tensor else 0.0
+    return CountPlan(gpus, room, decoding, alone, every, together)
 
 
 def _decoding(work: Workload, gpu: Gpu, gpus: int, batch: int) -> Decoding:

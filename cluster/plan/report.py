@@ -80,14 +80,15 @@ def capacity_table(plan: Plan) -> Table:
     contexts = sorted({context for context in (*_CONTEXTS, work.context) if context < most} | {most})
     table = Table(
         *("GPUs", "KV tokens", *(f"{context:,}" for context in contexts)),
-        *(f"prompt of {work.prefill:,}, ms", "prompts, tokens/s"),
+        *(f"prompt of {work.prefill:,}, ms", "tensor-p., ms", "prompts, tokens/s"),
         title="sequences that fit at once, by their length; prompts one at a time, and one on every GPU",
         title_justify="left",
     )
     for count in plan.counts:
         if count.fits:
             fit = (f"{count.memory.sequences(context):,}" for context in contexts)
-            prompts = f"{count.prefill_us / 1e3:.0f}", f"{_prefill_rate(plan, count):,.0f}"
+            together = f"{count.prefill_tensor_us / 1e3:.0f}" if count.prefill_tensor_us else ""
+            prompts = f"{count.prefill_us / 1e3:.0f}", together, f"{_prefill_rate(plan, count):,.0f}"
             table.add_row(str(count.gpus), f"{count.memory.kv_tokens:,}", *fit, *prompts)
     return _to_the_right(table)
 
@@ -95,8 +96,8 @@ def capacity_table(plan: Plan) -> Table:
 def decode_table(plan: Plan) -> Table:
     """A step of every batch on every count of GPUs."""
     table = Table(
-        *("GPUs", "batch", "step, ms", "floor, ms", "MoE layer, µs", "tokens/s", "tensor-parallel, ms"),
-        *("fastest in simulation", "ms"),
+        *("GPUs", "batch", "step, ms", "floor, ms", "MoE layer, µs", "tokens/s", "tensor-p., ms"),
+        *("fastest simulated", "ms"),
         title=f"decode with {plan.work.context:,} tokens in the cache; * the engine does not run this way",
         title_justify="left",
     )
@@ -153,7 +154,7 @@ def published_table(plan: Plan) -> Table | None:
 
 
 def remarks(plan: Plan) -> list[str]:
-    """What the times rest on, and what of it the engine does not run."""
+    """What the times rest on, what of it the engine does not run, and when a key of its configuration pays."""
     said = []
     if not measured_on(plan.gpu):
         said.append(f"nothing was measured on {plan.gpu.name}: what is reached of its peaks is taken from an H200")
@@ -161,7 +162,7 @@ def remarks(plan: Plan) -> list[str]:
         check_kv_dtype(_BACKEND, plan.work.kv_dtype)
     except ValueError as error:
         said.append(f"not run by the engine: {error}")
-    return said
+    return said + [line for count in plan.counts if (line := _tensor_pays(count))]
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
@@ -179,6 +180,8 @@ def figures(plan: Plan) -> Iterator[Figure]:
         if not count.fits:
             continue
         yield Figure(f"ttft_us{end}", count.prefill_us, "us")
+        if count.prefill_tensor_us:
+            yield Figure(f"ttft_tensor_parallel_us{end}", count.prefill_tensor_us, "us")
         yield Figure(f"prefill_tok_s{end}", _prefill_rate(plan, count), "tokens/s")
         for each in count.decoding:
             at = f".b{each.batch}{end}"
@@ -222,6 +225,16 @@ def write_plot(plan: Plan, path: Path) -> None:
     steps.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, format="png")
+
+
+def _tensor_pays(count: CountPlan) -> str:
+    """For which loads engine.attention is better set."""
+    faster = [f"{each.batch}" for each in count.decoding if 0 < each.tensor_us < each.us]
+    loads = [f"batch {', '.join(faster)}"] if faster else []
+    loads += ["a prompt alone"] if 0 < count.prefill_tensor_us < count.prefill_us else []
+    if not loads:
+        return ""
+    return f"{count.gpus} GPUs: engine.attention: tensor_parallel is faster for {' and '.join(loads)}"
 
 
 def _gigabytes(size: float) -> str:

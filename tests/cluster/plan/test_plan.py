@@ -77,7 +77,7 @@ def test_tensor_parallel_attention_pays_for_few_sequences() -> None:
     assert 0 < few.tensor_us < few.us
     assert many.tensor_us > many.us
     data, tensor = (spread for spread in spreads(8) if spread.runs)
-    assert (str(data), str(tensor)) == ("colocated", "colocated, tensor-parallel attention")
+    assert (str(data), str(tensor)) == ("colocated", "tensor-parallel")
     work, gpu = Workload(KIMI, "w4a8", (), (), 8192, 2048), find_gpu("MI325X")
     whole, sliced = memory(work, gpu, 8, data), memory(work, gpu, 8, tensor)
     # Of 8 GPUs each has an eighth of q_b_proj, kv_b_proj and the head; all have all sequences.
@@ -97,8 +97,9 @@ def test_command_writes_every_number(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 0, done.output
     assert "does not fit" in done.output
-    assert "tensor-parallel, ms" in done.output
+    assert "engine.attention: tensor_parallel is faster for batch 1" in done.output
     found = read_figures(out)
+    assert found["ttft_tensor_parallel_us.g3"].value > 0
     assert found["decode_floor_us.b1.g3"].value < found["decode_tensor_parallel_us.b1.g3"].value
     assert found["least_gpus"].value == 3
     assert found["bytes_per_gpu.g2"].value > 256 << 30 > found["bytes_per_gpu.g3"].value
