@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..kernels.composition import KernelPlan
-from ..kernels.select import SOURCES, describe_kernels, device_kv_dtype, plan_kernels
+from ..kernels.select import ACCELERATED, SOURCES, describe_kernels, device_kv_dtype, plan_kernels
 from .checkpoint import Checkpoint, read_config
 from .engine_config import CPU_KV_MEMORY, EngineConfig, expert_ranges
 from .expert_placement import LayerPlacement
@@ -22,6 +22,9 @@ from .scheduler_config import SchedulerConfig
 from .sequence import COLOCATED, DATA_PARALLEL, TENSOR_PARALLEL, StageProgram, sequence
 from .statistics_plan import StatisticsPlan
 
+MICRO_BATCHES = (1, 2)
+"""Of the programs that an engine chooses from, where exchanges have room for several."""
+
 
 @dataclass(frozen=True)
 class EngineShape:
@@ -29,16 +32,16 @@ class EngineShape:
     weights (`with_pages`). context_length: of prompt and answer together. placement: of every layer's
     experts at first.
 
-    program: what every shard runs. precision_plan: lines to print. kernel_plan: of a backend that is composed of
-    sources. statistics: what is gathered, if anything is. tensor: every shard's slice with tensor-parallel attention,
-    else none.
+    programs: what every shard runs, the first unless a plan names another. precision_plan: lines to print. kernel_plan:
+    of a backend that is composed of sources. statistics: what is gathered, if anything is. tensor: every shard's slice
+    with tensor-parallel attention, else none.
     """
 
     model: ModelConfig
     kv_pages: int
     context_length: int
     placement: LayerPlacement
-    program: StageProgram
+    programs: tuple[StageProgram, ...]
     precision_plan: tuple[str, ...]
     kernel_plan: KernelPlan | None = None
     statistics: StatisticsPlan | None = None
@@ -68,11 +71,15 @@ class EngineShape:
         chosen = _kernel_plan(config, model, checkpoint, max(placement.sizes), tensor)
         kernels = describe_kernels(config.backend, config.threads_per_shard, config.kv_dtype, chosen)
         pages = _pages(config, context, KvPages.page_bytes(model, config.page_size, kernels))
-        program = sequence(model, COLOCATED, 1, TENSOR_PARALLEL if tensor else DATA_PARALLEL)
+        attention = TENSOR_PARALLEL if tensor else DATA_PARALLEL
+        # Captured exchanges between GPUs have one place for what travels, and what is alone need not travel.
+        divided = config.backend not in ACCELERATED and config.shards > 1
+        numbers = MICRO_BATCHES if divided else MICRO_BATCHES[:1]
+        programs = tuple(sequence(model, COLOCATED, number, attention) for number in numbers)
         if checkpoint is None:
             lines = (f"random weights, routed experts in {config.precision}; nothing is read but config.json",)
             lines += chosen.lines() if chosen else ()
-            return EngineShape(model, pages, context, placement, program, lines, chosen, tensor=tensor)
+            return EngineShape(model, pages, context, placement, programs, lines, chosen, tensor=tensor)
         plan = precision_plan(model, checkpoint, config.precision, kernels, config.int8_weights, config.int4_weights)
         if config.rebalance_interval_s and plan.memory == MIXED:
             _check_one_kind(checkpoint, model)
@@ -80,7 +87,12 @@ class EngineShape:
         if config.statistics:
             ranges = expert_ranges(model.n_routed_experts, config.shards)
             statistics = StatisticsPlan.of(checkpoint, model, ranges, plan.memory, config.moments_block)
-        return EngineShape(model, pages, context, placement, program, plan.lines(), chosen, statistics, tensor)
+        return EngineShape(model, pages, context, placement, programs, plan.lines(), chosen, statistics, tensor)
+
+    @property
+    def program(self) -> StageProgram:
+        """The one of one micro-batch."""
+        return self.programs[0]
 
     def with_pages(self, pages: Sequence[int]) -> EngineShape:
         """With as many pages as every shard has, `pages` of each."""

@@ -40,8 +40,9 @@ class Interpreter:
     collected. On a device they are begun while the one before runs.
     """
 
-    def __init__(self, actions: StageActions, program: StageProgram, fixed: Exchange | None = None) -> None:
-        """actions: of the program's kinds of stages. fixed: an exchange for steps that have the same number of rows on
+    def __init__(self, actions: StageActions, *programs: StageProgram, fixed: Exchange | None = None) -> None:
+        """actions: of the programs' kinds of stages. programs: the first one, of one micro-batch, is run unless a step
+        names another. fixed: an exchange for steps that have the same number of rows on
         all shards, for kernels that leave out what pads them (`AheadKernels.leaves_out`)."""
         self._actions, self._stages = actions, actions.stages
         kernels = self._kernels = actions.kernels
@@ -50,9 +51,11 @@ class Interpreter:
         self._captured: dict[bool, CapturedSteps[DecodeInputs]] = {plain: CapturedSteps() for plain in (True, False)}
         self._device = DeviceSteps(kernels, self._stages.max_pages) if isinstance(kernels, AheadKernels) else None
         self._changes = self._stages.changes
-        if program.micro_batches != 1 or COLOCATED not in program.stages:
-            raise ValueError(f"program {program.name}: this shard runs colocated programs of one micro-batch")
-        self._order = program.stages[COLOCATED]
+        if programs[0].micro_batches != 1 or any(COLOCATED not in program.stages for program in programs):
+            names = ", ".join(program.name for program in programs)
+            raise ValueError(f"programs {names}: a shard runs colocated ones, the first of one micro-batch")
+        self._order = programs[0].stages[COLOCATED]
+        self._split = {program.name: program for program in programs[1:]}
 
     @property
     def collector(self) -> Collector | None:
@@ -72,23 +75,30 @@ class Interpreter:
         """`begin` and `wait` for a shard that is alone."""
         return self.begin(step, batch, len(batch.ids) if can_capture(batch) else 0, times).wait()
 
-    def begin(self, step: int, batch: StepBatch, decode_rows: int, times: list[StageTime] | None) -> Answer:
+    def begin(
+        self, step: int, batch: StepBatch, decode_rows: int, times: list[StageTime] | None, program: str = ""
+    ) -> Answer:
         """Runs one step, or has a device run it; with `times` every stage's interval is added to it. Raises StageError.
+        program: which one, if not the first; it is run stage by stage.
 
         decode_rows: as in `StepPlan`. At most two steps may be on their way, and only one of them before a batch that
         waits for no token of it.
         """
         captures = times is None and self.collector is None
-        device = self._device if captures and padded_rows(decode_rows) else None
+        device = self._device if captures and padded_rows(decode_rows) and program not in self._split else None
         actions = self._actions
         actions.links = self._fixed if device is not None and self._fixed is not None else self._varying
-        actions.step, actions.batch, actions.every_row = step, batch, False
+        actions.step, actions.batches, actions.every_row = step, (batch,), False
         actions.links.begin_step(step)
+        if program in self._split:
+            split = self._split[program]
+            actions.batches = batch.split(split.micro_batches)
+            return Answered(self._run_all(split.stages[COLOCATED], times))
         if device is not None and (len(batch.ids) or self._fixed is not None):
             return self._begin(device, batch, decode_rows)
         if captures and self._device is None and can_capture(batch):
             return Answered(self._decode(batch))
-        return Answered(self._run_all(batch, times))
+        return Answered(self._run_all(self._order, times))
 
     def _begin(self, device: DeviceSteps, batch: StepBatch, decode_rows: int) -> Answer:
         """A decode step on the device."""
@@ -103,27 +113,28 @@ class Interpreter:
                 self._capture_on(device, step)
                 device.captured.keep(rows, step)
             else:
-                self._actions.inputs = step.inputs  # for kernels that run a captured function again
+                self._actions.inputs = (step.inputs,)  # for kernels that run a captured function again
                 step.run()
             return device.answer(step, batch)
 
     def _capture_on(self, device: DeviceSteps, step: CapturedStep[DeviceRows]) -> None:
         """Runs a decode step, from its tokens to the next ones, and records it."""
-        self._actions.inputs = step.inputs
+        self._actions.inputs = (step.inputs,)
         *stages, sample = self._order
         step.compute(partial(device.load, step.inputs))
         self._record(step, stages)
         step.compute(lambda: device.sample(step, step.buffers[sample.reads[0]].values))
         step.end()
 
-    def _run_all(self, batch: StepBatch, times: list[StageTime] | None) -> StepAnswer:
-        """Stage by stage."""
-        self._actions.inputs = batch.on(self._kernels.device)
-        idle = len(batch.ids) == 0
-        buffers: Buffers = {}
-        order = [stage for stage in self._order if not idle or stage.kind in ("dispatch", "experts")]
-        if idle:
-            buffers |= {stage.reads[0]: self._actions.nothing() for stage in order if stage.reads}
+    def _run_all(self, stages: Sequence[Stage], times: list[StageTime] | None) -> StepAnswer:
+        """Stage by stage; of micro-batches without rows the exchange alone."""
+        actions, buffers = self._actions, Buffers()
+        actions.inputs = [batch.on(self._kernels.device) for batch in actions.batches]
+        idle = [len(batch.ids) == 0 for batch in actions.batches]
+        order = [stage for stage in stages if not idle[stage.micro_batch] or stage.kind in ("dispatch", "experts")]
+        for stage in order:
+            if idle[stage.micro_batch] and stage.reads:
+                buffers[stage.reads[0]] = actions.nothing()
         if times is None and self.collector is None and isinstance(self._kernels, JoiningKernels):
             self._run_joined(self._kernels, order, buffers)
         else:
@@ -134,8 +145,10 @@ class Interpreter:
                 if times is not None:
                     times.append(StageTime(stage.name, begin, time.perf_counter_ns()))
         if self.collector is not None:
-            self.collector.tokens += len(batch.ids)
-        return StepAnswer((), ()) if idle else buffers[self._order[-1].writes[0]]
+            self.collector.tokens += sum(len(batch.ids) for batch in actions.batches)
+        answers = [buffers[stage.writes[0]] for stage in order if stage.kind == "sample"]
+        tokens = tuple(token for answer in answers for token in answer.tokens)
+        return StepAnswer(tokens, tuple(scores for answer in answers for scores in answer.scores))
 
     def _run_joined(self, kernels: JoiningKernels, order: Sequence[Stage], buffers: Buffers) -> None:
         """Parts that only compute are handed to the kernels together."""
@@ -154,7 +167,8 @@ class Interpreter:
         """Whether it is kernels alone, whatever the values that it reads."""
         if part.crosses:
             return self._records_crossing(stage)
-        return stage.kind != "sample" and not (stage.kind in ("head", "logits") and self._actions.batch.scored)
+        scores = stage.kind in ("head", "logits") and self._actions.batches[stage.micro_batch].scored
+        return stage.kind != "sample" and not scores
 
     def _decode(self, batch: StepBatch) -> StepAnswer:
         """A step of one token a sequence: captured when it is the first of its number of rows, else replayed."""
@@ -166,7 +180,7 @@ class Interpreter:
                 step = self._capture(batch)
                 captured.keep(rows, step)
             else:
-                self._actions.inputs = step.inputs  # for kernels that run a captured function again
+                self._actions.inputs = (step.inputs,)  # for kernels that run a captured function again
                 step.inputs.take(batch)
                 step.run()
         if batch.plain:
@@ -186,7 +200,8 @@ class Interpreter:
 
     def _capture(self, batch: StepBatch) -> CapturedStep[DecodeInputs]:
         """Runs all stages, and records them; the last one only where tokens are drawn of the logits as they are."""
-        self._actions.inputs = inputs = DecodeInputs(len(batch.ids), self._stages.max_pages)
+        inputs = DecodeInputs(len(batch.ids), self._stages.max_pages)
+        self._actions.inputs = (inputs,)
         inputs.take(batch)
         step = CapturedStep(self._kernels, inputs)
         *stages, sample = self._order

@@ -22,6 +22,7 @@ from .engine_shape import EngineShape
 from .expert_balancer import ExpertBalancer
 from .golden import GoldenClient, compare_scores, reference_scores, run_golden
 from .link import LinkKeys, Links, ProcessPlace
+from .micro_batches import MicroBatchChoice
 from .router_loop import RouterLoop
 from .scheduler import Scheduler
 from .shard import ShardReport, ShardStart
@@ -229,7 +230,7 @@ class Router:
             kv_memory_share=config.kv_memory_share,
             kv_dtype=config.kv_dtype,
             page_size=config.page_size,
-            program=self.shape.program,
+            programs=self.shape.programs,
             plan_address=group.addresses[shard],
             place=chosen.place_on(place),
             keys=chosen.shard_keys,
@@ -282,6 +283,7 @@ class Router:
             group,
             clients,
             shard_links,
+            MicroBatchChoice(self.shape.programs, self.config.shards),
             self.config.step_timeout_s,
             self.shape.precision_plan,
             self._golden_identity,

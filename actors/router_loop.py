@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import zmq
 
@@ -14,6 +15,7 @@ from .client_port import ClientMessage, ClientPort
 from .engine_error import EngineError
 from .expert_state import UNKNOWN
 from .link import Links
+from .micro_batches import MicroBatchChoice
 from .recordings import Recording, Recordings
 from .request import Cancel, EngineStatus, Generate, Progress, StatusQuery, TracedStep
 from .request_book import RequestBook
@@ -43,6 +45,7 @@ class RouterLoop:
         shards: ShardGroup,
         clients: ClientPort,
         links: Links,
+        micro_batches: MicroBatchChoice,
         step_timeout_s: float,
         precision_plan: tuple[str, ...],
         golden: bytes,
@@ -64,6 +67,8 @@ class RouterLoop:
         self._steps = 0
         self._dropped = 0
         self._recordings = Recordings()
+        self._micro_batches = micro_batches
+        self._traced: dict[int, tuple[int, str]] = {}
         # Of experts: the change that plans name, the step that was the first to, and the last change that is done.
         self._placement, self._switching, self._placed = 0, -1, 0
         self._stopping = False
@@ -209,8 +214,12 @@ class RouterLoop:
         if self._placement != self._placed and self._switching < 0:
             self._switching = step
         self._results[step] = []
-        self._sent.send(step, plans.values())
-        self._shards.send(plans)
+        tokens = max(sum(len(part.tokens) or 1 for part in plan.slices) for plan in plans.values())
+        program = self._micro_batches.program(tokens, max(len(plan.slices) for plan in plans.values()))
+        if plans[0].trace:
+            self._traced[step] = tokens, program
+        self._sent.send(step, tokens)
+        self._shards.send({shard: replace(plan, program=program) for shard, plan in plans.items()})
         if any(plan.slices for plan in plans.values()):  # a step that only ends sequences shows nothing
             self._recordings.sent(step)
         return True
@@ -229,6 +238,9 @@ class RouterLoop:
                 return
             results = self._results.pop(step)
             self._sent.end()
+            if step in self._traced:
+                stages = [TracedStep(step, result.shard, result.stages) for result in results]
+                self._micro_batches.measured(*self._traced.pop(step), stages)
             self._answer(self._recordings.completed(step, results))
             self._steps += 1
             if step == self._switching:
@@ -307,6 +319,7 @@ class RouterLoop:
         self.ready = False
         self._results.clear()
         self._sent.clear()
+        self._traced.clear()
         self._shards.unregister(self._poller)
         self._deliver(self._scheduler.fail_all(reason))
         self._answer(self._recordings.end())

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .step_pace import StepPace
-from .step_plan import StepPlan
 
 # Before a step ends the next one's plans are on their way already, so that shards never wait for the router.
 STEPS_AHEAD = 2
@@ -51,9 +49,8 @@ class SentSteps:
         """Whether no more steps may be on their way."""
         return len(self._steps) >= STEPS_AHEAD
 
-    def send(self, step: int, plans: Iterable[StepPlan]) -> None:
-        """Takes up a step that leaves now."""
-        tokens = max(sum(len(part.tokens) or 1 for part in plan.slices) for plan in plans)
+    def send(self, step: int, tokens: int) -> None:
+        """Takes up a step that leaves now. tokens: of the shard that has the most."""
         self._steps[step] = _Sent(tokens, time.monotonic())
 
     def end(self) -> None:

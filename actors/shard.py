@@ -87,7 +87,7 @@ class ShardStart:
     kv_memory_share: float
     kv_dtype: str
     page_size: int
-    program: StageProgram
+    programs: tuple[StageProgram, ...]
     plan_address: str
     place: LinkPlace
     keys: LinkKeys | None
@@ -185,7 +185,8 @@ class Shard:
             self._exchange.connect(addresses, kernels.device, kernels.activation_dtype)
             if leaves_out and not start.tensor:
                 fixed = self._exchange.fixed(MAX_ROWS, model.num_experts_per_tok)
-        check(start.program)
+        for program in start.programs:
+            check(program)
         weights, bytes_read = self._weights(model)
         checks = check_kernels(kernels, model, weights, start.page_size)
         kv = KvPages.allocate(model, self._pages(model, weights), start.page_size, kernels)
@@ -195,7 +196,7 @@ class Shard:
         if start.moves and self._routes is not None:
             kind = start.model_path, start.weights, model, start.precision
             self._mover = ExpertMover(stages, self._routes, expert_source(*kind, kernels, start.threads))
-        self._interpreter = Interpreter(self._actions(stages, leaves_out), start.program, fixed)
+        self._interpreter = Interpreter(self._actions(stages, leaves_out), *start.programs, fixed=fixed)
         self._plans = self._links.connect(zmq.DEALER, start.plan_address, events=zmq.EVENT_DISCONNECTED)
         self._router_gone = self._plans.get_monitor_socket()
         if isinstance(self._exchange, ZmqExchange | ZmqGather):
@@ -365,11 +366,12 @@ class Shard:
 
     def _begin(self, plan: StepPlan) -> None:
         """Begins to run a plan."""
-        program = self._start.program.name
+        programs = [program.name for program in self._start.programs]
         times: list[StageTime] = []
         try:
-            if plan.program != program:
-                raise PlanError(f"the plan names program {plan.program!r}, this shard has {program!r}")
+            if plan.program not in programs:
+                names = ", ".join(map(repr, programs))
+                raise PlanError(f"the plan names program {plan.program!r}, this shard has {names}")
             if plan.placement != self._placement:
                 self._switch(plan.placement)
             batch = self._table.apply(plan)

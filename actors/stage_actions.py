@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -64,14 +64,14 @@ class Logits:
 class StageActions(Generic[Links]):
     """The kinds that are alike in all programs. links: what the stages that cross go through.
 
-    Set before a step runs: step, its number; batch; inputs, of its rows; every_row: whether all rows of `inputs` are
-    sampled, those that pad the batch too. collector: takes in what runs through the experts, once it is set. answers:
-    whether the step's answer is told, so that what is kept of it is kept here.
+    Set before a step runs: step, its number; of each micro-batch batches, and inputs, of its rows; every_row: whether
+    all rows of `inputs` are sampled, those that pad the batch too. collector: takes in what runs through the experts,
+    once it is set. answers: whether the step's answer is told, so that what is kept of it is kept here.
     """
 
     step: int
-    batch: StepBatch
-    inputs: StepRows
+    batches: Sequence[StepBatch]
+    inputs: Sequence[StepRows]
     every_row: bool
     answers = True
 
@@ -99,7 +99,7 @@ class StageActions(Generic[Links]):
         return ExchangePoint(self.step, stage.layer, stage.micro_batch)
 
     def _embed(self, stage: Stage, buffers: Buffers) -> Tensor:
-        return self.stages.embed(self.inputs.tokens)
+        return self.stages.embed(self.inputs[stage.micro_batch].tokens)
 
     def _dense(self, stage: Stage, buffers: Buffers) -> Tensor:
         return self.stages.dense(stage.layer, buffers[stage.reads[0]])
@@ -124,24 +124,24 @@ class StageActions(Generic[Links]):
             self.collector.add(layer, received, self.stages.experts_of(layer))
         return self.stages.experts(layer, received.activations, received.pair_token, received.pair_expert)
 
-    def _sampled(self, hidden: Tensor) -> Tensor:
+    def _sampled(self, stage: Stage, hidden: Tensor) -> Tensor:
         """The rows that need logits."""
-        rows = self.batch.sampled_rows
+        rows = self.batches[stage.micro_batch].sampled_rows
         if self.every_row or len(rows) == len(hidden):
             return hidden
         return self.stages.take(hidden, torch.tensor(rows, dtype=torch.int64, device=self.kernels.device))
 
-    @property
-    def _samples(self) -> bool:
+    def _samples(self, stage: Stage) -> bool:
         """Whether any row needs logits but to be scored."""
-        return self.every_row or bool(self.batch.sampled_rows)
+        return self.every_row or bool(self.batches[stage.micro_batch].sampled_rows)
 
     def _no_logits(self) -> Tensor:
         return torch.empty((0, self.stages.config.vocab_size), device=self.kernels.device)
 
-    def _scores(self, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> tuple[PromptScores, ...]:
+    def _scores(self, stage: Stage, hidden: Tensor, head: Callable[[Tensor], Tensor]) -> tuple[PromptScores, ...]:
         """Of all prompts that are scored in this step. head: from rows to their logits."""
-        answered = [scored for scored in self.batch.scored if scored.targets or scored.keep or scored.compare]
+        every = self.batches[stage.micro_batch].scored
+        answered = [scored for scored in every if scored.targets or scored.keep or scored.compare]
         return tuple(self._score(hidden, scored, head) for scored in answered)
 
     def _score(self, hidden: Tensor, scored: Scored, head: Callable[[Tensor], Tensor]) -> PromptScores:
@@ -162,7 +162,7 @@ class StageActions(Generic[Links]):
         return PromptScores(scored.sequence, scored.start, tuple(values), divergences, agreements, files.error)
 
     def _sample(self, stage: Stage, buffers: Buffers) -> StepAnswer:
-        batch, logits = self.batch, buffers[stage.reads[0]]
+        batch, logits = self.batches[stage.micro_batch], buffers[stage.reads[0]]
         if not batch.sampled:
             return StepAnswer((), logits.scores)
         sampled = self.kernels.sample(logits.values, rows_on(batch.sampling, self.kernels.device))
@@ -183,7 +183,7 @@ class DataParallelActions(StageActions[Exchange]):
         }
 
     def _attention(self, stage: Stage, buffers: Buffers) -> Tensor:
-        return self.stages.attention(stage.layer, buffers[stage.reads[0]], self.inputs.paged)
+        return self.stages.attention(stage.layer, buffers[stage.reads[0]], self.inputs[stage.micro_batch].paged)
 
     def _dispatch(self, stage: Stage, buffers: Buffers) -> Sent:
         routing: Routing = buffers[stage.reads[0]]
@@ -196,8 +196,8 @@ class DataParallelActions(StageActions[Exchange]):
 
     def _head(self, stage: Stage, buffers: Buffers) -> Logits:
         hidden = buffers[stage.reads[0]]
-        logits = self.stages.head(self._sampled(hidden)) if self._samples else self._no_logits()
-        return Logits(logits, self._scores(hidden, self.stages.head))
+        logits = self.stages.head(self._sampled(stage, hidden)) if self._samples(stage) else self._no_logits()
+        return Logits(logits, self._scores(stage, hidden, self.stages.head))
 
 
 class TensorParallelActions(StageActions[Gather]):
@@ -216,7 +216,7 @@ class TensorParallelActions(StageActions[Gather]):
         }
 
     def _own_heads(self, stage: Stage, buffers: Buffers) -> Tensor:
-        return self.stages.own_heads(stage.layer, buffers[stage.reads[0]], self.inputs.paged)
+        return self.stages.own_heads(stage.layer, buffers[stage.reads[0]], self.inputs[stage.micro_batch].paged)
 
     def _send_heads(self, stage: Stage, buffers: Buffers) -> None:
         self.links.send_part(self._point(stage), "heads", buffers[_OWN_HEADS])
@@ -233,14 +233,18 @@ class TensorParallelActions(StageActions[Gather]):
         return self.links.send_outputs(point, received, self._run_experts(stage.layer, received))
 
     def _own_logits(self, stage: Stage, buffers: Buffers) -> Tensor:
-        return self.stages.head(self._sampled(buffers[stage.reads[0]])) if self._samples else self._no_logits()
+        return (
+            self.stages.head(self._sampled(stage, buffers[stage.reads[0]]))
+            if self._samples(stage)
+            else self._no_logits()
+        )
 
     def _send_logits(self, stage: Stage, buffers: Buffers) -> None:
-        if self._samples:
+        if self._samples(stage):
             self.links.send_part(self._point(stage), "logits", buffers[_OWN_LOGITS])
 
     def _receive_logits(self, stage: Stage, buffers: Buffers) -> Tensor:
-        if self._samples:
+        if self._samples(stage):
             return self.links.receive_whole(self._point(stage), "logits")
         return self._no_logits()
 
@@ -251,7 +255,7 @@ class TensorParallelActions(StageActions[Gather]):
             return self.links.receive_whole(point, "logits")
 
         point = self._point(stage)
-        return Logits(buffers[_LOGITS], self._scores(buffers[stage.reads[0]], head))
+        return Logits(buffers[_LOGITS], self._scores(stage, buffers[stage.reads[0]], head))
 
 
 def _logprobs(logits: Tensor, tokens: Tensor) -> list[float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -61,6 +63,28 @@ class StepBatch:
     def decodes(self) -> bool:
         """Whether every row is one sequence's next token and is sampled, and nothing is scored."""
         return len(self.ids) == len(self.lengths) == len(self.sampled) > 0 and not self.scored
+
+    def split(self, parts: int) -> tuple[StepBatch, ...]:
+        """The step in so many parts of whole sequences, in their order, of about as many rows; some may be empty."""
+        cuts = [bisect_left(self.bounds, len(self.ids) * part // parts) for part in range(parts + 1)]
+        return tuple(self._part(begin, end) for begin, end in pairwise(cuts))
+
+    def _part(self, begin: int, end: int) -> StepBatch:
+        """Sequences begin..end."""
+        low, high = self.bounds[begin], self.bounds[end]
+        here = [index for index, row in enumerate(self.sampled_rows) if low <= row < high]
+        return StepBatch(
+            self.ids[low:high],
+            [bound - low for bound in self.bounds[begin : end + 1]],
+            self.lengths[begin:end],
+            self.pages[begin:end],
+            self.page_size,
+            tuple(self.sampled[index] for index in here),
+            tuple(self.sampled_rows[index] - low for index in here),
+            tuple(self.sampling[index] for index in here),
+            tuple(replace(s, first_row=s.first_row - low) for s in self.scored if low <= s.first_row < high),
+            self.greedy,
+        )
 
     @cached_property
     def plain(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,24 +11,20 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from ..actors.measured_costs import LINK_US, stage_costs
 from ..actors.request import TracedStep
-from ..actors.stage_program import SIGNATURES
+from ..actors.stage_program import CHANNELS
 from .chat import ChatService
 from .front.requests import CompletionRequest
 from .job import run_on_ray
 
 if TYPE_CHECKING:
     from ..actors.engine_config import EngineConfig
-    from ..actors.stage_program import Stage
     from .config import FlyrayConfig
 
 STOPPED = 130
 
-# How long a message between shards travels, for the plan: 112 KB over a Unix socket with ZeroMQ take 62 µs. Measured
-# stages cannot tell, since the receiving ones also wait for the slowest sender.
-LINK_US = 62.0
 SPARE_STEPS = 32
-WAITING = frozenset(kind for kind, signature in SIGNATURES.items() if signature.receives)
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ async def _record(config: FlyrayConfig, output: Path, settings: TraceSettings) -
                 stream.cancel()
             await asyncio.gather(*streams, return_exceptions=True)
         program = session.engine.shape.program
-        planned = simulate(program, StageCosts(status.trace), shards=config.engine.shards)
+        planned = simulate(program, _costs(status.trace), shards=config.engine.shards)
         write_trace(output, planned, status.trace)
     measured = median(_durations(status.trace))
     return (
@@ -97,28 +92,12 @@ async def _record(config: FlyrayConfig, output: Path, settings: TraceSettings) -
     )
 
 
-class StageCosts:
-    """Microseconds of each kind of stage, for `simulate`: the median of what was measured.
-
-    A stage that receives also waits; its cost is what the shard that waited least took.
-    """
-
-    def __init__(self, steps: Sequence[TracedStep]) -> None:
-        """Raises TraceError if nothing was recorded."""
-        times: dict[tuple[int, str], list[float]] = defaultdict(list)
-        for step in steps:
-            for stage in step.stages:
-                times[step.step, stage.name].append((stage.end - stage.begin) / 1000)
-        if not times:
-            raise TraceError("the engine recorded no stages")
-        kinds: dict[str, list[float]] = defaultdict(list)
-        for (_, name), microseconds in times.items():
-            kind = name.partition(".")[0]
-            kinds[kind] += [min(microseconds)] if kind in WAITING else microseconds
-        self._costs = {kind: median(microseconds) for kind, microseconds in kinds.items()}
-
-    def __call__(self, kind: str, stage: Stage, shard: int) -> float:
-        return LINK_US if kind.startswith("link.") else self._costs[kind]
+def _costs(steps: Sequence[TracedStep]) -> dict[str, float]:
+    """Of the stages and links of a step. Raises TraceError if nothing was recorded."""
+    costs = stage_costs(steps)
+    if not costs:
+        raise TraceError("the engine recorded no stages")
+    return costs | {f"link.{channel}": LINK_US for channel in CHANNELS}
 
 
 def room(engine: EngineConfig, kv_pages: int, context_length: int, settings: TraceSettings) -> int:

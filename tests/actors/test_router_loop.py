@@ -12,9 +12,11 @@ import zmq
 from flyray.actors.client_port import ClientPort
 from flyray.actors.engine_error import EngineError
 from flyray.actors.link import LinkPlace, Links
+from flyray.actors.micro_batches import MicroBatchChoice
 from flyray.actors.request import Cancel, EngineStatus, Generate, StatusQuery
 from flyray.actors.router_loop import RouterLoop
 from flyray.actors.scheduler import Scheduler, SchedulerConfig
+from flyray.actors.sequence import LayerPlan, sequence
 from flyray.actors.shard_group import HELLO, ShardGroup
 from flyray.actors.step_pace import StepPace
 from flyray.actors.step_plan import Sampling, StepPlan, StepResult
@@ -65,7 +67,8 @@ def played(socket_folder: str) -> Iterator[Played]:
     place = LinkPlace(folder=socket_folder)
     links, others = Links(None), Links(None)
     group, clients = ShardGroup(links, place, 1, "engine", 0), ClientPort(links, place, "engine")
-    loop = RouterLoop(Scheduler(CONFIG), group, clients, links, WAIT_S, (), b"golden")
+    choice = MicroBatchChoice([sequence(LayerPlan(1, 0), "colocated", 1)], 1)
+    loop = RouterLoop(Scheduler(CONFIG), group, clients, links, choice, WAIT_S, (), b"golden")
     turned = loop._turned = WatchedCondition()
     loop.ready = True
     shard, client = others.connect(zmq.DEALER, group.addresses[0]), others.connect(zmq.DEALER, clients.address)

@@ -79,7 +79,7 @@ class Bench:
             kv_memory_share=0.0,
             kv_dtype="auto",
             page_size=8,
-            program=program,
+            programs=(program,),
             plan_address=address,
             place=place,
             keys=None,
@@ -203,7 +203,9 @@ def test_steps_of_a_device_are_begun_before_the_one_before_them_is_done(
 
 def test_a_traced_step_has_the_programs_stages_in_order(bench: Bench) -> None:
     result = bench.ask(replace(FIRST, trace=True))
-    assert [stage.name for stage in result.stages] == [stage.name for stage in bench.start.program.stages[COLOCATED]]
+    assert [stage.name for stage in result.stages] == [
+        stage.name for stage in bench.start.programs[0].stages[COLOCATED]
+    ]
 
 
 def test_plans_of_another_engine_or_epoch_are_dropped_and_counted(bench: Bench) -> None:

@@ -20,6 +20,7 @@ from flyray.actors.sequence import COLOCATED
 from flyray.actors.shard import Shard, ShardStart
 from flyray.actors.shard_group import HELLO
 from flyray.actors.socket_folder import SocketFolder
+from flyray.actors.stage_program import Attention
 from flyray.actors.step_plan import Sampling, SequenceStart, Slice, StepPlan, StepResult
 from flyray.actors.wire import decode_as, encode
 from flyray.kernels.protocol import LinearWeight
@@ -40,7 +41,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Bench:
     """Running shards, and the router's end of their links."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, micro_batches: int = 1) -> None:
+        self.micro_batches = micro_batches
         self.folder, self.links = SocketFolder(), Links(None)
         place = LinkPlace(folder=self.folder.path)
         bound = [self.links.bind(zmq.DEALER, place, f"plan-{shard}") for shard in range(config.shards)]
@@ -60,12 +62,13 @@ class Bench:
                 kernel_plan=None,
                 threads=1,
                 placement=shape.placement,
+                moves=False,
                 tensor=shape.tensor,
                 kv_pages=40,
                 kv_memory_share=0.0,
                 kv_dtype="auto",
                 page_size=8,
-                program=shape.program,
+                programs=shape.programs,
                 plan_address=address,
                 place=place,
                 keys=None,
@@ -87,9 +90,17 @@ class Bench:
         return self.receive()
 
     def send(self, plan: StepPlan) -> None:
-        """All shards get the same."""
-        for router in self.routers:
-            router.send(encode(replace(plan, program=self.shape.program.name)))
+        """All shards get the same, or with data-parallel attention each its own sequences: n on shard n modulo them."""
+        name = self.shape.programs[self.micro_batches - 1].name
+        for shard, router in enumerate(self.routers):
+            mine = replace(plan, program=name) if self.shape.tensor else self.own(replace(plan, program=name), shard)
+            router.send(encode(mine))
+
+    def own(self, plan: StepPlan, shard: int) -> StepPlan:
+        shards = len(self.routers)
+        starts = tuple(start for start in plan.starts if start.sequence % shards == shard)
+        slices = tuple(part for part in plan.slices if part.sequence % shards == shard)
+        return replace(plan, starts=starts, slices=slices, ends=tuple(s for s in plan.ends if s % shards == shard))
 
     def close(self) -> None:
         for shard in self.shards:
@@ -154,6 +165,27 @@ def test_shards_give_the_bits_of_one(
         assert [shard.stats().dropped for shard in bench.shards] == [0] * shards
         assert (tmp_path / f"{shards}").read_bytes() == (tmp_path / "one").read_bytes()
     assert sum(len(results[0].tokens) for results in expected) == 2 + 3 + 2 + 1 + 1
+
+
+@pytest.mark.parametrize(("attention", "shards"), [("data_parallel", 2), ("data_parallel", 3), ("tensor_parallel", 2)])
+def test_micro_batches_give_the_bits_of_one(
+    attention: Attention, shards: int, checkpoint: Path, tmp_path: Path
+) -> None:
+    """On shards with no sequence, one, or several."""
+    config = EngineConfig(str(checkpoint), precision="w4a8")
+    expected = run(Bench(config), tmp_path / "one")
+    bench = Bench(replace(config, shards=shards, attention=attention), 2)
+    assert [program.micro_batches for program in bench.shape.programs] == [1, 2]
+    found = run(bench, tmp_path / "two")
+    for one, several in zip(expected, found, strict=True):
+        assert [result.error for result in several] == [""] * shards
+        tokens = sorted((token for result in several for token in result.tokens), key=lambda each: each.sequence)
+        assert tokens == list(one[0].tokens)
+        assert [scores for result in several for scores in result.scores] == list(one[0].scores)
+        if one[0].stages:
+            names = [stage.name for stage in bench.shape.programs[1].stages[COLOCATED]]
+            assert all({stage.name for stage in result.stages} <= set(names) for result in several)
+    assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
 
 
 class LateEvent:

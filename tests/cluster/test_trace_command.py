@@ -1,4 +1,4 @@
-"""`flyray trace`: the file that it writes, and the costs that the plan is made of."""
+"""`flyray trace`: the file that it writes, and how long its sequences are."""
 
 import json
 import subprocess
@@ -7,24 +7,7 @@ import pytest
 from server_process import FLYRAY
 
 from flyray.actors.engine_config import EngineConfig
-from flyray.actors.request import TracedStep
-from flyray.actors.stage_program import make_stage
-from flyray.actors.step_plan import StageTime
-from flyray.cluster.trace_command import LINK_US, StageCosts, TraceError, TraceSettings, room
-
-
-def test_costs_are_medians_and_waiting_does_not_count():
-    def step(number: int, shard: int, attention: int, experts: int) -> TracedStep:
-        times = (StageTime("attention.0.0", 0, attention), StageTime("experts.1.0", attention, attention + experts))
-        return TracedStep(number, shard, times)
-
-    steps = [step(0, 0, 1000, 9000), step(0, 1, 3000, 2000), step(1, 0, 2000, 4000), step(1, 1, 2000, 8000)]
-    costs = StageCosts(steps)
-    assert costs("attention", make_stage("attention", 0, 0), 0) == 2.0
-    assert costs("experts", make_stage("experts", 1, 0), 1) == 3.0
-    assert costs("link.dispatch", make_stage("dispatch", 1, 0), 0) == LINK_US
-    with pytest.raises(TraceError, match="no stages"):
-        StageCosts([])
+from flyray.cluster.trace_command import TraceError, TraceSettings, room
 
 
 def test_sequences_are_as_long_as_fits_all_at_once():
