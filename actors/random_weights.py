@@ -87,7 +87,8 @@ class _Drawing:
         self._config, self._format, self._experts, self._kernels = config, format, experts, kernels
         self._linears, self._seed = linears, seed
         self._tensor = tensor
-        self._generator = torch.Generator(kernels.device)
+        # What is on no device has no values.
+        self._generator = None if kernels.device.type == "meta" else torch.Generator(kernels.device)
         self._memory = WeightMemory(kernels.device)
 
     def shard(self) -> ShardWeights:
@@ -183,8 +184,9 @@ class _Drawing:
     def _ones(self, size: int) -> Tensor:
         return torch.ones(size, dtype=torch.bfloat16, device=self._kernels.device)
 
-    def _seeded(self, name: str) -> torch.Generator:
-        return self._generator.manual_seed((self._seed << 32) + zlib.crc32(name.encode()))
+    def _seeded(self, name: str) -> torch.Generator | None:
+        seed = (self._seed << 32) + zlib.crc32(name.encode())
+        return None if self._generator is None else self._generator.manual_seed(seed)
 
 
 def _part(weight: Weight, rows: range) -> Weight:

@@ -36,15 +36,16 @@ from .experts import run_experts
 from .gate import choose
 from .graph import TritonGraph
 from .layouts import TiledExperts, tile_experts
-from .linear import gated_hidden, head_linear, integer_linear, linear
+from .linear import gated_hidden, head_linear, integer_linear, linear, linear_tuning
 from .quantize import quantize
 from .sampling import greedy, sample_rows
 from .tiles import TileTable, gpu_name
 
 
 class TritonKernels:
-    """`Kernels` on one GPU. device: which, such as cuda:0, or "meta" to ask for names and sizes alone. Raises
-    ValueError where torch has no such GPU.
+    """`Kernels` on one GPU. device: which, such as cuda:0, or "meta" to ask for names and sizes alone, or to record
+    launches (`recording`). gpu: its name in the table of tiles; the device's own where it is empty. Raises ValueError
+    where torch has no such GPU.
 
     kv_dtype: bfloat16, or float32, whose pages take twice the memory and several times the time, for results that
     stand no further off the reference than `splits_floats` says."""
@@ -54,7 +55,7 @@ class TritonKernels:
     splits_floats = True
     leaves_out = True
 
-    def __init__(self, device: torch.device, kv_dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, device: torch.device, kv_dtype: torch.dtype = torch.bfloat16, gpu: str = "") -> None:
         described = device.type == "meta"
         if not described and (device.type != "cuda" or not torch.cuda.is_available()):
             raise ValueError(f"device is {device}, expected a GPU that torch can use, such as cuda:0")
@@ -62,8 +63,9 @@ class TritonKernels:
             raise ValueError(f"kv_dtype is {kv_dtype}, expected torch.bfloat16 or torch.float32")
         self.device, self.kv_dtype, self.query_dtype = device, kv_dtype, kv_dtype
         self._check = ArgumentChecks(self.activation_dtype, device, kv_dtype, self.query_dtype)
-        self._tiles = TileTable.of("default" if described else gpu_name(device))
-        self._attention = attention_tile(kv_dtype, "gfx942" if torch.version.hip is not None else "cuda")
+        gpu = gpu or ("default" if described else gpu_name(device))
+        self._tiles, self._linears = TileTable.of(gpu), linear_tuning(gpu)
+        self._attention = attention_tile(kv_dtype, "gfx942" if gpu.startswith("gfx") else "cuda")
 
     def prepare(self, weights: ExpertWeights) -> TiledExperts:
         """The experts of one layer in the layout that `experts` multiplies; made once, on loading."""
@@ -82,18 +84,18 @@ class TritonKernels:
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
         if isinstance(weight, IntegerWeight):
             self._check.integer_linear(x, weight)
-            return integer_linear(quantize(x, ActivationFormat.INT8), weight)
+            return integer_linear(quantize(x, ActivationFormat.INT8), weight, self._linears)
         self._check.linear("linear", x, weight)
-        return linear(x, weight)
+        return linear(x, weight, self._linears)
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         self._check.head_linear(x, weight)
-        return head_linear(x.contiguous(), weight)
+        return head_linear(x.contiguous(), weight, self._linears)
 
     def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
         nobody = torch.empty(0, dtype=torch.int32, device=self.device)
         self._check.experts(x, nobody, nobody, single_expert(gate_up, down))
-        return integer_linear(gated_hidden(x, gate_up), down, in_turn=True)
+        return integer_linear(gated_hidden(x, gate_up, self._linears), down, self._linears, in_turn=True)
 
     def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         self._check.absorb(q, weight, positions, cos, sin)
@@ -113,7 +115,7 @@ class TritonKernels:
 
     def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
         self._check.gate(x, weight, bias, config)
-        return choose(linear(x, weight), bias, config)
+        return choose(linear(x, weight, self._linears), bias, config)
 
     def quantize(self, x: Tensor, format: ActivationFormat) -> Activations:
         """A row with a NaN or an infinity becomes zeros with scale NaN, so that it stays visible."""

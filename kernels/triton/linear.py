@@ -9,6 +9,8 @@ may then take a chunk each or all of them, and a row's bits are the same for any
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -19,12 +21,26 @@ from .arithmetic import bfloat_parts, ordered_silu, two_parts
 from .quantize import store_quantized
 from .unpacking import unpacked
 
-_FEW_PROGRAMS = 264
-"""Below so many programs K is cut: two a multiprocessor of the largest GPU here."""
 _UNPACKED_FROM = 64
 """Above so many rows INT4 is unpacked once, in memory, and not by each program again."""
 _CHUNK = 512
 _FLOAT_COLUMNS = 64
+
+
+@dataclass(frozen=True)
+class LinearTuning:
+    """What fits a GPU; no bit depends on it. programs: below so many K is cut, two a multiprocessor. int8, int4,
+    floats: stages of the pipeline by the kind of weight, as many as a program's shared memory holds."""
+
+    programs: int
+    int8: int
+    int4: int
+    floats: int
+
+
+def linear_tuning(gpu: str) -> LinearTuning:
+    """gpu: as in the table of tiles. A program of AMD's has 64 KiB, where an H200's has 227."""
+    return LinearTuning(608, 2, 2, 2) if gpu.startswith("gfx") else LinearTuning(264, 4, 3, 3)
 
 
 @triton.jit
@@ -204,14 +220,16 @@ def token_tile(tokens: int) -> int:
     return 16 if tokens <= 16 else 32 if tokens <= 32 else 64 if tokens <= 256 else 128
 
 
-def integer_linear(x: Activations, weight: Int8Weight | Int4Weight, in_turn: bool = False) -> Tensor:
+def integer_linear(
+    x: Activations, weight: Int8Weight | Int4Weight, tuning: LinearTuning, in_turn: bool = False
+) -> Tensor:
     """INT8 rows [T, K] times the transpose of the weight -> [T, N] float32, the reference's bits. in_turn: sums are
     multiplied by the row's scale and then by the weight's, as experts do, not by the product of both."""
     tokens, outputs = len(x.values), len(weight.scale)
     out = torch.empty((tokens, outputs), dtype=torch.float32, device=x.values.device)
     if not out.numel():
         return out
-    sums = _products(x, weight, out, in_turn)
+    sums = _products(x, weight, out, tuning, in_turn)
     if sums is not None:
         integer_epilogue[(tokens, triton.cdiv(outputs, 512))](
             sums, x.scale, weight.scale, out, tokens, outputs, len(sums), in_turn, 512, enable_fp_fusion=False
@@ -219,13 +237,13 @@ def integer_linear(x: Activations, weight: Int8Weight | Int4Weight, in_turn: boo
     return out
 
 
-def gated_hidden(x: Activations, gate_up: Int8Weight | Int4Weight) -> Activations:
+def gated_hidden(x: Activations, gate_up: Int8Weight | Int4Weight, tuning: LinearTuning) -> Activations:
     """INT8 rows [T, K] -> silu(gate) * up in INT8 [T, I], as experts round it; gate_up [2 * I, K]."""
     tokens, width = len(x.values), len(gate_up.scale) // 2
     values = torch.empty((tokens, width), dtype=torch.int8, device=x.values.device)
     scale = torch.empty(tokens, dtype=torch.float32, device=x.values.device)
     if tokens:
-        sums = _products(x, gate_up, None, True)
+        sums = _products(x, gate_up, None, tuning, True)
         assert sums is not None
         size = triton.next_power_of_2(width)
         hidden_rows[(tokens,)](
@@ -235,7 +253,9 @@ def gated_hidden(x: Activations, gate_up: Int8Weight | Int4Weight) -> Activation
     return Activations(ActivationFormat.INT8, values, scale)
 
 
-def _products(x: Activations, weight: Int8Weight | Int4Weight, out: Tensor | None, in_turn: bool) -> Tensor | None:
+def _products(
+    x: Activations, weight: Int8Weight | Int4Weight, out: Tensor | None, tuning: LinearTuning, in_turn: bool
+) -> Tensor | None:
     """The sums of each part of K [parts, T, N] int32; or none, but scaled ones in `out`, if K is one part."""
     (tokens, inner), outputs, device = x.values.shape, len(weight.scale), x.values.device
     if isinstance(weight, Int4Weight) and tokens > _UNPACKED_FROM:
@@ -244,11 +264,11 @@ def _products(x: Activations, weight: Int8Weight | Int4Weight, out: Tensor | Non
     values, multipliers = (weight.nibbles.view(torch.int32), weight.multipliers) if int4 else (weight.values, unused)
     size, rows, columns = token_tile(tokens), 64 if tokens <= 32 else 128, 256 if int4 else 128
     grid, depth = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size)), triton.cdiv(inner, columns)
-    steps = triton.cdiv(depth, max(1, min(_FEW_PROGRAMS // (grid[0] * grid[1]), depth // 4)))
+    steps = triton.cdiv(depth, max(1, min(tuning.programs // (grid[0] * grid[1]), depth // 4)))
     parts = triton.cdiv(depth, steps)
     split = parts > 1 or out is None
     sums = torch.empty((parts, tokens, outputs), dtype=torch.int32, device=device) if split else None
-    even, stages = inner == parts * steps * columns, 3 if int4 else 4
+    even, stages = inner == parts * steps * columns, tuning.int4 if int4 else tuning.int8
     integer_products[(*grid, parts)](
         x.values, values, multipliers, x.scale, weight.scale, unused if out is None else out,
         unused if sums is None else sums, tokens, outputs, inner, steps,
@@ -265,25 +285,25 @@ def _unpacked(weight: Int4Weight) -> Int8Weight:
     return Int8Weight(values, weight.scale)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, tuning: LinearTuning) -> Tensor:
     """x [T, K] float32, weight [N, K] bf16 or float32 -> [T, N] float32."""
     (tokens, inner), outputs = x.shape, weight.shape[0]
     size, rows = token_tile(tokens), 64
     grid = (triton.cdiv(outputs, rows), triton.cdiv(max(tokens, 1), size))
     chunks = triton.cdiv(inner, _CHUNK)
-    if grid[0] * grid[1] >= _FEW_PROGRAMS or chunks == 1 or tokens == 0:
-        return head_linear(x[:, None], weight[None])[:, 0]
+    if grid[0] * grid[1] >= tuning.programs or chunks == 1 or tokens == 0:
+        return head_linear(x[:, None], weight[None], tuning)[:, 0]
     parts = torch.empty((chunks, tokens, outputs), dtype=torch.float32, device=x.device)
     out = torch.empty((tokens, outputs), dtype=torch.float32, device=x.device)
     float_products[(*grid, chunks)](
         x, weight, parts, tokens, outputs, 1, inner, chunks, size, rows, _FLOAT_COLUMNS, _CHUNK, True,
-        num_warps=4, num_stages=3,
+        num_warps=4, num_stages=tuning.floats,
     )  # fmt: skip
     add_chunks[(triton.cdiv(out.numel(), 512),)](parts, out, out.numel(), chunks, 512)
     return out
 
 
-def head_linear(x: Tensor, weight: Tensor) -> Tensor:
+def head_linear(x: Tensor, weight: Tensor, tuning: LinearTuning) -> Tensor:
     """x [T, H, A] float32, weight [H, B, A] bf16 or float32 -> [T, H, B] float32."""
     (tokens, heads, inner), outputs = x.shape, weight.shape[1]
     out = torch.empty((tokens, heads, outputs), dtype=torch.float32, device=x.device)
@@ -292,9 +312,9 @@ def head_linear(x: Tensor, weight: Tensor) -> Tensor:
         grid = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size), heads)
         float_products[grid](
             x, weight, out, tokens, outputs, heads, inner, triton.cdiv(inner, _CHUNK),
-            size, rows, _FLOAT_COLUMNS, _CHUNK, False, num_warps=4, num_stages=3,
+            size, rows, _FLOAT_COLUMNS, _CHUNK, False, num_warps=4, num_stages=tuning.floats,
         )  # fmt: skip
     return out
 
 
-__all__ = ["gated_hidden", "head_linear", "integer_linear", "linear", "token_tile"]
+__all__ = ["LinearTuning", "gated_hidden", "head_linear", "integer_linear", "linear", "linear_tuning", "token_tile"]

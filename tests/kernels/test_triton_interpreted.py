@@ -22,7 +22,7 @@ from flyray.kernels.protocol import ActivationFormat, Int4Matrix, Int8Matrix
 from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.triton.experts import run_experts
 from flyray.kernels.triton.layouts import tile_experts
-from flyray.kernels.triton.linear import gated_hidden, integer_linear
+from flyray.kernels.triton.linear import gated_hidden, integer_linear, linear_tuning
 from flyray.kernels.triton.rows import combine
 from flyray.kernels.triton.tiles import TileTable
 
@@ -33,14 +33,14 @@ for kind in (Int4Matrix, Int8Matrix):
     shapes = PairShapes(4, 12, 3, 288, 96)
     actual = run_experts(x, token, expert, tile_experts(weights), shapes, TileTable.of("default"))
     assert torch.equal(actual, reference.experts(x, token, expert, weights)), kind
-for tokens in (3, 130):
+for tokens, gpu in ((3, "gfx942"), (130, "default")):
     for weight in (int8_weight(70, 160), int4_weight(70, 160)):
         x = normal(2, tokens, 160)
-        actual = integer_linear(reference.quantize(x, ActivationFormat.INT8), weight)
+        actual = integer_linear(reference.quantize(x, ActivationFormat.INT8), weight, linear_tuning(gpu))
         assert torch.equal(actual, reference.linear(x, weight)), type(weight)
 for make in (int8_weight, int4_weight):
     rows, gate_up, down = reference.quantize(normal(3, 3, 160), ActivationFormat.INT8), make(128, 160), make(160, 64)
-    actual = integer_linear(gated_hidden(rows, gate_up), down, True)
+    actual = integer_linear(gated_hidden(rows, gate_up, linear_tuning("default")), down, linear_tuning("default"), True)
     assert torch.equal(actual, reference.mlp(rows, gate_up, down)), make
 inputs = normal(4, 3, 5, 70), normal(5, 3, 5), normal(6, 3, 70), normal(7, 3, 70)
 assert torch.allclose(combine(*inputs), reference.combine(*inputs), rtol=0, atol=1e-5)
