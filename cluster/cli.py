@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from .commands import benching, examining, judging, loading, planning, quantizing, serving, soaking
+from .commands import benching, building, examining, judging, loading, planning, quantizing, serving, soaking
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +27,7 @@ app.command("trace")(serving.trace)
 app.command("sensitivity")(quantizing.sensitivity)
 app.command("report")(judging.report)
 app.command("plan")(planning.plan)
+app.command("build")(building.build)
 app.command("doctor")(examining.doctor)
 
 bench_app = typer.Typer(no_args_is_help=True, help="Measure how fast parts of flyray are on this machine.")

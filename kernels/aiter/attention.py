@@ -27,7 +27,7 @@ of 16 that share their keys, and a last group that is not full is filled with ze
 counts gives a head the same bits whatever heads a shard has beside it."""
 SPLITS = 8
 """Parts into which every sequence's keys are cut. AITER itself takes 1 to 16, by the batch."""
-_ROWS = 128
+ROWS = 128
 _INDICES = 1 << 25
 """Queries, and places in the lists of keys, that one call takes at most: each bounds a buffer to 134 MB at 64 heads."""
 
@@ -42,7 +42,7 @@ def attend(library: Aiter, lists: Lists, q: Tensor, pages: Tensor, batch: PagedB
     grouped, buffer = q.reshape(tokens * copies, GROUP, width), pages.view(-1, 1, 1, width)
     out = q.new_empty(tokens * copies, GROUP, LATENT)
     capacity = batch.page_table.shape[1] * pages.shape[1]
-    step = max(1, min(_ROWS, _INDICES // max(1, capacity * copies)))
+    step = max(1, min(ROWS, _INDICES // max(1, capacity * copies)))
     for first in range(0, tokens, step):
         rows = slice(first, min(first + step, tokens))
         part, keys = slice(rows.start * copies, rows.stop * copies), lists(batch, rows, pages.shape[1], copies, SPLITS)

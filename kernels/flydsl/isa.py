@@ -19,13 +19,15 @@ _WAIT = re.compile(r"vmcnt\((\d+)\)")
 
 @dataclass(frozen=True)
 class Isa:
-    """vgpr: registers of a lane, sgpr: of a wave; spills of both. scratch, lds: bytes, without the LDS that a launch
-    asks for. lines: the instructions of the loop with the most matrix instructions, without its branch back, or all of
-    a kernel whose loop is unrolled. loop: how often each is in there."""
+    """vgpr: registers of a lane, sgpr: of a wave. spills: of a lane's, to scratch; parked: of a wave's, to lanes of a
+    vector register, which takes no memory. scratch, lds: bytes, without the LDS that a launch asks for. lines: the
+    instructions of the loop with the most matrix instructions, without its branch back, or all of a kernel whose loop
+    is unrolled. loop: how often each is in there."""
 
     vgpr: int
     sgpr: int
     spills: int
+    parked: int
     scratch: int
     lds: int
     lines: tuple[str, ...]
@@ -62,7 +64,8 @@ def read_isa(text: str) -> Isa:
         return Isa(
             numbers["vgpr_count"] + numbers.get("agpr_count", 0),
             numbers["sgpr_count"],
-            numbers["vgpr_spill_count"] + numbers["sgpr_spill_count"],
+            numbers["vgpr_spill_count"],
+            numbers["sgpr_spill_count"],
             numbers["private_segment_fixed_size"],
             numbers["group_segment_fixed_size"],
             tuple(lines),

@@ -29,7 +29,7 @@ _FLOAT_COLUMNS = 64
 
 @dataclass(frozen=True)
 class LinearTuning:
-    """What fits a GPU; no bit depends on it. programs: below so many K is cut, two a multiprocessor. int8, int4,
+    """What fits a GPU; no bit depends on it. programs: below so many K is cut, about two a multiprocessor. int8, int4,
     floats: stages of the pipeline by the kind of weight, as many as a program's shared memory holds."""
 
     programs: int
@@ -39,8 +39,9 @@ class LinearTuning:
 
 
 def linear_tuning(gpu: str) -> LinearTuning:
-    """gpu: as in the table of tiles. A program of AMD's has 64 KiB, where an H200's has 227."""
-    return LinearTuning(608, 2, 2, 2) if gpu.startswith("gfx") else LinearTuning(264, 4, 3, 3)
+    """gpu: as in the table of tiles. A program of AMD's has 64 KiB, where an H200's has 227. 512 leaves the widest
+    product of Kimi-K2.5 whole, for `hidden_rows` would spill on AMD's with two parts of it."""
+    return LinearTuning(512, 2, 2, 2) if gpu.startswith("gfx") else LinearTuning(264, 4, 3, 3)
 
 
 @triton.jit

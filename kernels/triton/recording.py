@@ -5,9 +5,12 @@ constants and options, is written down, and nothing runs. So the list of what is
 asks for, not one beside it.
 """
 
+# What Triton's own base class says of results is not what its drivers give.
+# pyright: reportIncompatibleMethodOverride=false
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
 _WAVE = 64
+_DOT = re.compile(r"tt\.dot .*tensor<[\dx]*x(\w+), .*-> tensor<[\dx]*x(\w+),")
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def record(run: Callable[[], object], target: str) -> tuple[Launch, ...]:
     Its tensors are on the "meta" device."""
     found: dict[Launch, None] = {}
 
-    def note(*, fn: Any, compile: dict[str, Any], **_: object) -> bool:
+    def note(*, fn: Any, compile: Any, **_: object) -> bool:
         found[Launch(fn.module, fn.name.rpartition(".")[2], compile["specialization_data"])] = None
         return True  # Triton then neither compiles nor launches.
 
@@ -65,17 +69,42 @@ def record(run: Callable[[], object], target: str) -> tuple[Launch, ...]:
     return tuple(found)
 
 
-def compile_launch(launch: Launch, target: str) -> Any:
-    """Triton's compiled kernel, from its cache on disk if it is there: one that the same launch on such a GPU finds."""
-    with _no_device(target):
-        return getattr(import_module(launch.module), launch.kernel).preload(launch.data)
+@dataclass(frozen=True)
+class Compiled:
+    """assembly: with its metadata. lds: bytes of a program. instruction: a pattern of the matrix instruction that the
+    kernel's products are to become; empty where it has none. cached: whether Triton had it on disk."""
+
+    assembly: str
+    lds: int
+    instruction: str
+    cached: bool
+
+
+def compile_launch(launch: Launch, target: str) -> Compiled:
+    """As Triton compiles it for that GPU: what is on disk then is what the same launch there finds. Raises what Triton
+    raises for a kernel that does not compile."""
+    hits: list[bool] = []
+
+    def listen(*, cache_hit: bool, **_: object) -> None:
+        hits.append(cache_hit)
+
+    with _no_device(target), knobs.compilation.scope():
+        knobs.compilation.listener = listen
+        kernel = getattr(import_module(launch.module), launch.kernel).preload(launch.data)
+    return Compiled(kernel.asm["amdgcn"], kernel.metadata.shared, _instruction(kernel.asm["ttgir"]), all(hits))
+
+
+def _instruction(text: str) -> str:
+    """Of a kernel's intermediate form: all its products have the same types."""
+    found = _DOT.search(text)
+    return f"v_mfma_{found[2]}_.*{found[1]}" if found else ""
 
 
 class _NoDevice(DriverBase):
     """A GPU to compile for."""
 
     def __init__(self, target: str) -> None:
-        self._target = GPUTarget("hip", target, _WAVE)
+        self._target, self._device = GPUTarget("hip", target, _WAVE), object()
 
     @classmethod
     def is_active(cls) -> bool:
@@ -84,8 +113,8 @@ class _NoDevice(DriverBase):
     def get_current_target(self) -> GPUTarget:
         return self._target
 
-    def get_current_device(self) -> str:
-        return f"no {self._target.arch}"  # by which Triton keeps what it compiled, apart from that of real devices
+    def get_current_device(self) -> object:
+        return self._device  # by which Triton keeps what it compiled: nothing for a new one
 
     def get_current_stream(self, device: str) -> int:
         return 0
@@ -110,4 +139,4 @@ def _no_device(target: str) -> Iterator[None]:
         driver._active = before
 
 
-__all__ = ["Launch", "compile_launch", "record"]
+__all__ = ["Compiled", "Launch", "compile_launch", "record"]

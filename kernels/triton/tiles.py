@@ -45,9 +45,10 @@ class TileTable:
 
     @staticmethod
     def of(gpu: str) -> TileTable:
-        """The table of a GPU by its name or architecture, or "default" where none was tuned."""
+        """The table of a GPU by its name or architecture. Where none was tuned, AMD's have that of gfx942, whose tiles
+        fit their LDS and bound no registers, others "default"."""
         known = json.loads(Path(__file__).with_name("tiles.json").read_text())
-        return TileTable.parse(known.get(gpu, known["default"]))
+        return TileTable.parse(known.get(gpu, known["gfx942" if gpu.startswith("gfx") else "default"]))
 
     @staticmethod
     def parse(regimes: dict[str, list[list[int]]]) -> TileTable:
