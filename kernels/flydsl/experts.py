@@ -11,7 +11,7 @@ from ..protocol import ActivationFormat, Activations
 from ..triton.grouping import PairBlocks, group_pairs
 from ..triton.quantize import quantize
 from .layout import WaveExperts, WaveMatrix
-from .shape import BLOCKS, FEW, ProductShape
+from .shape import BLOCKS, FEW, NOWHERE, ProductShape
 
 Launcher = Callable[..., object]
 """What `launch.product` gives: the arguments of `product.product_launcher`'s function, on the current stream."""
@@ -69,6 +69,10 @@ def _multiply(
     launcher: Callable[[ProductShape], Launcher],
 ) -> Tensor:
     """pair_row: the row of x of every pair, where the product is gated, else it is the pair's own."""
+    if x.values.nbytes > NOWHERE:
+        raise ValueError(
+            f"experts: {x.values.shape[0]} rows of {matrix.inner} bytes, more than {NOWHERE} bytes at once"
+        )
     pairs, rows = pair_row.shape[0], matrix.rows // 2 if matrix.gated else matrix.rows
     shape = ProductShape(matrix.bits, matrix.inner, rows, matrix.units, matrix.gated, blocks.size)
     out = torch.empty((pairs, rows), dtype=torch.float32, device=x.values.device)

@@ -10,10 +10,11 @@ from torch.nn.functional import pad
 
 from ..protocol import ExpertWeights, Int4Matrix, Int8Matrix
 from .shape import FEW, unit_count
-from .wave_maps import PACKED, PIECE, ROWS, TILES
+from .wave_maps import LANE_WORDS, PACKED, PIECE, ROWS, TILES, WAVE
 
 _ZERO_NIBBLES = 0x88
 _UNSORTED_PAIRS = 8
+_EXPERTS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -75,28 +76,38 @@ def wave_experts(weights: ExpertWeights) -> WaveExperts:
 
 
 def wave_matrix(matrix: object, gated: bool) -> WaveMatrix:
-    """gated: the rows are the gate's and then up's."""
+    """gated: the rows are the gate's and then up's. Beside the result, it holds 8 experts at a time."""
     if isinstance(matrix, Int4Matrix):
         codes, inner, fill = matrix.nibbles, matrix.nibbles.shape[2] * 2, _ZERO_NIBBLES
     elif isinstance(matrix, Int8Matrix):
         codes, inner, fill = matrix.values.view(torch.uint8), matrix.values.shape[2], 0
     else:
         raise ValueError(f"an expert matrix is a {type(matrix).__name__}; FlyDSL kernels run INT4 and INT8")
-    kind, rows = type(matrix), codes.shape[1]
-    bits = 4 if kind is Int4Matrix else 8
-    pieces = _pieces(inner, bits)
-    tiles = _tiles(codes, rows, gated, pieces * 64, fill)
-    # A piece of a row is 64 bytes: the 16 of each of its four lanes.
-    words = tiles.unflatten(-1, (pieces, 4, 16)).permute(0, 1, 2, 4, 5, 3, 6).contiguous().view(torch.int32)
+    kind, (experts, rows) = type(matrix), codes.shape[:2]
+    pieces = _pieces(inner, 4 if kind is Int4Matrix else 8)
+    tiles = (experts, unit_count(rows, gated), TILES, pieces)
+    words = torch.empty((*tiles, WAVE, LANE_WORDS), dtype=torch.int32, device=codes.device)
     multipliers = None
     if isinstance(matrix, Int4Matrix):
-        groups = _tiles(matrix.multipliers, rows, gated, pieces * 4, 1).to(torch.int32)
-        quads = groups.unflatten(-1, (pieces // PACKED, PACKED, 4))
-        shifts = 4 * torch.arange(PACKED, device=quads.device)[:, None]
-        packed = (quads << shifts).sum(-2)  # [E, units, 2, 16 rows, pieces / 4, 4 parts]
-        multipliers = packed.permute(0, 1, 2, 4, 5, 3).flatten(-2).to(torch.int16)
+        multipliers = torch.empty((*tiles[:3], pieces // PACKED, WAVE), dtype=torch.int16, device=codes.device)
+    for begin in range(0, experts, _EXPERTS_AT_ONCE):
+        part = slice(begin, begin + _EXPERTS_AT_ONCE)
+        # A piece of a row is 64 bytes: the 16 of each of its four lanes.
+        lanes = _tiles(codes[part], rows, gated, pieces * 64, fill).unflatten(-1, (pieces, 4, 16))
+        words[part] = lanes.permute(0, 1, 2, 4, 5, 3, 6).contiguous().view(torch.int32).flatten(4, 5)
+        if isinstance(matrix, Int4Matrix) and multipliers is not None:
+            multipliers[part] = _packed(_tiles(matrix.multipliers[part], rows, gated, pieces * 4, 1), pieces)
     scale = _tiles(matrix.scale[..., None], rows, gated, 1, 0)[..., 0]
-    return WaveMatrix(kind, words.flatten(4, 5), multipliers, scale.contiguous(), gated, rows, inner)
+    return WaveMatrix(kind, words, multipliers, scale.contiguous(), gated, rows, inner)
+
+
+def _packed(multipliers: Tensor, pieces: int) -> Tensor:
+    """[E, units, 2, 16 rows, pieces * 4 parts] -> [E, units, 2, pieces / 4, 64 lanes], 4 bits a piece."""
+    quads = multipliers.to(torch.int16).unflatten(-1, (pieces // PACKED, PACKED, 4))
+    packed = quads[..., 0, :]
+    for piece in range(1, PACKED):
+        packed = packed | (quads[..., piece, :] << (4 * piece))
+    return packed.permute(0, 1, 2, 4, 5, 3).flatten(-2)
 
 
 def _pieces(inner: int, bits: int) -> int:

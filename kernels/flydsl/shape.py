@@ -8,8 +8,11 @@ from . import wave_maps as maps
 
 WAVES = 4
 """Of a program."""
+THREADS = WAVES * maps.WAVE
 QUAD = maps.WAVE * maps.LANE_WORDS
 """Words of a piece: of 16 rows of weights, or of a unit of 16 activations for every part."""
+NOWHERE = 0x60000000
+"""A byte beyond any buffer, also twice: what is loaded from there is zero, and is not read."""
 FEW = 4
 """Pairs of the smallest blocks."""
 BLOCKS = (FEW, 16, 64, 128)

@@ -68,11 +68,12 @@ class FlyDslSource:
 
     def prepare(self, weights: ExpertWeights) -> WaveExperts:
         """The layout that `experts` multiplies. Every product that it may need is compiled and launched once, on a
-        block without pairs, so that no request and no graph waits for a compiler."""
+        block without pairs, so that no request and no graph waits for a compiler; none on "meta"."""
         for name, matrix in (("weights.gate_up", weights.gate_up), ("weights.down", weights.down)):
             self._check.expert_matrix(name, matrix)
         laid = wave_experts(weights)
-        warm_up(laid, self._launcher)
+        if laid.alone.device.type != "meta":
+            warm_up(laid, self._launcher)
         return laid
 
     def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: LayerExperts) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from flyray.kernels.flydsl import source
 from flyray.kernels.flydsl.source import FlyDslSource
-from flyray.kernels.protocol import Bf16Matrix, GateConfig, Int4Matrix, Int8Matrix, Kernels
+from flyray.kernels.protocol import Bf16Matrix, ExpertWeights, GateConfig, Int4Matrix, Int8Matrix, Kernels
 from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.source import KernelShapes, KernelSource
 
@@ -65,3 +65,19 @@ def test_other_layouts_are_refused() -> None:
     none = torch.zeros(0, dtype=torch.int32)
     with pytest.raises(ValueError, match="weights is str, another backend's layout"):
         flydsl.experts(None, none, none, "weights")  # pyright: ignore[reportArgumentType]
+
+
+def test_sizes_can_be_had_without_a_gpu() -> None:
+    def meta(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def int4(rows: int, inner: int) -> Int4Matrix:
+        groups = meta(torch.uint8, 10, rows, inner // 32)
+        return Int4Matrix(meta(torch.uint8, 10, rows, inner // 2), groups, meta(torch.float32, 10, rows))
+
+    weights = ExpertWeights(int4(4096, 7168), int4(7168, 2048))
+    laid = FlyDslSource(ReferenceKernels(torch.device("meta")), "gfx942").prepare(weights)
+    for matrix in (laid.gate_up, laid.down):
+        assert matrix.multipliers is not None
+        size = matrix.words.nbytes + matrix.multipliers.nbytes
+        assert size == 10 * matrix.rows * matrix.inner * 33 // 64  # 4.125 bits a weight
