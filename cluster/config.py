@@ -102,7 +102,8 @@ class EngineSection(Section):
     """With statistics, also second moments in blocks of so many columns, for error feedback; 0 for none. On disk the
     statistics of Kimi-K2.5 take 2.5 GB without them, about 50 GB with blocks of 128, twice that with 256."""
     redundant_experts: int = Field(default=EngineConfig.redundant_experts, ge=0)
-    """Slots on each shard, in every layer, for experts that other shards hold too, so that they share their tokens."""
+    """Slots on each shard, in every layer, for experts that other shards hold too, so that they share their tokens.
+    For prompts and large batches: where few tokens choose an expert, each replica is weights to read once more."""
     rebalance_interval_s: float = Field(default=EngineConfig.rebalance_interval_s, ge=0)
     """Every so many seconds experts move to other shards, while requests run, if that evens out the shards' load; 0:
     never."""

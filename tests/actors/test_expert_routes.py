@@ -58,3 +58,14 @@ def test_experts_move_in_place() -> None:
         ValueError, match=r"layer 0: a placement of 6 experts in \(2, 2, 2\) slots for 6 in \(3, 3, 3\)"
     ):
         routes.place(0, LayerPlacement(((0, 1), (2, 3), (4, 5))))
+
+
+def test_shards_that_have_the_same_rows_agree_on_every_replica() -> None:
+    ids = np.array([[0, 1, 4], [5, 1, 2], [4, 0, 3]], np.int32)
+    shards = [ExpertRoutes(shard, LayerPlacement.contiguous(6, 3, 1), 1, moves=True, alike=True) for shard in range(3)]
+    for routes in shards:
+        routes.place(0, PLACEMENT)
+    first, *others = [routes.route_array(0, ids) for routes in shards]
+    assert all(np.array_equal(first, other) for other in others)
+    assert len({first[0, 0], first[2, 1]}) == 1
+    assert len({first[0, 1], first[1, 1]}) == 2, "rows take turns"
