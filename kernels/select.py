@@ -39,8 +39,6 @@ def check_kv_dtype(backend: str, kv_dtype: str) -> None:
         raise ValueError(
             f"kv_dtype: 'bf16', but the backend {backend!r} keeps KV pages in f32, int8 or fp8; 'triton' in bf16 too"
         )
-    if kv_dtype in ROUNDED_KV_DTYPES and backend in ("triton", "rocm"):
-        raise ValueError(f"kv_dtype: {kv_dtype!r}, but the backend {backend!r} keeps KV pages in bf16 or f32")
 
 
 def check_sources(backend: str, names: Collection[str]) -> None:

@@ -20,6 +20,7 @@ from ...kernels.aiter.attention import ROWS as MOST_QUERIES
 from ...kernels.aiter.key_lists import key_lists
 from ...kernels.flydsl.shape import ProductShape
 from ...kernels.flydsl.source import TARGETS, FlyDslSource
+from ...kernels.kv_entries import ROUNDED
 from ...kernels.protocol import Activations, ExpertWeights, Int4Matrix, Int8Matrix, PagedBatch, activation_format
 from ...kernels.triton import peers
 from ...kernels.triton.backend import TritonKernels
@@ -66,9 +67,9 @@ class BuildTask:
         return Wanted(launches, tuple(products))
 
     def _run(self, products: dict[ProductShape, None]) -> None:
-        exact = TritonKernels(_META, torch.float32, self.target)
         kernels = TritonKernels(_META, torch.bfloat16, self.target)
-        self._passes(exact, self.formats[0], LinearBits())
+        for kv_dtype in (torch.float32, *ROUNDED):
+            self._passes(TritonKernels(_META, kv_dtype, self.target), self.formats[0], LinearBits())
         for format in self.formats:
             self._passes(kernels, format, LinearBits.of(format))
             for shards in self.shards:

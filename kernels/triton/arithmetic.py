@@ -96,6 +96,20 @@ def from_e4m3(codes):
 
 
 @triton.jit
+def exact_bfloat(value):
+    """float32 as bfloat16, of which it has the digits: without an instruction that rounds."""
+    return (value.to(tl.int32, bitcast=True) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def nearest_bfloat(value):
+    """float32 as the nearest bfloat16, half to even, by integers: the interpreter's own conversion truncates."""
+    bits = value.to(tl.int32, bitcast=True)
+    bits = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC00000, bits + 0x7FFF + ((bits >> 16) & 1))
+    return exact_bfloat(bits.to(tl.float32, bitcast=True))
+
+
+@triton.jit
 def two_parts(value):
     """float32 as two bfloat16, largest first, within 2^-18 of it."""
     high = value.to(tl.bfloat16)

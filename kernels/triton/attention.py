@@ -3,7 +3,8 @@ second kernel merges them in order: its bits are the same in decode, in prefill 
 
 Pages of bfloat16 are multiplied as they are, all heads of a query in one program, queries and shares rounded to
 bfloat16 too: 2^-8 of a product at most. Words of float32 pages hold an entry as two bfloat16 parts, and so are queries
-and shares taken: the product of two second parts is left out, 2^-18 at most (`Kernels.splits_floats`).
+and shares taken: the product of two second parts is left out, 2^-18 at most (`Kernels.splits_floats`). Codes in pages
+of 8 bits are bfloat16 exactly; an entry's scale multiplies its scores and its share.
 """
 
 # Triton's language is typed for its compiler.
@@ -18,8 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..kv_entries import EntryLayout
 from ..protocol import PagedBatch
-from .arithmetic import two_parts
+from .arithmetic import exact_bfloat, from_e4m3, two_parts
 
 _LOG2_E = 1.4426950408889634
 _MAX_SPLITS = 64
@@ -46,15 +48,17 @@ def attention_tile(kv_dtype: torch.dtype, gpu: str) -> AttentionTile:
     exact = kv_dtype is torch.float32
     if gpu == "gfx942":
         return AttentionTile(16, 128, 32, 4, 1) if exact else AttentionTile(64, 64, 64, 8, 1)
-    return AttentionTile(16, 128, 32, 4, 1) if exact else AttentionTile(64, 256, 64, 4, 2)
+    if exact:
+        return AttentionTile(16, 128, 32, 4, 1)
+    return AttentionTile(64, 256 if kv_dtype is torch.bfloat16 else 128, 64, 4, 2)
 
 
 @triton.jit
-def _parts(value, PARTS: tl.constexpr):
-    """value as one bfloat16, given twice, or as the sum of two."""
+def _parts(value, PARTS: tl.constexpr, dtype: tl.constexpr):
+    """value as one number of `dtype`, given twice, or as the sum of two bfloat16."""
     if PARTS == 2:
         return two_parts(value)
-    high = value.to(tl.bfloat16)
+    high = value.to(dtype)
     return high, high
 
 
@@ -82,21 +86,35 @@ def _columns(entry, begin, column, real, ALL: tl.constexpr, LIMIT: tl.constexpr,
     return tl.load(entry + begin + column, mask=real & (begin + column < LIMIT), other=0.0)
 
 
+@triton.jit
+def _latents(entry, begin, column, present, ROUNDED: tl.constexpr, dtype: tl.constexpr, LIMIT: tl.constexpr,
+             EVEN: tl.constexpr):  # fmt: skip
+    """`_columns` of entries; of codes what they stand for, of FP8 2^-8 of it."""
+    value = _columns(entry, begin, column, present, False, LIMIT, EVEN)
+    if ROUNDED == 0:
+        return value
+    if ROUNDED == 2:
+        value = from_e4m3(value)
+    return exact_bfloat(value.to(tl.float32)) if dtype == tl.bfloat16 else value.to(dtype)
+
+
 # A page size known to be a multiple of 16 made Triton 3.6 assume aligned entries of any width.
 @triton.jit(do_not_specialize=["page_size"])
 def attend_splits(
-    q, pages, query_start, page_table, positions, sums, tops,
+    q, pages, keys, scales, query_start, page_table, positions, sums, tops,
     first, sequences, max_pages, page_size, num_pages, splits, scale,
     heads: tl.constexpr, LATENT: tl.constexpr, ROPE: tl.constexpr, ROPE_2: tl.constexpr, SEQUENCES: tl.constexpr,
-    PARTS: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, COLUMNS: tl.constexpr, MAX_SPLITS: tl.constexpr,
-    STAGES: tl.constexpr,
+    PARTS: tl.constexpr, ROUNDED: tl.constexpr, ENTRY: tl.constexpr, KEY_AT: tl.constexpr, SCALE_AT: tl.constexpr,
+    HEADS: tl.constexpr, KEYS: tl.constexpr, COLUMNS: tl.constexpr, MAX_SPLITS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Some splits of one query for HEADS heads; program (query, heads, z) takes an equal run of splits, the z-th.
 
-    pages: bfloat16, PARTS values for each of an entry. sums [queries, splits, H, LATENT] of the pages' dtype and tops
-    [queries, splits, H, 2] float32: unnormalized values, largest score and sum of shares of each split. scale: of
-    powers of 2. A split of more than KEYS entries is added up in `sums`. The scores of KEYS entries are in registers at
-    once, so that both products read entries in pieces of COLUMNS.
+    pages: bfloat16, PARTS values for each of an entry's; or INT8 (ROUNDED 1) or FP8 (2) as `kv_entries` says. keys and
+    scales: the same memory in the dtypes of an entry's key and scale, which begin at KEY_AT and SCALE_AT. ENTRY: values
+    from one entry of pages to the next. sums [queries, splits, H, LATENT] of q's dtype and tops [queries, splits, H, 2]
+    float32: unnormalized values, largest score and sum of shares of each split. scale: of powers of 2. A split of more
+    than KEYS entries is added up in `sums`. The scores of KEYS entries are in registers at once, so that both products
+    read entries in pieces of COLUMNS.
     """
     local = tl.program_id(0)
     query = first + local
@@ -114,6 +132,7 @@ def attend_splits(
     real = (head < heads)[:, None]
     column, turned = tl.arange(0, COLUMNS)[None, :], tl.arange(0, ROPE_2)[None, :]
     WIDTH: tl.constexpr = LATENT + ROPE
+    dtype: tl.constexpr = tl.bfloat16 if PARTS == 2 else q.dtype.element_ty
     EVEN: tl.constexpr = LATENT % COLUMNS == 0
     WHOLE: tl.constexpr = heads % HEADS == 0
     row = q + (query.to(tl.int64) * heads + head)[:, None] * WIDTH
@@ -125,18 +144,28 @@ def attend_splits(
         position = at + tl.arange(0, KEYS)
         page = tl.load(table + position // page_size, mask=position < end, other=-1)
         seen = (page >= 0) & (page < num_pages)
-        entry = pages + (page * page_size + position % page_size).to(tl.int64)[:, None] * (WIDTH * PARTS)
+        slot = (page * page_size + position % page_size).to(tl.int64)
+        entry = pages + slot[:, None] * ENTRY
+        key = keys + slot[:, None] * (ENTRY // 2) if ROUNDED else entry
         # Not read again as another entry, to save the masks: one row that all programs read took 40 % longer.
         present = seen[:, None]
         score = tl.zeros((HEADS, KEYS), tl.float32)
         for c in tl.range(0, LATENT, COLUMNS, num_stages=STAGES):
-            a, a_low = _parts(_columns(row, c, column, real, WHOLE, LATENT, EVEN), PARTS)
-            k = _columns(entry, c, column, present, False, LATENT, EVEN)
+            a, a_low = _parts(_columns(row, c, column, real, WHOLE, LATENT, EVEN), PARTS, dtype)
+            k = _latents(entry, c, column, present, ROUNDED, dtype, LATENT, EVEN)
             k_low = _columns(entry + WIDTH, c, column, present, False, LATENT, EVEN) if PARTS == 2 else k
             score = _product(a, a_low, k.T, k_low.T, score, PARTS)
-        r, r_low = _parts(_columns(row, LATENT, turned, real, WHOLE, WIDTH, ROPE == ROPE_2), PARTS)
-        t = _columns(entry, LATENT, turned, present, False, WIDTH, ROPE == ROPE_2)
-        t_low = _columns(entry + WIDTH, LATENT, turned, present, False, WIDTH, ROPE == ROPE_2) if PARTS == 2 else t
+        size = seen.to(tl.float32)
+        if ROUNDED:
+            size = tl.load(scales + slot * (ENTRY // 4) + SCALE_AT, mask=seen, other=0.0)
+            if ROUNDED == 2:
+                size *= 256.0
+            score *= size[None, :]
+        r, r_low = _parts(_columns(row, LATENT, turned, real, WHOLE, WIDTH, ROPE == ROPE_2), PARTS, dtype)
+        t = _columns(key, KEY_AT, turned, present, False, KEY_AT + ROPE, ROPE == ROPE_2).to(dtype)
+        t_low = t
+        if PARTS == 2:
+            t_low = _columns(key + WIDTH, KEY_AT, turned, present, False, KEY_AT + ROPE, ROPE == ROPE_2)
         score = _product(r, r_low, t.T, t_low.T, score, PARTS)
         score = score * scale + tl.where(seen, 0.0, float("-inf"))[None, :]
         before = tl.where(fresh, float("-inf"), top)
@@ -144,11 +173,13 @@ def attend_splits(
         decay = tl.exp2(before - top)
         share = tl.exp2(score - top[:, None])
         total = tl.where(fresh, 0.0, total * decay) + tl.sum(share, 1)
-        s, s_low = _parts(share, PARTS)
+        if ROUNDED:
+            share *= size[None, :]
+        s, s_low = _parts(share, PARTS, dtype)
         place = (local.to(tl.int64) * splits + split) * heads + head
         target = sums + place[:, None] * LATENT
         for c in tl.range(0, LATENT, COLUMNS, num_stages=STAGES):
-            v = _columns(entry, c, column, present, False, LATENT, EVEN)
+            v = _latents(entry, c, column, present, ROUNDED, dtype, LATENT, EVEN)
             v_low = _columns(entry + WIDTH, c, column, present, False, LATENT, EVEN) if PARTS == 2 else v
             part = _product(s, s_low, v, v_low, tl.zeros((HEADS, COLUMNS), tl.float32), PARTS)
             inside = real & (c + column < LATENT)
@@ -185,18 +216,27 @@ def merge_splits(
 
 
 def mla_attention(q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, rank: int, tile: AttentionTile) -> Tensor:
-    """`Kernels.mla_attention`: q [T, H, L + R] float32 or bfloat16, pages [num_pages, page_size, L + R] bfloat16, or
-    float32 words as `rows.write_kv` writes them -> [T, H, L] float32."""
+    """`Kernels.mla_attention`: q [T, H, L + R] float32 or bfloat16, pages [num_pages, page_size, W] as `rows.write_kv`
+    writes them -> [T, H, L] float32. With pages in 8 bits products are of q's dtype."""
     queries, heads, width = q.shape
-    num_pages, page_size, _ = pages.shape
+    num_pages, page_size, entry = pages.shape
     sequences, max_pages = batch.page_table.shape
     out = torch.empty((queries, heads, rank), dtype=torch.float32, device=q.device)
     if not out.numel():
         return out
-    q = q.to(pages.dtype)
+    rounded = {torch.int8: 1, torch.float8_e4m3fn: 2}.get(pages.dtype, 0)
+    parts = 2 if pages.dtype is torch.float32 else 1
+    if rounded:
+        layout = EntryLayout.of(rank, width - rank)
+        places = entry, layout.key // 2, layout.scale // 4
+        codes = pages if rounded == 1 else pages.view(torch.uint8)
+        views = codes, pages.view(torch.bfloat16), pages.view(torch.float32)
+    else:
+        q, places = q.to(pages.dtype), (entry * parts, rank, 0)
+        views = (pages.view(torch.bfloat16) if parts == 2 else pages,) * 3
     splits = max(1, min(_MAX_SPLITS, triton.cdiv(max_pages * page_size, tile.keys)))
-    slice_size = max(1, min(queries, _SCRATCH_BYTES // (pages.dtype.itemsize * splits * heads * rank)))
-    sums = torch.empty((slice_size, splits, heads, rank), dtype=pages.dtype, device=q.device)
+    slice_size = max(1, min(queries, _SCRATCH_BYTES // (q.dtype.itemsize * splits * heads * rank)))
+    sums = torch.empty((slice_size, splits, heads, rank), dtype=q.dtype, device=q.device)
     tops = torch.empty((slice_size, splits, heads, 2), dtype=torch.float32, device=q.device)
     latent_2 = triton.next_power_of_2(rank)
     columns, rope_2 = min(tile.columns, max(16, latent_2)), max(16, triton.next_power_of_2(width - rank))
@@ -204,9 +244,9 @@ def mla_attention(q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, ran
         count = min(slice_size, queries - first)
         together = min(splits, triton.next_power_of_2(triton.cdiv(_PROGRAMS, count)))
         attend_splits[(count, triton.cdiv(heads, tile.heads), together)](
-            q, pages.view(torch.bfloat16), batch.query_start, batch.page_table, batch.positions, sums, tops,
+            q, *views, batch.query_start, batch.page_table, batch.positions, sums, tops,
             first, sequences, max_pages, page_size, num_pages, splits, scale * _LOG2_E,
-            heads, rank, width - rank, rope_2, triton.next_power_of_2(max(sequences, 1)), pages.dtype.itemsize // 2,
+            heads, rank, width - rank, rope_2, triton.next_power_of_2(max(sequences, 1)), parts, rounded, *places,
             tile.heads, tile.keys, columns, _MAX_SPLITS, tile.stages,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip

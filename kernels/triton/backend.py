@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checks import ArgumentChecks
+from ..kv_entries import ROUNDED
 from ..protocol import (
     ActivationFormat,
     Activations,
@@ -47,8 +48,8 @@ class TritonKernels:
     launches (`recording`). gpu: its name in the table of tiles; the device's own where it is empty. Raises ValueError
     where torch has no such GPU.
 
-    kv_dtype: bfloat16, or float32, whose pages take twice the memory and several times the time, for results that
-    stand no further off the reference than `splits_floats` says."""
+    kv_dtype: bfloat16; int8 or float8_e4m3fn; or float32, whose pages take twice the memory and several times the time,
+    for results that stand no further off the reference than `splits_floats` says."""
 
     name = "triton"
     activation_dtype = torch.float32
@@ -59,9 +60,10 @@ class TritonKernels:
         described = device.type == "meta"
         if not described and (device.type != "cuda" or not torch.cuda.is_available()):
             raise ValueError(f"device is {device}, expected a GPU that torch can use, such as cuda:0")
-        if kv_dtype not in (torch.bfloat16, torch.float32):
-            raise ValueError(f"kv_dtype is {kv_dtype}, expected torch.bfloat16 or torch.float32")
-        self.device, self.kv_dtype, self.query_dtype = device, kv_dtype, kv_dtype
+        if kv_dtype not in (torch.bfloat16, torch.float32, *ROUNDED):
+            raise ValueError(f"kv_dtype is {kv_dtype}, expected bfloat16, float32, int8 or float8_e4m3fn")
+        self.device, self.kv_dtype = device, kv_dtype
+        self.query_dtype = torch.float32 if kv_dtype is torch.float32 else torch.bfloat16
         self._check = ArgumentChecks(self.activation_dtype, device, kv_dtype, self.query_dtype)
         gpu = gpu or ("default" if described else gpu_name(device))
         self._tiles, self._linears = TileTable.of(gpu), linear_tuning(gpu)
@@ -111,7 +113,7 @@ class TritonKernels:
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         self._check.mla_attention(q, pages, batch, kv_lora_rank)
-        return mla_attention(q, pages, batch, float(scale), kv_lora_rank, self._attention)
+        return mla_attention(q.to(self.query_dtype), pages, batch, float(scale), kv_lora_rank, self._attention)
 
     def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
         self._check.gate(x, weight, bias, config)

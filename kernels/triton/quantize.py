@@ -15,15 +15,21 @@ from .arithmetic import row_scale, scaled_row, to_e4m3, to_int8
 
 
 @triton.jit
-def store_quantized(x, at, inside, values, scale, row, FP8: tl.constexpr):
-    """One row x, already loaded, zeros outside, to values + at and scale + row."""
+def quantized_row(x, FP8: tl.constexpr):
+    """One row x, already loaded, zeros where it has nothing -> its codes and its scale."""
     # Magnitudes are ordered as their bits are, which puts NaN above infinity.
     bits = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0)
     largest, finite = bits.to(tl.float32, bitcast=True), bits < 0x7F800000
     LIMIT: tl.constexpr = 448.0 if FP8 else 127.0
     size = row_scale(largest, finite, LIMIT)
     scaled = scaled_row(x, size, LIMIT)
-    code = to_e4m3(scaled) if FP8 else to_int8(scaled)
+    return to_e4m3(scaled) if FP8 else to_int8(scaled), size
+
+
+@triton.jit
+def store_quantized(x, at, inside, values, scale, row, FP8: tl.constexpr):
+    """`quantized_row` to values + at and scale + row."""
+    code, size = quantized_row(x, FP8)
     tl.store(values + at, code, mask=inside)
     tl.store(scale + row, size)
 
@@ -51,4 +57,4 @@ def quantize(x: Tensor, format: ActivationFormat) -> Activations:
     return Activations(format, values.view(torch.float8_e4m3fn) if fp8 else values, scale)
 
 
-__all__ = ["quantize", "quantize_rows", "store_quantized"]
+__all__ = ["quantize", "quantize_rows", "quantized_row", "store_quantized"]

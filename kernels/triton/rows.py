@@ -11,9 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..checks import row_stride
+from ..kv_entries import ROUNDED, EntryLayout
 from ..protocol import ActivationFormat, Activations
-from .arithmetic import ordered_silu, two_parts
-from .quantize import store_quantized
+from .arithmetic import nearest_bfloat, ordered_silu, two_parts
+from .quantize import quantized_row, store_quantized
 
 _BLOCK = 1024
 
@@ -105,6 +106,27 @@ def write_entries(pages, slots, latent, k_rope, rank, rope, limit, PARTS: tl.con
         tl.store(entry + rank + rope, second, mask=inside)
 
 
+@triton.jit
+def write_rounded_entries(
+    pages, keys, scales, slots, latent, k_rope, rank, rope, limit, size, key_at, scale_at,
+    RANK_2: tl.constexpr, ROPE_2: tl.constexpr, FP8: tl.constexpr,
+):  # fmt: skip
+    """One token a program, its entry as `kv_entries` says, of `size` bytes; key_at and scale_at in bytes. pages, keys
+    and scales: the same memory as codes, bfloat16 and float32. A slot outside the pages is not written."""
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + row)
+    if (slot < 0) | (slot >= limit):
+        return
+    column, turned, word = tl.arange(0, RANK_2), tl.arange(0, ROPE_2), tl.arange(0, 4)
+    code, scale = quantized_row(tl.load(latent + row * rank + column, mask=column < rank, other=0.0), FP8)
+    key = tl.load(k_rope + row * rope + turned, mask=turned < rope, other=0.0)
+    tl.store(pages + slot * size + column, code, mask=column < key_at)
+    place = keys + (slot * size + key_at) // 2 + turned
+    tl.store(place, nearest_bfloat(key), mask=turned < (scale_at - key_at) // 2)
+    place = scales + (slot * size + scale_at) // 4 + word
+    tl.store(place, tl.where(word == 0, scale, 0.0), mask=word < (size - scale_at) // 4)
+
+
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
     """Rows [T] int64 of table [N, D] -> [T, D] float32."""
     (length, size), count = table.shape, rows.shape[0]
@@ -169,8 +191,17 @@ def combine(slots: Tensor, weights: Tensor, shared: Tensor, residual: Tensor) ->
 
 def write_kv(pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
     tokens, rank = latent.shape
-    if tokens:
-        width, limit = triton.next_power_of_2(rank + k_rope.shape[1]), pages.shape[0] * pages.shape[1]
+    limit = pages.shape[0] * pages.shape[1]
+    if tokens and pages.dtype in ROUNDED:
+        layout, fp8 = EntryLayout.of(rank, k_rope.shape[1]), pages.dtype is torch.float8_e4m3fn
+        write_rounded_entries[(tokens,)](
+            pages.view(torch.uint8) if fp8 else pages, pages.view(torch.bfloat16), pages.view(torch.float32),
+            slots, latent, k_rope, rank, k_rope.shape[1], limit, layout.size, layout.key, layout.scale,
+            triton.next_power_of_2(layout.key), triton.next_power_of_2(layout.scale - layout.key), fp8,
+            enable_fp_fusion=False,
+        )  # fmt: skip
+    elif tokens:
+        width = triton.next_power_of_2(rank + k_rope.shape[1])
         write_entries[(tokens,)](
             pages.view(torch.bfloat16), slots, latent, k_rope, rank, k_rope.shape[1], limit,
             pages.dtype.itemsize // 2, width,

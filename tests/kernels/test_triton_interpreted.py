@@ -118,6 +118,33 @@ for rows in (slice(0, 7), slice(2, 5), slice(6, 7)):
             assert torch.equal(getattr(actual, name)[: len(tensor)], tensor), (rows, copies, name)
 """
 
+# Entries of KV pages to the bit, and attention over them in the dtypes that the interpreter multiplies rightly.
+ENTRIES = """
+import torch
+from kernel_cases import cached, normal, paged
+from flyray.kernels.reference import ReferenceKernels
+from flyray.kernels.triton.attention import AttentionTile, mla_attention
+from flyray.kernels.triton.rows import write_kv
+
+RANK, TILE = 38, AttentionTile(16, 32, 16, 4, 1)
+batch, total = paged([3, 1], [45, 20], 8, 1, 2)
+rows, q = normal(1, total * 8, RANK + 8), normal(3, 4, 3, RANK + 8)
+finite = rows.clone().view(total, 8, -1)
+rows[5], rows[7, 3] = 0.0, torch.inf
+slots = torch.arange(-1, total * 8)  # one that is left out
+for dtype in (torch.int8, torch.float8_e4m3fn):
+    reference = ReferenceKernels(kv_dtype=dtype)
+    expected, pages = cached(reference, rows.view(total, 8, -1), RANK), cached(reference, finite, RANK)
+    actual = mla_attention(q, pages, batch, 0.3, RANK, TILE)
+    assert torch.allclose(actual, reference.mla_attention(q, pages, batch, 0.3, RANK), rtol=0, atol=1e-5), dtype
+    pages.view(torch.uint8).fill_(0xFF)
+    write_kv(pages, slots, rows[slots][:, :RANK].contiguous(), rows[slots][:, RANK:].contiguous())
+    assert torch.equal(pages.view(torch.uint8), expected.view(torch.uint8)), dtype
+actual = mla_attention(q, finite.half(), batch, 0.3, RANK, TILE)
+expected = ReferenceKernels().mla_attention(q, finite, batch, 0.3, RANK)
+assert torch.allclose(actual, expected, rtol=0, atol=1e-2)
+"""
+
 
 def test_integer_products_and_peers_in_the_interpreter() -> None:
     environment = os.environ | {
@@ -125,7 +152,7 @@ def test_integer_products_and_peers_in_the_interpreter() -> None:
         "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent / "support"))),
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM + PEERS + KEY_LISTS],
+        [sys.executable, "-c", PROGRAM + PEERS + KEY_LISTS + ENTRIES],
         env=environment,
         capture_output=True,
         text=True,
