@@ -21,7 +21,7 @@ from ...kernels.aiter.key_lists import key_lists
 from ...kernels.flydsl.shape import ProductShape
 from ...kernels.flydsl.source import TARGETS, FlyDslSource
 from ...kernels.kv_entries import ROUNDED
-from ...kernels.protocol import Activations, ExpertWeights, Int4Matrix, Int8Matrix, PagedBatch, activation_format
+from ...kernels.protocol import ExpertWeights, Int4Matrix, Int8Matrix, PagedBatch, activation_format
 from ...kernels.triton import peers
 from ...kernels.triton.backend import TritonKernels
 from ...kernels.triton.recording import Launch, record
@@ -115,9 +115,7 @@ class BuildTask:
 
             yield FlyDslSource(kernels, self.target, launcher)
 
-    def _exchange(
-        self, kernels: TritonKernels, source: TritonKernels | FlyDslSource, format: str, shards: int
-    ) -> None:
+    def _exchange(self, kernels: TritonKernels, source: TritonKernels | FlyDslSource, format: str, shards: int) -> None:
         """The experts of one of so many shards, for rows that all shards have, and the way there and back where they
         write into each other's memory."""
         config, most = self.config, -(-self.config.n_routed_experts // shards)
