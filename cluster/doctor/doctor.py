@@ -15,20 +15,23 @@ from ...actors.model.config import ModelConfig
 from ...kernels.select import ACCELERATED, SOURCES
 from ..bench.machine import read_bandwidth, this_machine, usable_cores
 from ..figures import Figure
+from ..synthesize import Synthesis
 from .collectives import check_collectives
 from .devices import SeenGpu, check_gpus, check_masks, published, seen_gpus
 from .disk import check_disk
 from .finding import Finding
 from .fit import Demand, available_memory, check_fit
-from .kernels import check_backend, check_target
+from .kernels import check_backend
 from .packages import check_packages, installed_packages
 from .ray_gpus import LOCAL, check_ray
 from .system import check_system
+from .target import check_target
 from .topology import check_pcie, check_peers, check_topology, pcie_addresses
 from .versions import check_aiter, check_rocm, check_triton
 
 _COLORS = {"ok": "green", "unknown": "cyan", "warning": "yellow", "fault": "red"}
 _CPU_PROCESSES = 2
+_MODEL, _FORMATS = "kimi-k2.5", ("w4a8", "w8a8")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def examine(what: Examination) -> Iterator[Finding]:
     for backend in dict.fromkeys(filter(None, backends)):
         yield check_backend(backend, usable_cores(), what.shapes)
     if what.target:
-        yield from check_target(what.target)
+        yield from check_target(what.target, *_compiled(what))
 
 
 def findings_table(findings: list[Finding]) -> Table:
@@ -95,6 +98,13 @@ def _check_links(seen: list[SeenGpu], hip: bool) -> Iterator[Finding]:
     yield from check_pcie(pcie_addresses(len(seen)))
     if len(seen) > 1:
         yield from check_collectives(len(seen), "cuda", published(seen[0].name))
+
+
+def _compiled(what: Examination) -> tuple[ModelConfig, tuple[str, ...]]:
+    """For which model and formats kernels are compiled: those that are to be served, else Kimi-K2.5's."""
+    if what.demand is not None:
+        return what.demand.work.model, (what.demand.work.format,)
+    return ModelConfig.from_dict(Synthesis(_MODEL).config()), _FORMATS
 
 
 def _accelerated(hip: bool) -> list[str]:

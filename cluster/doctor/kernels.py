@@ -1,19 +1,14 @@
-"""Each kernel against the reference, and what compiles for a GPU that need not be here."""
+"""Each kernel against the reference."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 from ...actors.kernel_shapes import kernel_shapes, rounded_linears
 from ...actors.model.config import ModelConfig
 from ...actors.shard_check import check_shapes
 from ...kernels.composition import KernelPlan
-from ...kernels.flydsl.build import KIMI, BuildError, build
-from ...kernels.flydsl.isa import LDS_BYTES
 from ...kernels.protocol import Int4Matrix, Int8Matrix
 from ...kernels.select import device_kv_dtype, plan_kernels, select_kernels
 from ...kernels.selfcheck import KernelMismatch, self_check
-from ..figures import Figure
 from .finding import Finding
 
 _PAGE_SIZE = 16
@@ -40,24 +35,3 @@ def _plan(backend: str, model: ModelConfig) -> KernelPlan | None:
     every = model.n_routed_experts
     shapes = kernel_shapes(model, ("w4a8", "w8a8"), rounded_linears((), ()), every, kv_dtype, _PAGE_SIZE)
     return plan_kernels(backend, "auto", shapes, {})
-
-
-def check_target(target: str) -> Iterator[Finding]:
-    """Compiles the fused experts of Kimi-K2.5 for an architecture such as gfx942, whatever is in this machine."""
-    for shape in KIMI:
-        about = f"{target} {shape.name}"
-        try:
-            isa = build(shape, target)
-        except BuildError as error:
-            yield Finding(about, "fault", str(error))
-            return
-        lds = isa.lds + shape.lds_bytes
-        broken = isa.spills or isa.scratch or lds > LDS_BYTES
-        figures = tuple(
-            Figure(f"{name}.{shape.name}", value, unit)
-            for name, value, unit in (("vgpr", isa.vgpr, "1"), ("lds", lds, "bytes"), ("spills", isa.spills, "1"))
-        )
-        text = (
-            f"{isa.vgpr} VGPR, {isa.waves} waves a SIMD, {lds} bytes of LDS, {isa.spills} spills, {isa.scratch} scratch"
-        )
-        yield Finding(about, "fault" if broken else "ok", text, figures)

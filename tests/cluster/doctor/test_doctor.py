@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -12,14 +14,17 @@ import torch
 from typer.testing import CliRunner
 
 from flyray.actors.model.config import ModelConfig
+from flyray.cluster.build.built import Built, NotBuilt
 from flyray.cluster.cli import app
 from flyray.cluster.config import DEMO_MODEL
 from flyray.cluster.doctor.devices import check_copy, check_masks, copy_rate, published
 from flyray.cluster.doctor.kernels import check_backend
 from flyray.cluster.doctor.packages import check_packages, installed_packages
 from flyray.cluster.doctor.request import examination
+from flyray.cluster.doctor.target import check_target, judge_built
 from flyray.cluster.figures import read_figures
 from flyray.cluster.synthesize import Synthesis, model_file
+from flyray.kernels.flydsl.isa import Isa
 
 LOCAL = Path(__file__).parents[3] / "deploy" / "local.yaml"
 WANTED = ["ray[serve]>=2.50", "torch>=2.9,<2.14", 'flydsl==0.4.2; extra == "rocm"', 'flyray[gpu]; extra == "test"']
@@ -117,3 +122,22 @@ def test_a_model_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
     (trouble,) = asked.trouble
     assert (trouble.about, trouble.state) == ("model", "fault")
     assert "model-00002-of-000003.safetensors" in trouble.text
+
+
+def test_what_does_not_compile_for_a_target_is_a_fault() -> None:
+    isa = Isa(vgpr=96, sgpr=40, spills=0, parked=0, scratch=0, lds=1024, lines=(), loop=Counter())
+    right = Built("triton.a", "triton", "a", isa, 2048, 4, "", "")
+    spilled = replace(right, name="triton.b", isa=replace(isa, spills=3))
+    broken = NotBuilt("triton.c", "triton", ("does not compile: no",))
+    assert judge_built("gfx942", "triton", [right]).state == "ok"
+    found = judge_built("gfx942", "triton", [right, spilled, broken])
+    assert (found.state, found.about) == ("fault", "gfx942 triton")
+    assert "1 of 3 kernels compiled without spills, with at most 96 VGPR and 2048 bytes of LDS" in found.text
+    assert {figure.name: figure.value for figure in found.figures}["kernels_at_fault.triton"] == 2
+
+
+def test_a_format_that_there_is_not_is_a_fault() -> None:
+    model = ModelConfig.from_dict(Synthesis("bench-1b").config())
+    (found,) = check_target("gfx942", model, ("int3",))
+    assert found.state == "fault"
+    assert "int3" in found.text
