@@ -42,7 +42,8 @@ class ExpertRoutes:
         self.counts = torch.zeros(shape, dtype=torch.int32)
         # Experts whose numbers are those of their slots, for good.
         self._same = not moves and [*itertools.chain(*placement.held)] == [*itertools.chain(*self.slots)]
-        self._one, self._column = torch.ones(1, dtype=torch.int32), self._columns_of(_KEPT_ROWS)
+        self._one = torch.ones(1, dtype=torch.int32)
+        self._column = torch.arange(_KEPT_ROWS, dtype=torch.int32) % self._columns
 
     @property
     def device(self) -> torch.device:
@@ -88,13 +89,14 @@ class ExpertRoutes:
         if self._same:
             return ids
         if self._columns > 1:
-            column = self._column[: len(ids)] if len(ids) <= _KEPT_ROWS else self._columns_of(len(ids)).to(self.device)
-            chosen = torch.add(column[:, None], ids, alpha=self._columns).reshape(-1)
+            chosen = torch.add(self._columns_of(len(ids))[:, None], ids, alpha=self._columns).reshape(-1)
         return self.table[layer].view(-1).index_select(0, chosen).view(ids.shape)
 
     def _columns_of(self, rows: int) -> Tensor:
         """[rows] int32, the column of the table that each row reads."""
-        return torch.arange(rows, dtype=torch.int32) % self._columns
+        if rows <= _KEPT_ROWS:
+            return self._column[:rows]
+        return torch.arange(rows, dtype=torch.int32, device=self.device) % self._columns
 
     def _rows(self, placement: LayerPlacement) -> np.ndarray:
         """A layer's table [E, W] int32."""
