@@ -40,6 +40,7 @@ class FlyDslSource:
     def __init__(self, base: Kernels, target: str, launcher: Callable[[ProductShape], Launcher] | None = None) -> None:
         self._target = target
         self._launcher = launcher or _flydsl_launcher
+        self._launches = launcher is not None or base.device.type != "meta"
         self._check = ArgumentChecks(torch.float32, base.device)
 
     @property
@@ -68,11 +69,11 @@ class FlyDslSource:
 
     def prepare(self, weights: ExpertWeights) -> WaveExperts:
         """The layout that `experts` multiplies. Every product that it may need is compiled and launched once, on a
-        block without pairs, so that no request and no graph waits for a compiler; none on "meta"."""
+        block without pairs, so that no request and no graph waits for a compiler; FlyDSL launches none on "meta"."""
         for name, matrix in (("weights.gate_up", weights.gate_up), ("weights.down", weights.down)):
             self._check.expert_matrix(name, matrix)
         laid = wave_experts(weights)
-        if laid.alone.device.type != "meta":
+        if self._launches:
             warm_up(laid, self._launcher)
         return laid
 
