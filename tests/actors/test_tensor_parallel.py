@@ -150,8 +150,10 @@ def test_shards_give_the_bits_of_one(
 ) -> None:
     config = EngineConfig(str(checkpoint), precision=precision, **rounded)
     expected = run(Bench(config), tmp_path / "one")
-    for shards in (2, 3):
-        bench = Bench(replace(config, shards=shards, attention="tensor_parallel"))
+    for shards, redundant in ((2, 0), (3, 2)):  # experts on several shards, of which one runs each pair
+        several_shards = replace(config, shards=shards, attention="tensor_parallel", redundant_experts=redundant)
+        bench = Bench(several_shards)
+        assert bench.shape.placement.sizes == ((4, 4) if shards == 2 else (5, 5, 4))
         assert bench.shape.program.name == "tensor_parallel-1"
         found = run(bench, tmp_path / f"{shards}")
         for one, several in zip(expected, found, strict=True):
