@@ -354,7 +354,8 @@ class Shard:
         if (plan.engine, plan.epoch) != (start.engine, start.epoch):
             self._dropped += 1
             return
-        follows = self._interpreter.runs_ahead and not plan.trace and self._table.can_follow(plan)
+        whole = plan.program == start.programs[0].name and not plan.trace
+        follows = self._interpreter.runs_ahead and whole and self._table.can_follow(plan)
         # Beside a step on its way a second one may be begun, if it can do without the first one's tokens on the host.
         while len(self._on_their_way) > follows and not self._error:
             self._finish()
@@ -375,7 +376,8 @@ class Shard:
             if plan.placement != self._placement:
                 self._switch(plan.placement)
             batch = self._table.apply(plan)
-            answer = self._interpreter.begin(plan.step, batch, plan.decode_rows, times if plan.trace else None)
+            traced = times if plan.trace else None
+            answer = self._interpreter.begin(plan.step, batch, plan.decode_rows, traced, plan.program)
         except Exception as error:
             self._fail(plan.step, error)
             return
