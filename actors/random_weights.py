@@ -169,7 +169,7 @@ class _Drawing:
         else:
             self._draw_int4(values, scales, generator)
 
-    def _draw_int4(self, nibbles: Tensor, scales: list[Tensor], generator: torch.Generator) -> None:
+    def _draw_int4(self, nibbles: Tensor, scales: list[Tensor], generator: torch.Generator | None) -> None:
         """Values of -7 to 7, as nibbles 1 to 15, and multipliers that keep them within INT8."""
         multipliers, scale = scales
         nibbles.random_(1, 16, generator=generator)

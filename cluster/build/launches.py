@@ -118,11 +118,10 @@ class BuildTask:
     def _exchange(self, kernels: TritonKernels, source: TritonKernels | FlyDslSource, format: str, shards: int) -> None:
         """The experts of one of so many shards, for rows that all shards have, and the way there and back where they
         write into each other's memory."""
-        config, most = self.config, -(-self.config.n_routed_experts // shards)
-        if shards > config.n_routed_experts:
-            raise ValueError(f"expert_parallel: {shards} shards cannot share {config.n_routed_experts} experts")
-        weights = source.prepare(_experts(config, format, most))
-        top_k = config.num_experts_per_tok
+        config, experts, top_k = self.config, self.config.n_routed_experts, self.config.num_experts_per_tok
+        if shards > experts:
+            raise ValueError(f"expert_parallel: {shards} shards cannot share {experts} experts")
+        weights = source.prepare(_experts(config, format, -(-experts // shards)))
         for rows in sorted({*self.rows, *self.prompts}):
             pairs, everybody = _empty(torch.int32, shards * rows * top_k), shards * rows
             mine, all_rows = (
@@ -132,10 +131,9 @@ class BuildTask:
             outputs = source.experts(all_rows, pairs, pairs, weights)
             if shards > 1:
                 addresses, held = _empty(torch.int64, shards), _empty(torch.int32, shards)
-                routes = (_empty(torch.int32, config.n_routed_experts, width) for width in (2, 1))
-                table, counts = routes
-                places = addresses, addresses, addresses
-                peers.push_rows(mine, _empty(torch.int32, rows, top_k), (table, counts[:, 0]), places, (held, held), 0)
+                ids, places = _empty(torch.int32, rows, top_k), (addresses, addresses, addresses)
+                routes = _empty(torch.int32, experts, 1), _empty(torch.int32, experts)
+                peers.push_rows(mine, ids, routes, places, (held, held), 0)
                 peers.meet(addresses, held, held[:1], 0)
                 peers.push_outputs(outputs, pairs, addresses)
 

@@ -53,7 +53,7 @@ def test_all_that_is_launched_is_found(launches: tuple[Launch, ...]) -> None:
 
 
 def test_flydsls_products_are_those_that_it_launches() -> None:
-    task = replace(TASK, formats=("w4a8", "w8a8"), rows=(1,), prompts=())
+    task = replace(TASK, formats=("w4a8", "w8a8"), rows=(1, 8, 64, 512), prompts=())
     assert set(task.wanted().flydsl) == set(products(7168, 2048, (Int4Matrix, Int8Matrix)))
     assert not replace(task, target="gfx90a", shards=(1,), rows=(1,)).wanted().flydsl
     with pytest.raises(ValueError, match="expert_parallel: 400 shards cannot share 384 experts"):
