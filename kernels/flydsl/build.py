@@ -1,7 +1,5 @@
 """Compiles products for a GPU that need not be here, and says what came out.
 
-    python -m flyray.kernels.flydsl.build gfx942
-
 FlyDSL takes its target and where to leave the assembly from the environment alone, so each product is compiled by a
 process of its own. It needs a linker: ROCm's, or LLVM's `ld.lld` (Debian: lld).
 """
@@ -19,8 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..protocol import ExpertMatrix, Int4Matrix, Int8Matrix
-from .cycles import loop_clocks
-from .isa import LDS_BYTES, Isa, read_isa
+from .isa import Isa, read_isa
 from .shape import BLOCKS, ProductShape, unit_count
 
 LINKERS = ("ld.lld", "ld.lld-19", "ld.lld-18", "ld.lld-17")
@@ -91,19 +88,3 @@ def _linker_root(root: Path) -> Path:
     place.mkdir(parents=True)
     (place / "ld.lld").symlink_to(linker)
     return root
-
-
-def main(target: str) -> None:
-    """Prints a line for every product of Kimi-K2.5."""
-    print("product  vgpr  waves  spills  scratch  LDS  matrix  vector  a weight  barriers  under way  clocks")
-    for shape in KIMI:
-        isa = build(shape, target)
-        resident = min(isa.waves, LDS_BYTES // (isa.lds + shape.lds_bytes))
-        registers = isa.vgpr, resident, isa.spills, isa.scratch, shape.lds_bytes
-        each = f"{isa.vector / shape.lane_weights:.2f}"
-        loop = isa.matrix, isa.vector, each, isa.loop["s_barrier"], isa.under_way, loop_clocks(isa.lines, target)
-        print(shape.name, *registers, *loop, sep="  ", flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

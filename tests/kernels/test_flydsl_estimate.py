@@ -26,7 +26,7 @@ def test_blocks_of_uniform_routing() -> None:
 def test_what_bounds_a_product() -> None:
     shape = next(each for each in KIMI if each.name == "w4_gate_up_t16_k7168")
     loop = Counter({"v_xor_b32_e32": 484, "v_mfma_i32_16x16x32_i8": 64, "ds_read_b128": 16, "ds_write_b128": 4})
-    isa = Isa(120, 45, 0, 0, 0, (), loop)
+    isa = Isa(vgpr=120, sgpr=45, spills=0, parked=0, scratch=0, lds=0, lines=(), loop=loop)
     few, many = times(shape, isa, 1, 48), times(shape, isa, 16384, 384)
     assert few.bytes == pytest.approx(4096 * 7168 * 4.125 / 8 / 6e12 * 1e6)
     # One expert has 32 programs; their waves are each the only one of its SIMD.
