@@ -248,11 +248,11 @@ def mla_attention(q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, ran
             first, sequences, max_pages, page_size, num_pages, splits, scale * _LOG2_E,
             heads, rank, width - rank, rope_2, triton.next_power_of_2(max(sequences, 1)), parts, rounded, *places,
             tile.heads, tile.keys, columns, _MAX_SPLITS, tile.stages,
-            num_warps=tile.warps, num_stages=tile.stages,
+            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
         )  # fmt: skip
         merge_splits[(count, heads)](
             sums, tops, batch.positions, out, first, heads, splits,
-            rank, latent_2, tile.keys, _MAX_SPLITS, num_warps=4 if latent_2 >= 256 else 1,
+            rank, latent_2, tile.keys, _MAX_SPLITS, num_warps=4 if latent_2 >= 256 else 1, enable_fp_fusion=True,
         )  # fmt: skip
     return out
 

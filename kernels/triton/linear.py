@@ -298,7 +298,7 @@ def linear(x: Tensor, weight: Tensor, tuning: LinearTuning) -> Tensor:
     out = torch.empty((tokens, outputs), dtype=torch.float32, device=x.device)
     float_products[(*grid, chunks)](
         x, weight, parts, tokens, outputs, 1, inner, chunks, size, rows, _FLOAT_COLUMNS, _CHUNK, True,
-        num_warps=4, num_stages=tuning.floats,
+        num_warps=4, num_stages=tuning.floats, enable_fp_fusion=True,
     )  # fmt: skip
     add_chunks[(triton.cdiv(out.numel(), 512),)](parts, out, out.numel(), chunks, 512)
     return out
@@ -313,7 +313,8 @@ def head_linear(x: Tensor, weight: Tensor, tuning: LinearTuning) -> Tensor:
         grid = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size), heads)
         float_products[grid](
             x, weight, out, tokens, outputs, heads, inner, triton.cdiv(inner, _CHUNK),
-            size, rows, _FLOAT_COLUMNS, _CHUNK, False, num_warps=4, num_stages=tuning.floats,
+            size, rows, _FLOAT_COLUMNS, _CHUNK, False,
+            num_warps=4, num_stages=tuning.floats, enable_fp_fusion=True,
         )  # fmt: skip
     return out
 

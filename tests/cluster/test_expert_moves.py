@@ -58,7 +58,6 @@ def test_answers_stay_while_experts_move_and_when_they_cannot(tmp_path: Path, ca
             assert all(each == first for each in found)
             assert state.failures == 0
             assert state.moved >= state.version > 0
-            assert state.longest_switch_s < 1
             assert 1 <= state.imbalance < 3
             assert len(state.hottest) == 5
             assert 0.1 < state.hottest[0].share <= 1 / 3
