@@ -151,7 +151,7 @@ def test_a_query_has_the_same_bits_in_any_batch_and_chunk(monkeypatch: pytest.Mo
         one = PagedBatch(ends, lengths, batch.page_table[[0, 2]], lengths.long() - 1, batch.slots[rows])
         decoded = kernels.mla_attention(q[rows], entries, one, 0.07, 512)
         assert torch.equal(decoded[0], kernels.mla_attention(q, entries, batch, 0.07, 512)[query])
-    monkeypatch.setattr(attention, "_ROWS", 3)
+    monkeypatch.setattr(attention, "ROWS", 3)
     in_calls, _ = attended(kernels, 64, batch, pages, 4)
     assert torch.equal(in_calls, whole)
     monkeypatch.setattr(attention, "_INDICES", 1)
