@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..actors.engine_config import FLUSH_TIMEOUT_S
+from ..kernels.select import CPU_BACKENDS
 from .config import FlyrayConfig
 from .local_ray import LocalRay
 from .ray_address import connect
@@ -105,6 +106,8 @@ class Server:
         Tokenizer(self.config.model.path)
         self._connect()
         ray_started()
+        if self._local is not None:
+            self._check_gpus()
         self._deploy()
         state = self._await_engine()
         self._await_front()
@@ -156,6 +159,18 @@ class Server:
         read = ray.remote(num_cpus=0)(_cluster_setting)
         if ray.get(read.remote(setting)) != "1":
             raise ServeError(f"the Ray cluster at {address} must be started with {setting}=1 in its environment")
+
+    def _check_gpus(self) -> None:
+        """Serve would wait for them for ever. Another cluster may still grow."""
+        import ray
+
+        engine = self.config.engine_config()
+        need, found = engine.shards * engine.shard_bundle.get("GPU", 0.0), ray.cluster_resources().get("GPU", 0.0)
+        if need > found:
+            raise ServeError(
+                f"engine.backend: {engine.backend!r} needs a GPU for each of engine.shards: {engine.shards}, and Ray "
+                f"finds {found:g} on this machine; without GPUs the backends {', '.join(CPU_BACKENDS)} are right"
+            )
 
     def _deploy(self) -> None:
         from ray import serve as ray_serve

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from server_process import FLYRAY, ServerProcess, assert_nothing_left, until
 
 from flyray.cluster.config import DEMO_MODEL
@@ -59,6 +60,23 @@ def test_an_engine_that_cannot_start_says_why_and_leaves_nothing(tmp_path):
         assert server.output.startswith("flyray: the engine cannot start: ")
         assert shard_file.name in server.output
         assert server.output.count("\n") == 1
+        assert list(server.folder.iterdir()) == []
+    finally:
+        server.close()
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_a_backend_for_gpus_is_refused_where_there_is_none(tmp_path):
+    config = tmp_path / "flyray.yaml"
+    config.write_text(
+        f"model: {{path: {DEMO_MODEL}}}\nserve: {{port: {free_ports(1)[0]}}}\nengine: {{backend: triton, shards: 2}}\n"
+    )
+    server = ServerProcess("serve", str(config))
+    try:
+        assert server.end(60) == 1, server.output
+        assert server.output.startswith(
+            "flyray: engine.backend: 'triton' needs a GPU for each of engine.shards: 2, and Ray finds 0 on this machine"
+        )
         assert list(server.folder.iterdir()) == []
     finally:
         server.close()
