@@ -52,6 +52,7 @@ from .step_batch import PlanError, SequenceTable
 from .step_plan import StageTime, StepPlan, StepResult
 from .weights import load_shard
 from .wire import WireError, decode_as, encode
+from .zmq_end import ZmqEnd
 from .zmq_exchange import ZmqExchange
 from .zmq_gather import ZmqGather
 
@@ -199,7 +200,7 @@ class Shard:
         self._interpreter = Interpreter(self._actions(stages, leaves_out), *start.programs, fixed=fixed)
         self._plans = self._links.connect(zmq.DEALER, start.plan_address, events=zmq.EVENT_DISCONNECTED)
         self._router_gone = self._plans.get_monitor_socket()
-        if isinstance(self._exchange, ZmqExchange | ZmqGather):
+        if isinstance(self._exchange, ZmqEnd):
             self._exchange.connect(self._links, addresses, (self._interrupt, self._router_gone))
         self._plans.send(encode(StepResult(start.engine, start.epoch, HELLO, start.shard, (), (), (), "")))
         self._thread = threading.Thread(target=self._run, name=f"shard-{start.shard}", daemon=True)

@@ -5,20 +5,19 @@ Every peer gets a message in every dispatch, also an empty one, so that a shard 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import zmq
 from torch import Tensor
 
 from ..kernels.protocol import ActivationFormat, Activations
 from .exchange import ExchangePoint, Received, Sent
 from .expert_routes import ExpertRoutes
-from .link import LinkError, LinkPlace, Links
+from .link import LinkError
 from .pair_split import split_pairs
-from .zmq_mail import DTYPES, ExchangeHeader, ZmqMail
+from .zmq_end import ZmqEnd
+from .zmq_mail import DTYPES, ExchangeHeader
 
 _NO_SCALES = np.zeros(0, np.float32)
 
@@ -34,39 +33,13 @@ class _Dispatched:
     format: ActivationFormat
 
 
-class ZmqExchange:
-    """Peer to peer between shard processes over ZeroMQ (`ZmqMail`)."""
+class ZmqExchange(ZmqEnd):
+    """Rows go to their experts, outputs come back."""
 
-    captures = False
-
-    def __init__(
-        self,
-        engine: str,
-        epoch: int,
-        routes: ExpertRoutes,
-        hidden_size: int,
-        timeout_s: float,
-    ) -> None:
-        """routes: this shard's. hidden_size: D of every row."""
-        self._shard, self._columns, self._routes = routes.shard, hidden_size, routes
-        self._mail = ZmqMail(engine, epoch, routes.shard, len(routes.slots), timeout_s, self._fits)
-        self._first = np.array([slots.start for slots in routes.slots], dtype=np.int32)
+    def __init__(self, engine: str, epoch: int, routes: ExpertRoutes, hidden_size: int, timeout_s: float) -> None:
+        super().__init__(engine, epoch, routes, hidden_size, timeout_s)
         self._held = len(routes.slots[routes.shard])
         self._own_dispatch: dict[ExchangePoint, _Dispatched] = {}
-        self._own_outputs: dict[ExchangePoint, np.ndarray] = {}
-
-    @property
-    def dropped(self) -> int:
-        """Messages that were not for this shard, or came too late."""
-        return self._mail.dropped
-
-    def open(self, links: Links, place: LinkPlace) -> str:
-        """See `ZmqMail`."""
-        return self._mail.open(links, place)
-
-    def connect(self, links: Links, addresses: Sequence[str], interrupts: Sequence[zmq.Socket] = ()) -> None:
-        """See `ZmqMail`."""
-        self._mail.connect(links, addresses, interrupts)
 
     def begin_step(self, step: int) -> None:
         self._mail.begin_step(step)
@@ -116,22 +89,7 @@ class ZmqExchange:
             if shard == self._shard:
                 self._own_outputs[point] = rows[begin:end]
             else:
-                self._mail.send([shard], point, "combine", [rows[begin:end]], self._columns, pairs=pairs)
-
-    def receive_combined(self, point: ExchangePoint, sent: Sent) -> Tensor:
-        owing = [peer for peer in self._mail.peers if len(sent.positions[peer])]
-        self._mail.wait(point, "combine", owing)
-        slots = np.empty((sent.tokens * sent.slots, self._columns), np.float32)
-        own = sent.positions[self._shard]
-        if len(own):
-            slots[own] = self._own_outputs.pop(point)
-        for peer in owing:
-            header, payload = self._mail.take(point, "combine", peer)
-            asked = len(sent.positions[peer])
-            if header.pairs != asked:
-                raise LinkError(f"layer {point.layer}: shard {peer} answered {header.pairs} pairs, {asked} were sent")
-            slots[sent.positions[peer]] = np.frombuffer(payload, np.float32).reshape(-1, self._columns)
-        return torch.from_numpy(slots).view(sent.tokens, sent.slots, self._columns)
+                self._mail.send([shard], point, "combine", [rows[begin:end]], self._hidden_size, pairs=pairs)
 
     def _hand_over(self, point: ExchangePoint, shard: int, part: _Dispatched) -> None:
         if shard == self._shard:
@@ -139,10 +97,10 @@ class ZmqExchange:
             return
         arrays = [part.scale, part.pair_row, part.pair_expert, part.values]
         rows, pairs = len(part.values), len(part.pair_row)
-        self._mail.send([shard], point, "dispatch", arrays, self._columns, rows, pairs, part.format)
+        self._mail.send([shard], point, "dispatch", arrays, self._hidden_size, rows, pairs, part.format)
 
     def _fits(self, header: ExchangeHeader) -> bool:
-        return header.phase in ("dispatch", "combine") and header.columns == self._columns
+        return header.phase in ("dispatch", "combine") and header.columns == self._hidden_size
 
     def _open_dispatch(self, point: ExchangePoint, sender: int) -> _Dispatched:
         header, payload = self._mail.take(point, "dispatch", sender)
@@ -151,7 +109,7 @@ class ZmqExchange:
         pairs_at = 4 * scales
         values_at = pairs_at + 8 * header.pairs
         pair_row, pair_expert = np.frombuffer(payload[pairs_at:values_at], np.int32).reshape(2, -1)
-        values = np.frombuffer(payload[values_at:], _numpy_dtype(kind)).reshape(-1, self._columns)
+        values = np.frombuffer(payload[values_at:], _numpy_dtype(kind)).reshape(-1, self._hidden_size)
         part = _Dispatched(values, np.frombuffer(payload[:pairs_at], np.float32), pair_row, pair_expert, kind)
         # The kernels index with these numbers, in C++: a wrong one must not reach them.
         if header.pairs and not (
