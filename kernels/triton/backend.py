@@ -37,10 +37,13 @@ from .experts import run_experts
 from .gate import choose
 from .graph import TritonGraph
 from .layouts import TiledExperts, tile_experts
-from .linear import gated_hidden, head_linear, integer_linear, linear, linear_tuning
+from .linear import float_parts, gated_hidden, head_linear, integer_linear, linear, linear_tuning
 from .quantize import quantize
 from .sampling import greedy, sample_rows
 from .tiles import TileTable, gpu_name
+
+_CHOSEN_OF_PARTS = 512
+"""Up to so many rows the gate's chooser itself adds the chunks of K: a launch less, for some memory."""
 
 
 class TritonKernels:
@@ -117,7 +120,9 @@ class TritonKernels:
 
     def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
         self._check.gate(x, weight, bias, config)
-        return choose(linear(x, weight, self._linears), bias, config)
+        if len(x) > _CHOSEN_OF_PARTS:
+            return choose(linear(x, weight, self._linears)[None], bias, config)
+        return choose(float_parts(x, weight, self._linears), bias, config)
 
     def quantize(self, x: Tensor, format: ActivationFormat) -> Activations:
         """A row with a NaN or an infinity becomes zeros with scale NaN, so that it stays visible."""

@@ -21,17 +21,20 @@ def _largest(values):
 
 @triton.jit
 def choose_experts(
-    logits, bias, ids, weights, experts, group_size, factor,
-    GROUPS: tl.constexpr, SIZE: tl.constexpr, N_GROUP: tl.constexpr, TOPK_GROUP: tl.constexpr, TOP_K: tl.constexpr,
-    NORM: tl.constexpr,
+    parts, bias, ids, weights, tokens, experts, group_size, factor,
+    CHUNKS: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, N_GROUP: tl.constexpr, TOPK_GROUP: tl.constexpr,
+    TOP_K: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
-    """logits [T, E] float32. GROUPS, SIZE: powers of 2 that hold the groups and a group's experts."""
+    """parts [CHUNKS, T, E] float32, whose sums in order are the logits. GROUPS, SIZE: powers of 2 that hold the groups
+    and a group's experts."""
     token = tl.program_id(0).to(tl.int64)
     group = tl.arange(0, GROUPS)[:, None]
     member = tl.arange(0, SIZE)[None, :]
     expert = group * group_size + member
     real = (group < N_GROUP) & (member < group_size)
-    logit = tl.load(logits + token * experts + expert, mask=real, other=0.0)
+    logit = tl.zeros((GROUPS, SIZE), tl.float32)
+    for chunk in tl.static_range(CHUNKS):  # unrolled, so that all of them are on their way at once
+        logit += tl.load(parts + (chunk * tokens + token) * experts + expert, mask=real, other=0.0)
     score = tl.div_rn(tl.full((GROUPS, SIZE), 1.0, tl.float32), ordered_exp(-logit) + 1.0)
     choice = score + tl.load(bias + expert, mask=real, other=0.0)
     choice = tl.where(choice != choice, float("-inf"), choice)
@@ -71,16 +74,17 @@ def choose_experts(
     tl.store(weights + token * TOP_K + slot, weight * factor, mask=inside)
 
 
-def choose(logits: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
-    """logits [T, E] float32 -> ids [T, K] int32 and weights [T, K] float32, as `Kernels.gate`."""
-    tokens, experts = logits.shape
-    ids = torch.empty((tokens, config.top_k), dtype=torch.int32, device=logits.device)
-    weights = torch.empty((tokens, config.top_k), dtype=torch.float32, device=logits.device)
+def choose(parts: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
+    """parts [chunks, T, E] float32 of `linear.float_parts` -> ids [T, K] int32 and weights [T, K] float32, as
+    `Kernels.gate`."""
+    chunks, tokens, experts = parts.shape
+    ids = torch.empty((tokens, config.top_k), dtype=torch.int32, device=parts.device)
+    weights = torch.empty((tokens, config.top_k), dtype=torch.float32, device=parts.device)
     if tokens:
         size = experts // config.n_group
         choose_experts[(tokens,)](
-            logits, bias, ids, weights, experts, size, config.routed_scaling_factor,
-            triton.next_power_of_2(config.n_group), triton.next_power_of_2(size),
+            parts, bias, ids, weights, tokens, experts, size, config.routed_scaling_factor,
+            chunks, triton.next_power_of_2(config.n_group), triton.next_power_of_2(size),
             config.n_group, config.topk_group, config.top_k, config.norm_topk_prob,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

@@ -288,20 +288,29 @@ def _unpacked(weight: Int4Weight) -> Int8Weight:
 
 def linear(x: Tensor, weight: Tensor, tuning: LinearTuning) -> Tensor:
     """x [T, K] float32, weight [N, K] bf16 or float32 -> [T, N] float32."""
+    parts = float_parts(x, weight, tuning)
+    if len(parts) == 1:
+        return parts[0]
+    out = torch.empty(parts.shape[1:], dtype=torch.float32, device=x.device)
+    add_chunks[(triton.cdiv(out.numel(), 512),)](parts, out, out.numel(), len(parts), 512)
+    return out
+
+
+def float_parts(x: Tensor, weight: Tensor, tuning: LinearTuning) -> Tensor:
+    """`linear` as the sums of its chunks of K, [chunks, T, N], which are to be added in their order; [1, T, N] where
+    there are so many programs that each takes all of K."""
     (tokens, inner), outputs = x.shape, weight.shape[0]
     size, rows = token_tile(tokens), 64
     grid = (triton.cdiv(outputs, rows), triton.cdiv(max(tokens, 1), size))
     chunks = triton.cdiv(inner, _CHUNK)
     if grid[0] * grid[1] >= tuning.programs or chunks == 1 or tokens == 0:
-        return head_linear(x[:, None], weight[None], tuning)[:, 0]
+        return head_linear(x[:, None], weight[None], tuning)[None, :, 0]
     parts = torch.empty((chunks, tokens, outputs), dtype=torch.float32, device=x.device)
-    out = torch.empty((tokens, outputs), dtype=torch.float32, device=x.device)
     float_products[(*grid, chunks)](
         x, weight, parts, tokens, outputs, 1, inner, chunks, size, rows, _FLOAT_COLUMNS, _CHUNK, True,
         num_warps=4, num_stages=tuning.floats, enable_fp_fusion=True,
     )  # fmt: skip
-    add_chunks[(triton.cdiv(out.numel(), 512),)](parts, out, out.numel(), chunks, 512)
-    return out
+    return parts
 
 
 def head_linear(x: Tensor, weight: Tensor, tuning: LinearTuning) -> Tensor:
@@ -319,4 +328,13 @@ def head_linear(x: Tensor, weight: Tensor, tuning: LinearTuning) -> Tensor:
     return out
 
 
-__all__ = ["LinearTuning", "gated_hidden", "head_linear", "integer_linear", "linear", "linear_tuning", "token_tile"]
+__all__ = [
+    "LinearTuning",
+    "float_parts",
+    "gated_hidden",
+    "head_linear",
+    "integer_linear",
+    "linear",
+    "linear_tuning",
+    "token_tile",
+]

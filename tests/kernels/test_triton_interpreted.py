@@ -18,8 +18,9 @@ PROGRAM = """
 import torch
 from kernel_cases import expert_weights, int4_weight, int8_weight, normal, pairs
 from flyray.kernels.checks import PairShapes
-from flyray.kernels.protocol import ActivationFormat, Int4Matrix, Int8Matrix
+from flyray.kernels.protocol import ActivationFormat, GateConfig, Int4Matrix, Int8Matrix
 from flyray.kernels.reference import ReferenceKernels
+from flyray.kernels.triton.gate import choose
 from flyray.kernels.triton.experts import run_experts
 from flyray.kernels.triton.layouts import tile_experts
 from flyray.kernels.triton.linear import gated_hidden, integer_linear, linear_tuning
@@ -42,6 +43,10 @@ for make in (int8_weight, int4_weight):
     rows, gate_up, down = reference.quantize(normal(3, 3, 160), ActivationFormat.INT8), make(128, 160), make(160, 64)
     actual = integer_linear(gated_hidden(rows, gate_up, linear_tuning("default")), down, linear_tuning("default"), True)
     assert torch.equal(actual, reference.mlp(rows, gate_up, down)), make
+parts, bias, config = normal(8, 5, 3, 24) * 4, normal(9, 24), GateConfig(6, 4, 2, True, 2.5)
+logits = sum(parts[1:], parts[0])  # in order
+actual, expected = choose(parts, bias, config), reference.gate(logits, torch.eye(24), bias, config)
+assert torch.equal(actual[0], expected[0]) and torch.equal(actual[1], expected[1])
 inputs = normal(4, 3, 5, 70), normal(5, 3, 5), normal(6, 3, 70), normal(7, 3, 70)
 assert torch.allclose(combine(*inputs), reference.combine(*inputs), rtol=0, atol=1e-5)
 """
