@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from .config import demo_config
+from .held_port import HeldPort
 from .http_chat import ChatClientError, HttpChat
-from .local_ray import free_ports
 from .serve import Server
 from .stop_signals import Stopped, StopSignals
 
@@ -43,7 +43,12 @@ class ChatSettings:
 def converse_demo(settings: ChatSettings, *, keep_logs: bool = False) -> None:
     """Talks to the demo model, served for the time of the conversation."""
     console = Console(highlight=False)
-    server = Server(demo_config(port=free_ports(1)[0]), say=lambda _: None, keep_logs=keep_logs)
+    with HeldPort() as port:
+        server = Server(demo_config(port=port.number), say=lambda _: None, keep_logs=keep_logs)
+        _talk(server, settings, console)
+
+
+def _talk(server: Server, settings: ChatSettings, console: Console) -> None:
     with StopSignals(server.end_now) as signals:
         try:
             with console.status("starting the demo model"):

@@ -211,14 +211,18 @@ def _amounts(resources: Mapping[str, float]) -> str:
 
 def _await_exit(pids: Sequence[int]) -> None:
     """Waits until processes of this node are gone, for Ray kills without waiting; one that hangs is killed here."""
-    deadline = time.monotonic() + _EXIT_TIMEOUT_S
-    left = [pid for pid in pids if _alive(pid)]
-    while left and time.monotonic() < deadline:
-        time.sleep(0.01)
-        left = [pid for pid in left if _alive(pid)]
-    for pid in left:
+    for pid in _left_after(_EXIT_TIMEOUT_S, pids):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    _left_after(_EXIT_TIMEOUT_S, pids)
+
+
+def _left_after(seconds: float, pids: Sequence[int]) -> list[int]:
+    """Those that have not ended then; returns earlier when all have."""
+    deadline = time.monotonic() + seconds
+    while (left := [pid for pid in pids if _alive(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return left
 
 
 def _alive(pid: int) -> bool:

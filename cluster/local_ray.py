@@ -10,13 +10,13 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
 
 from ..actors.device_choice import ALL_GPUS_VISIBLE
+from .held_port import HeldPort
 from .processes import adopt_orphans, descendants, end_descendants
 
 # Ray's least; flyray keeps nothing in the object store.
@@ -37,6 +37,7 @@ class LocalRay:
         self._http = http
         self._keep_logs = keep_logs
         self._before: set[int] = set()
+        self._ports: list[HeldPort] = []
         self._saved: dict[str, str | None] = {}
         # Ray's socket paths are long and may have 107 characters in all, so the folder's name is short.
         self.folder = Path(tempfile.mkdtemp(prefix="fr-"))
@@ -79,6 +80,9 @@ class LocalRay:
 
         ray.shutdown()
         self.end_now(grace_s=1.0)
+        for port in self._ports:
+            port.close()
+        self._ports.clear()
         for name, value in self._saved.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -108,9 +112,12 @@ class LocalRay:
 
     def _haproxy_environment(self) -> dict[str, str]:
         """HAProxy's files and side ports; Ray's defaults are fixed and would clash with a second cluster's."""
-        stats_port, metrics_port = free_ports(2)
+        stats_port, metrics_port = self._ports = [HeldPort(), HeldPort()]
         return {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            # A proxy that has not come up after three times this is killed, and with it the start of the server: on a
+            # busy machine it may take as long.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "40",
             # Serve's replicas would else pass every token of a stream from one event loop to another.
             "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
             # Serve's own counts, ten times a second by default: half of what an idle replica costs.
@@ -128,18 +135,6 @@ class LocalRay:
             # that option, but it writes this one into the same section as it stands, line break included.
             "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n    option http-buffer-request",
             "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_HAPROXY_BUFFER_BYTES),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port.number),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port.number),
         }
-
-
-def free_ports(count: int) -> list[int]:
-    """TCP ports that nobody uses now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.02
-_KILL_TIMEOUT_S = 5.0
+_KILL_TIMEOUT_S = 30.0
 
 
 def adopt_orphans() -> None:
@@ -49,15 +49,16 @@ def descendants() -> set[int]:
 def end_descendants(spare: Iterable[int] = (), grace_s: float = 2.0) -> int:
     """Ends all descendants but `spare`: SIGTERM, and SIGKILL after `grace_s` seconds. Returns how many there were.
 
-    Gives up on what is still there some seconds after SIGKILL: only the kernel can hold a process that long.
+    Gives up on what is still there half a minute after SIGKILL: only the kernel can hold a process that long.
     """
     spared = set(spare)
     ended: set[int] = set()
-    begin = time.monotonic()
-    number = signal.SIGTERM
-    while (targets := descendants() - spared) and time.monotonic() < begin + grace_s + _KILL_TIMEOUT_S:
-        if number == signal.SIGTERM and time.monotonic() > begin + grace_s:
-            number = signal.SIGKILL
+    number, until = signal.SIGTERM, time.monotonic() + grace_s
+    while targets := descendants() - spared:
+        if time.monotonic() > until:
+            if number == signal.SIGKILL:
+                break
+            number, until = signal.SIGKILL, time.monotonic() + _KILL_TIMEOUT_S
         new = targets if number == signal.SIGKILL else targets - ended
         ended |= targets
         _signal(new, number)

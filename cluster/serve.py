@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..actors.engine_config import FLUSH_TIMEOUT_S
 from ..kernels.select import CPU_BACKENDS
 from .config import FlyrayConfig
+from .held_port import HeldPort
 from .local_ray import LocalRay
 from .ray_address import connect
 from .stop_signals import StopSignals
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.1
 _STOP_TIMEOUT_S = 4.0
-_FRONT_TIMEOUT_S = 30.0
+_FRONT_TIMEOUT_S = 120.0
 _HEALTH_TIMEOUT_S = 3.0
 
 
@@ -62,6 +63,7 @@ class Server:
         self.start_seconds = 0.0
         self._say = say
         self._keep_logs = keep_logs
+        self._port: HeldPort | None = None
         self._local: LocalRay | None = None
         self._engine: Any = None
         self._deployed = False
@@ -101,7 +103,7 @@ class Server:
         """
         begin = time.monotonic()
         check_haproxy()
-        check_port(self.config.serve.host, self.config.serve.port)
+        self._port = hold_port(self.config.serve.host, self.config.serve.port)
         # Read here only to say early what is wrong with it: a front that cannot start is started again and again.
         Tokenizer(self.config.model.path)
         self._connect()
@@ -138,6 +140,9 @@ class Server:
             ray_serve.delete(APPLICATION)
             self._deployed = False
             ray.shutdown()
+        if self._port is not None:
+            self._port.close()
+            self._port = None
 
     def end_now(self) -> None:
         """Kills all processes of a cluster of its own and removes its files."""
@@ -185,10 +190,13 @@ class Server:
             while not (proxies.done() or _controller_is_named()):
                 time.sleep(_POLL_S)
             if proxies.done():
-                proxies.result()
+                proxies.result()  # raises what it failed with
             self._deployed = True
-            ray_serve.run(application(self.config), name=APPLICATION, route_prefix="/")
-            proxies.result()
+            # Serve waits a minute for its proxies; on a busy machine they come later, and `_await_front` waits on.
+            with suppress(TimeoutError):
+                ray_serve.run(application(self.config), name=APPLICATION, route_prefix="/")
+            with suppress(TimeoutError):
+                proxies.result()
         self._engine = ray_serve.get_deployment_handle(ENGINE, APPLICATION)
 
     def _await_engine(self) -> EngineState:
@@ -244,15 +252,12 @@ def _controller_is_named() -> bool:
     return True
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises ServeError if nothing could listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ServeError(f"cannot listen at {host} port {port}: {error.strerror}") from None
+def hold_port(host: str, port: int) -> HeldPort:
+    """The port, for HAProxy, which is long in coming. Raises ServeError if nothing could listen there."""
+    try:
+        return HeldPort(host, port)
+    except OSError as error:
+        raise ServeError(f"cannot listen at {host} port {port}: {error.strerror}") from None
 
 
 def check_haproxy() -> None:

@@ -42,11 +42,13 @@ class SoakError(Exception):
 
 @dataclass(frozen=True)
 class SoakSettings:
-    """seconds: of the whole soak, a third of which runs the requests alone. seed: of all that is random. shards: of the
-    loaded engine. precision, int8_weights, int4_weights: as in `EngineConfig`. rebalance_s: how often the loaded engine
-    moves experts, with a redundant one on each shard; 0.0: never."""
+    """seconds: of the whole soak, a third of which runs the requests alone. answers: it lasts until so many were equal,
+    if that takes longer. seed: of all that is random. shards: of the loaded engine. precision, int8_weights,
+    int4_weights: as in `EngineConfig`. rebalance_s: how often the loaded engine moves experts, with a redundant one on
+    each shard; 0.0: never."""
 
     seconds: float
+    answers: int = 0
     seed: int = 0
     shards: int = 2
     precision: str = "auto"
@@ -188,14 +190,16 @@ class Soak:
     async def _stream(self, number: int, report: SoakReport, end: float) -> None:
         """A client after another, each with a request after another; a quarter of these it leaves after some tokens,
         and now and then its connection ends with them."""
-        loop = asyncio.get_running_loop()
-        while loop.time() < end:
+        while self._goes_on(report, end):
             async with self._connect() as client:
                 stays = True
-                while stays and loop.time() < end:
+                while stays and self._goes_on(report, end):
                     async with self._turned:
                         await self._turned.wait_for(lambda: number < self._asking)
                     stays = await self._ask(client, report)
+
+    def _goes_on(self, report: SoakReport, end: float) -> bool:
+        return asyncio.get_running_loop().time() < end or report.equal < self._settings.answers
 
     async def _ask(self, client: EngineClient, report: SoakReport) -> bool:
         """Whether the client stays after one of the requests."""

@@ -48,7 +48,7 @@ def bench_serve(
         from ..bench.plot import check_plots
         from ..bench.serve import ServeSettings, bench_config, bench_url
         from ..figures import write_figures
-        from ..local_ray import free_ports
+        from ..held_port import HeldPort
 
         if (url is not None) + demo + (config is not None) != 1:
             raise typer.BadParameter("give one of a URL, --demo and --config")
@@ -68,11 +68,12 @@ def bench_serve(
         if url is not None:
             found = bench_url(url, settings)
         else:
-            chosen = configuration(config, demo, free_ports(1)[0] if demo else None)
-            try:
-                found = bench_config(chosen, settings, say=say, keep_logs=debug)
-            except KeyboardInterrupt:
-                raise typer.Exit(_STOPPED) from None
+            with HeldPort() as port:
+                chosen = configuration(config, demo, port.number if demo else None)
+                try:
+                    found = bench_config(chosen, settings, say=say, keep_logs=debug)
+                except KeyboardInterrupt:
+                    raise typer.Exit(_STOPPED) from None
         Console().print(found.table())
         if json is not None:
             write_figures(json, found.figures())

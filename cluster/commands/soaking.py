@@ -40,7 +40,7 @@ def bench_soak(
         from ..job import Main, job_ray, run_stoppable
 
         kinds = words(int8_weights), words(int4_weights)
-        settings = SoakSettings(seconds, seed, shards, precision, *kinds, rebalance_s=rebalance)
+        settings = SoakSettings(seconds, 0, seed, shards, precision, *kinds, rebalance_s=rebalance)
         with job_ray(settings.cpus, keep_logs=debug) as end_now:
 
             def run(main: Main[SoakReport]) -> SoakReport:

@@ -96,7 +96,7 @@ def time_collectives(processes: int, device: str, timeout_s: float = _TIMEOUT_S)
             pipes.append(mine)
         patience = 0.0
         try:
-            found = _gather(pipes, timeout_s)
+            found = gather(pipes, timeout_s)
             patience = _END_S
         finally:
             for process in running:
@@ -109,8 +109,8 @@ def time_collectives(processes: int, device: str, timeout_s: float = _TIMEOUT_S)
     ]
 
 
-def _gather(pipes: list[Connection], timeout_s: float) -> list[dict[str, tuple[float, float]]]:
-    """Of every process, seconds and bytes a second by collective."""
+def gather(pipes: list[Connection], timeout_s: float) -> list[dict[str, tuple[float, float]]]:
+    """Of every process, seconds and bytes a second by collective. Raises CollectiveFailure, naming who is silent."""
     deadline, found = time.monotonic() + timeout_s, {}
     while len(found) < len(pipes):
         waiting = [pipe for rank, pipe in enumerate(pipes) if rank not in found]

@@ -9,10 +9,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 FLYRAY = Path(sys.executable).parent / "flyray"
+# Nothing takes so long unless it hangs, on a slow machine beside other tests too.
+PATIENCE_S = 200.0
+_LOG_LINES = 20
 
 
 class ServerProcess:
@@ -26,7 +30,9 @@ class ServerProcess:
         self._ended = False
         self.process = subprocess.Popen(
             [FLYRAY, *arguments],
-            env=os.environ | {"TMPDIR": str(self.folder)},
+            # A Ray of its own has a token of its own.
+            env={name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+            | {"TMPDIR": str(self.folder)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -38,18 +44,26 @@ class ServerProcess:
     def output(self) -> str:
         return "".join(self.lines)
 
-    def wait_for(self, text: str, timeout_s: float = 150.0) -> str:
-        """The first line that has `text`. Fails when the process ends without it."""
+    def wait_for(self, text: str, timeout_s: float = PATIENCE_S) -> str:
+        """The first line that has `text`. Fails when the process ends without it, with all that is known of it."""
         with self._changed:
             self._changed.wait_for(lambda: self._ended or any(text in line for line in self.lines), timeout_s)
         found = [line for line in self.lines if text in line]
-        assert found, f"no line with {text!r} in:\n{self.output}"
+        assert found, f"no line with {text!r} in:\n{self.output}\n{self.state()}"
         return found[0]
+
+    def state(self) -> str:
+        """Its exit code, its processes, and how each of Ray's logs ends while it runs."""
+        said = [f"exit code {self.process.poll()}", *(f"{pid}: {line}" for pid, line in self.descendants().items())]
+        for log in sorted(self.folder.glob("**/logs/**/*")):
+            if log.is_file() and (lines := _read(log).splitlines()):
+                said += [f"--- {log.relative_to(self.folder)}", *lines[-_LOG_LINES:]]
+        return "\n".join(said)
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def end(self, timeout_s: float = 30.0) -> int:
+    def end(self, timeout_s: float = PATIENCE_S) -> int:
         """Waits for the process to end by itself and returns its exit code."""
         code = self.process.wait(timeout_s)
         self._reader.join(timeout_s)
@@ -111,16 +125,12 @@ def command_line(pid: int) -> str:
     return _read(Path(f"/proc/{pid}/cmdline"))
 
 
-def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+def until(condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
     """Asks again and again; for states of another process that sends no event."""
-    asked = threading.Event()
-    deadline = threading.Timer(timeout_s, asked.set)
-    deadline.start()
-    try:
-        while not condition():
-            assert not asked.wait(0.02), f"not within {timeout_s} s: {what}"
-    finally:
-        deadline.cancel()
+    over = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < over, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
 
 
 def _read(path: Path) -> str:

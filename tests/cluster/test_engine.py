@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+from standing import standing
 from tiny_checkpoint import TINY, write_tiny
-from tiny_engine import GREEDY, Answer, answer, answers, greedy, prompt, run, tiny_config
+from tiny_engine import GREEDY, PATIENCE_S, Answer, answer, answers, greedy, prompt, run, tiny_config
 
 from flyray.actors.link import Links
 from flyray.actors.model.single import SingleProcessModel
@@ -167,9 +168,18 @@ async def crowd_then_prefix(engine: Engine) -> tuple[list[dict[str, Answer]], li
     async with EngineClient(engine.address, engine.keys) as client:
         figures, found = [await client.status()], []
         for requests in (crowded(), one_prefix()):
-            found.append(await answers(client, requests))
+            with standing(engine.router.local_pids[0]):  # until all are there
+                waiting = asyncio.create_task(answers(client, requests))
+                await in_the_engine(client, len(requests))
+            found.append(await waiting)
             figures.append(await client.status())
     return found, figures
+
+
+async def in_the_engine(client: EngineClient, count: int) -> None:
+    """Returns when so many requests run or wait there."""
+    while (status := await client.status()).running + status.waiting < count:
+        pass
 
 
 def test_with_few_pages_and_shared_ones_answers_are_the_same_to_the_bit(tmp_path: Path) -> None:
@@ -251,11 +261,12 @@ def test_stop_tokens_end_a_text_and_are_not_in_it(engine: Engine) -> None:
 def test_a_request_may_be_cancelled_by_another_task(engine: Engine) -> None:
     async def ask() -> Answer:
         async with EngineClient(engine.address, engine.keys) as client:
-            waiting = asyncio.create_task(answer(client, greedy("unwanted", 10, 500)))
-            await client.status()
-            client.cancel("unwanted")
-            client.cancel("unwanted")
-            cancelled = await waiting
+            with standing(engine.router.local_pids[0]):
+                waiting = asyncio.create_task(answer(client, greedy("unwanted", 10, 500)))
+                await in_the_engine(client, 1)
+                client.cancel("unwanted")
+                client.cancel("unwanted")
+                cancelled = await waiting
             assert (await answer(client, greedy("unwanted", 10))).finish == "length"  # the name is free again
             return cancelled
 
@@ -265,11 +276,14 @@ def test_a_request_may_be_cancelled_by_another_task(engine: Engine) -> None:
 def test_cancelling_frees_pages_and_leaves_others_alone(engine: Engine) -> None:
     async def ask() -> None:
         async with EngineClient(engine.address, engine.keys) as client:
-            other = asyncio.create_task(answer(client, greedy("other", 5, 40)))
             news = client.generate(greedy("long", 10, 100))
-            first = await anext(news)
-            assert first.tokens
-            assert (await client.status()).free_pages < 128
+            with standing(engine.router.local_pids[0]):
+                other = asyncio.create_task(answer(client, greedy("other", 5, 40)))
+                first = asyncio.ensure_future(anext(news))
+                await in_the_engine(client, 2)
+                while (await client.status()).free_pages == 128:  # its step is not yet on its way
+                    pass
+            assert (await first).tokens
             await news.aclose()
             assert len((await other).tokens) == 40
             # The router handles a client's messages in order, so the status comes after the cancellation.
@@ -316,11 +330,11 @@ def test_two_clients_may_use_the_same_name_one_client_may_not(engine: Engine) ->
             both = await asyncio.gather(answer(one, greedy("same", 5)), answer(two, greedy("same", 17)))
             assert [each.finish for each in both] == ["length", "length"]
             assert both[0].tokens != both[1].tokens
-            first = one.generate(greedy("twice", 5))
-            await anext(first)
+            first = asyncio.ensure_future(answer(one, greedy("twice", 5)))
+            await asyncio.sleep(0)  # it has asked, and its answer is not read before the next turn
             with pytest.raises(ValueError, match="'twice' is not finished yet"):
                 await anext(one.generate(greedy("twice", 5)))
-            await first.aclose()
+            assert (await first).finish == "length"
 
     run(ask())
 
@@ -344,7 +358,7 @@ def test_bytes_that_are_no_request_are_dropped_counted_and_hurt_nobody(engine: E
         socket.send(encode(greedy("good", 5)))
         tokens: list[int] = []
         while len(tokens) < 12:
-            assert socket.poll(20_000), "the good request was not answered"
+            assert socket.poll(1000 * PATIENCE_S), "the good request was not answered"
             batch = decode(socket.recv())
             assert isinstance(batch, ProgressBatch)
             tokens += batch.items[0].tokens
@@ -359,14 +373,15 @@ def test_a_client_that_vanishes_gives_its_pages_back(engine: Engine) -> None:
         socket = gone.connect(zmq.DEALER, engine.address)
         async with EngineClient(engine.address) as client:
             before = (await client.status()).steps
-            socket.send(encode(greedy("abandoned", 10, 500)))
-            assert socket.poll(20_000)
+            for number in range(64):  # two at a time, so more than 10,000 steps
+                socket.send(encode(greedy(f"abandoned {number}", 10, 500)))
+            assert socket.poll(1000 * PATIENCE_S)
             gone.close()
-            while (await client.status()).running:  # a token that finds nobody ends it
+            while (await client.status()).running:  # a token that finds nobody ends them
                 pass
             status = await client.status()
-            assert status.free_pages == 128
-            assert status.steps - before < 500
+            assert (status.free_pages, status.waiting) == (128, 0)
+            assert status.steps - before < 10_000
 
     run(ask())
 

@@ -11,7 +11,7 @@ from flyray.actors.step_plan import Sampling
 from flyray.cluster.engine_client import EngineClient
 
 REQUEST = Generate("r", (1,), 9, Sampling(0.0, 1.0, 0, 0), (), 0, False)
-TIMEOUT_S = 20.0
+TIMEOUT_S = 150.0
 
 
 class Proxy:

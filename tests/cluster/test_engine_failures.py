@@ -6,8 +6,7 @@ import asyncio
 import os
 import signal
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,13 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from server_process import until
 from tiny_checkpoint import write_tiny
-from tiny_engine import Answer, answer, answers, greedy, process_is_gone, run, tiny_config
+from tiny_engine import PATIENCE_S, Answer, answer, answers, greedy, process_is_gone, run, tiny_config
 
 from flyray.actors.checkpoint import CheckpointError
 from flyray.actors.link import LinkKeys
+from flyray.actors.request import Generate
 from flyray.cluster.engine import (
     Engine,
     EngineClient,
@@ -62,68 +63,78 @@ def shard_processes() -> set[int]:
     return {pid for pid in found if not process_is_gone(pid)}
 
 
-async def break_while_running(engine: Engine, sent: signal.Signals) -> tuple[float, dict[str, Answer], Answer]:
-    """Sends shard 1 a signal while requests run; returns how long they took to end, what they gave, and what a request
-    after that gives."""
+def long_requests() -> list[Generate]:
+    """They run for many seconds: some do still, whatever a busy machine does before the engine is to fail."""
+    return [greedy(f"request {number}", 10 + number % 4, 400) for number in range(64)]
+
+
+async def some_run(client: EngineClient) -> None:
+    while not (await client.status()).running:
+        pass
+
+
+def unfinished(found: dict[str, Answer]) -> set[tuple[str, str]]:
+    """How those ended that did not come to their end: `finish` and `error`."""
+    return {(each.finish, each.error) for each in found.values()} - {("length", "")}
+
+
+async def break_while_running(engine: Engine, sent: signal.Signals) -> tuple[set[tuple[str, str]], Answer]:
+    """Sends shard 1 a signal while requests run; returns how they ended, and what a request after that gives."""
     async with EngineClient(engine.address, engine.keys) as client:
-        waiting = asyncio.create_task(answers(client, [greedy(f"request {n}", 10 + n, 400) for n in range(4)]))
+        waiting = asyncio.create_task(answers(client, long_requests()))
         first = client.generate(greedy("first", 3, 400))
         await anext(first)
         os.kill(engine.router.local_pids[1], sent)
-        begin = time.monotonic()
         found = await waiting
-        took = time.monotonic() - begin
         async for _ in first:
             pass
         later = await answer(client, greedy("later", 3))
         status = await client.status()
         assert (status.ready, status.error) == (False, engine.error)
         assert (status.running, status.waiting) == (0, 0)
-        return took, found, later
+        return unfinished(found), later
 
 
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
 def test_a_killed_shard_ends_all_requests_at_once(checkpoint: Path, transport: str) -> None:
-    with Engine(tiny_config(checkpoint, shards=2, transport=transport)) as engine:
-        took, found, later = run(break_while_running(engine, signal.SIGKILL))
-        assert took < 3
-        for each in (*found.values(), later):
-            assert (each.finish, each.error) == ("error", "shard 1 is gone: its connection closed")
+    """At once: the deadline of its step is longer than the test."""
+    with Engine(tiny_config(checkpoint, shards=2, transport=transport, step_timeout_s=1000.0)) as engine:
+        found, later = run(break_while_running(engine, signal.SIGKILL))
+        expected = ("error", "shard 1 is gone: its connection closed")
+        assert (found, (later.finish, later.error)) == ({expected}, expected)
 
 
 def test_a_shard_that_stands_still_misses_the_deadline(checkpoint: Path) -> None:
-    with Engine(tiny_config(checkpoint, shards=2, step_timeout_s=0.5)) as engine:
+    with Engine(tiny_config(checkpoint, shards=2, step_timeout_s=5.0)) as engine:
         pid = engine.router.local_pids[1]
-        took, found, later = run(break_while_running(engine, signal.SIGSTOP))
+        found, later = run(break_while_running(engine, signal.SIGSTOP))
         os.kill(pid, signal.SIGCONT)
-        assert took < 3
-        for each in (*found.values(), later):
-            assert each.finish == "error"
-            assert "shard 1" in each.error
-            assert "within 0.5 s" in each.error
+        for finish, error in (*found, (later.finish, later.error)):
+            assert finish == "error"
+            assert "shard 1" in error
+            assert "within 5 s" in error
 
 
 def test_a_silent_shard_is_noticed_over_tcp_before_the_deadline(checkpoint: Path) -> None:
-    with Engine(tiny_config(checkpoint, shards=2, transport="tcp", step_timeout_s=30.0)) as engine:
+    config = tiny_config(checkpoint, shards=2, transport="tcp", step_timeout_s=1000.0, silence_s=4.0)
+    with Engine(config) as engine:
         pid = engine.router.local_pids[1]
-        took, found, _ = run(break_while_running(engine, signal.SIGSTOP))
+        found, _ = run(break_while_running(engine, signal.SIGSTOP))
         os.kill(pid, signal.SIGCONT)
-        assert took < 3
-        assert {each.error for each in found.values()} == {"shard 1 is gone: its connection closed"}
+        assert found == {("error", "shard 1 is gone: its connection closed")}
 
 
 def test_stopping_ends_what_runs_and_may_be_repeated(checkpoint: Path) -> None:
     engine = Engine(tiny_config(checkpoint, shards=2)).start()
 
-    async def ask() -> Answer:
+    async def ask() -> dict[str, Answer]:
         async with EngineClient(engine.address, engine.keys) as client:
-            waiting = asyncio.create_task(answer(client, greedy("endless", 3, 500)))
-            await client.status()
+            waiting = asyncio.create_task(answers(client, long_requests()))
+            await some_run(client)
             await asyncio.to_thread(engine.stop)
             return await waiting
 
-    stopped = run(ask())
-    assert (stopped.finish, stopped.error) == ("error", "the engine was stopped")
+    assert unfinished(run(ask())) == {("error", "the engine was stopped")}
     engine.stop()
     assert engine.error == "the engine was stopped"
 
@@ -167,30 +178,21 @@ def test_when_the_owner_dies_shards_and_sockets_go_and_clients_hear_it(checkpoin
 def kill_owner_while_running(owner: Any, checkpoint: Path) -> None:
     address, shards, pid = ray.get(owner.start.remote(tiny_config(checkpoint, shards=2)))
 
-    async def ask() -> Answer:
-        async with EngineClient(address, silence_s=1.0) as client:
-            news = client.generate(greedy("orphan", 3, 400))
-            await anext(news)
+    async def ask() -> dict[str, Answer]:
+        async with EngineClient(address, silence_s=PATIENCE_S) as client:
+            waiting = asyncio.create_task(answers(client, long_requests()))
+            await some_run(client)
             os.kill(pid, signal.SIGKILL)
-            found = Answer()
-            async for progress in news:
-                found = Answer(finish=progress.finish, error=progress.error)
+            found = await waiting
+        async with EngineClient(address, silence_s=0.5) as late:
             with pytest.raises(EngineUnreachable, match="does not answer"):
-                await client.status()
-            return found
+                await late.status()
+        return found
 
-    orphan = run(ask())
-    assert (orphan.finish, orphan.error) == ("error", f"the connection to the engine at {address} was lost")
-    wait_until(lambda: all(map(process_is_gone, shards)), "shards outlive their owner")
+    assert unfinished(run(ask())) == {("error", f"the connection to the engine at {address} was lost")}
+    until(lambda: all(map(process_is_gone, shards)), "shards outlive their owner")
     folder = os.path.dirname(address.removeprefix("ipc://"))
-    wait_until(lambda: not os.path.exists(folder), "sockets outlive their owner")
-
-
-def wait_until(true: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.02)
+    until(lambda: not os.path.exists(folder), "sockets outlive their owner")
 
 
 def test_a_client_with_foreign_keys_is_not_heard(checkpoint: Path) -> None:
@@ -202,7 +204,7 @@ def test_a_client_with_foreign_keys_is_not_heard(checkpoint: Path) -> None:
 
         assert "does not answer" in run(ask(LinkKeys.create().for_client(), 0.5)).error
         assert "does not answer" in run(ask(None, 0.5)).error
-        assert run(ask(engine.keys, 20.0)).finish == "length"
+        assert run(ask(engine.keys, PATIENCE_S)).finish == "length"
 
 
 @pytest.mark.parametrize("missing", ["self_attn.o_proj.weight", "mlp.experts.5.up_proj.weight_scale"])

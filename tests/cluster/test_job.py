@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -46,28 +48,22 @@ def test_result_and_errors_pass() -> None:
         run_stoppable(cancelled)
 
 
+SECOND_SIGNAL = """
+import asyncio, os, signal
+from flyray.cluster.job import run_stoppable
+
+async def main():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+run_stoppable(main, lambda: print("ended", flush=True))
+"""
+
+
 def test_second_signal_ends_at_once() -> None:
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-
-        async def main() -> None:
-            try:
-                os.kill(os.getpid(), signal.SIGTERM)
-                await asyncio.Event().wait()
-            finally:
-                os.kill(os.getpid(), signal.SIGTERM)
-                await asyncio.Event().wait()
-
-        def end_now() -> None:
-            os.write(write, b"ended")
-
-        try:
-            run_stoppable(main, end_now)
-        finally:
-            os._exit(1)  # this copy of the test must not go on
-    os.close(write)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGTERM
-    assert os.read(read, 10) == b"ended"
-    os.close(read)
+    ended = subprocess.run([sys.executable, "-c", SECOND_SIGNAL], stdout=subprocess.PIPE, check=False)
+    assert (ended.returncode, ended.stdout) == (128 + signal.SIGTERM, b"ended\n")

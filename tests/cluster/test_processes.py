@@ -5,6 +5,8 @@ import subprocess
 import sys
 import textwrap
 
+from server_process import PATIENCE_S
+
 PROGRAM = textwrap.dedent(
     """
     import json, subprocess, sys
@@ -33,7 +35,9 @@ PROGRAM = textwrap.dedent(
 
 
 def test_orphans_and_the_deaf_are_ended_and_the_spared_stay():
-    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
     assert json.loads(run.stdout) == [3, 2, True, 0]
 
 
@@ -58,5 +62,5 @@ CLUSTER = textwrap.dedent(
 
 
 def test_a_local_cluster_leaves_no_process_file_or_setting():
-    run = subprocess.run([sys.executable, "-c", CLUSTER], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", CLUSTER], capture_output=True, text=True, timeout=PATIENCE_S)
     assert run.returncode == 0, run.stderr

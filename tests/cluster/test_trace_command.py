@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from server_process import FLYRAY
+from server_process import FLYRAY, PATIENCE_S
 
 from flyray.actors.engine_config import EngineConfig
 from flyray.cluster.trace_command import TraceError, TraceSettings, room
@@ -23,7 +23,7 @@ def test_sequences_are_as_long_as_fits_all_at_once():
 def test_the_file_has_planned_and_measured_steps(tmp_path):
     output = tmp_path / "trace.json"
     command = [FLYRAY, "trace", output, "--demo", "--steps", "4"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert run.returncode == 0, run.stderr
     assert "4 steps of 8 sequences on 2 shards" in run.stdout
     events = json.loads(output.read_text())["traceEvents"]
@@ -44,6 +44,6 @@ def test_the_file_has_planned_and_measured_steps(tmp_path):
 
 def test_a_folder_that_is_not_there_is_refused_at_once(tmp_path):
     command = [FLYRAY, "trace", tmp_path / "none" / "trace.json", "--demo"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert run.returncode == 1
     assert "there is no such folder" in run.stderr

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import secrets
+
+# Ray would keep a token for all its clusters in the home folder, where two test processes that find none write two.
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import ray
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 GREEDY = Sampling(0.0, 1.0, 0, 0)
 # Nothing in these tests takes so long unless it hangs.
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class Answer:
 
 def tiny_config(path: Path, **changes: Any) -> EngineConfig:
     """An engine on the tiny checkpoint."""
-    values = {"model_path": str(path), "precision": "w4a8", "kv_pages": 64, "page_size": 8, "step_timeout_s": 20.0}
+    values = {"model_path": str(path), "precision": "w4a8", "kv_pages": 64, "page_size": 8}
+    # So long nobody is silent who only waits for a core.
+    values |= {"step_timeout_s": 60.0, "silence_s": 60.0}
     return EngineConfig(**(values | changes))
 
 

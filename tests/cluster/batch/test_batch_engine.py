@@ -6,15 +6,14 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from byte_model import CONTEXT, write_byte_model
-from server_process import ServerProcess, assert_nothing_left, until
+from server_process import PATIENCE_S, ServerProcess, assert_nothing_left, until
 from tiny_engine import tiny_config
 
 from flyray.cluster.batch.job import BatchSummary, ServiceLost, run_batch
@@ -23,7 +22,6 @@ from flyray.cluster.engine_session import EngineSession, engine_session
 
 MODEL = "byte-model"
 TOKENS = 100
-LINES = 24
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +29,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("byte") / MODEL
     write_byte_model(path)
     return path
-
-
-@pytest.fixture
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def line(number: int, **changes: Any) -> dict[str, Any]:
@@ -71,10 +62,12 @@ def run(
             runner = ServiceRunner(session.service, session.client)
             return await run_batch(runner, source, target, concurrency=4, on_progress=partial(during, session))
 
-    return asyncio.run(asyncio.wait_for(main(), 100))
+    return asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
 
 
-def test_killed_shard_ends_the_job_and_another_engine_goes_on(tmp_path: Path, checkpoint: Path, cluster: None) -> None:
+def test_killed_shard_ends_the_job_and_another_engine_goes_on(
+    tmp_path: Path, checkpoint: Path, local_cluster: None
+) -> None:
     good = [line(number) for number in range(10)]
     bad = [line(90, temperature=9), line(91, max_tokens=CONTEXT), line(92, model="other"), line(93, n=17)]
     write(tmp_path / "in.jsonl", [*good[:5], *bad, *good[5:]])
@@ -105,30 +98,34 @@ def test_killed_shard_ends_the_job_and_another_engine_goes_on(tmp_path: Path, ch
 
 def test_ctrl_c_leaves_a_file_that_goes_on_and_no_process(tmp_path: Path, checkpoint: Path) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    write(source, [line(number, max_tokens=400) for number in range(LINES)])
+    # More than a busy machine can run before the signal is sent.
+    lines = [line(number, max_tokens=400) for number in range(1000)]
+    write(source, lines)
     (tmp_path / "config.yaml").write_text(
         f"model: {{path: {checkpoint}, precision: w4a8}}\nengine: {{shards: 2, kv_memory: 8 MiB}}\n"
     )
     command = ["batch", str(source), str(target), "--config", str(tmp_path / "config.yaml"), "--concurrency", "4"]
     job = ServerProcess(*command)
     try:
-        until(lambda: target.exists() and target.read_bytes().count(b"\n") >= 3, 100.0, "three results")
+        until(lambda: target.exists() and target.read_bytes().count(b"\n") >= 3, "three results")
         processes, memory = job.descendants(), job.shared_memory()
         job.signal(signal.SIGINT)
-        assert job.end() == 130
+        assert job.end() == 130, job.output
         assert "Run the same command to go on." in job.output
         assert len(processes) > 3
         assert_nothing_left(job, processes, memory)
     finally:
         job.close()
     done = texts(target)
-    assert 3 <= len(done) < LINES
+    assert 3 <= len(done) < len(lines)
+    rest = [each for each in lines if each["custom_id"] not in done][:3]
+    write(source, [each for each in lines if each["custom_id"] in done] + rest)
     job = ServerProcess(*command, "--json", str(tmp_path / "figures.json"))
     try:
-        assert job.end(120.0) == 0, job.output
-        assert f"{LINES - len(done)} completed, 0 failed, 0 invalid, {len(done)} done before" in job.output
+        assert job.end() == 0, job.output
+        assert f"3 completed, 0 failed, 0 invalid, {len(done)} done before" in job.output
     finally:
         job.close()
-    assert len(texts(target)) == LINES
+    assert texts(target).keys() == done.keys() | {each["custom_id"] for each in rest}
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
-    assert {"name": "batch.completed", "value": LINES - len(done), "unit": "lines"} in figures
+    assert {"name": "batch.completed", "value": 3, "unit": "lines"} in figures

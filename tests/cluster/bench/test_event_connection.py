@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flyray.cluster.bench.event_connection import EventConnection
 from flyray.cluster.bench.load import HttpTarget, Workload
 from flyray.cluster.bench.load_summary import StreamTimes
-from flyray.cluster.local_ray import free_ports
+from flyray.cluster.held_port import HeldPort
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 USAGE = {"prompt_tokens": 5, "completion_tokens": 9}
@@ -103,7 +103,8 @@ def test_a_refusal_is_an_error_and_leaves_the_connection_usable(borders):
 
 def test_a_server_that_is_not_there_is_an_error():
     async def ask() -> StreamTimes:
-        async with HttpTarget(f"http://127.0.0.1:{free_ports(1)[0]}", Workload("m")) as target:
-            return await target.answer(0, 4)
+        with HeldPort() as port:
+            async with HttpTarget(f"http://127.0.0.1:{port.number}", Workload("m")) as target:
+                return await target.answer(0, 4)
 
     assert asyncio.run(ask()).error.startswith("no connection: ")

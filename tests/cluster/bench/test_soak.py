@@ -17,7 +17,7 @@ def test_answers_under_load_are_those_of_requests_run_alone(local_cluster: None,
     said: list[str] = []
     report = soak(
         path,
-        SoakSettings(6.0, precision="w4a8", int8_weights=("head",), int4_weights=("shared",)),
+        SoakSettings(1.0, answers=200, precision="w4a8", int8_weights=("head",), int4_weights=("shared",)),
         said.append,
         lambda main: asyncio.run(main()),
     )

@@ -21,7 +21,9 @@ import pytest
 import ray
 import torch
 from quantized import quantize_by, recipe_of
+from server_process import PATIENCE_S
 from source_checkpoints import NATIVE_QUANTIZATION, native_tensors, write_checkpoint
+from tiny_engine import process_is_gone
 
 from flyray.actors.checkpoint import Checkpoint
 from flyray.cluster.quantize.command import QuantizeInputs, quantize, quantize_all
@@ -102,12 +104,12 @@ def wait_for_records(process: subprocess.Popen[str], count: int) -> None:
 
 
 def members_of(session: int) -> list[int]:
-    """Processes of a session."""
+    """Processes of a session that have not ended."""
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         with contextlib.suppress(ProcessLookupError):
-            if os.getsid(int(pid)) == session:
-                found.append(int(pid))
+            if os.getsid(pid) == session and not process_is_gone(pid):
+                found.append(pid)
     return found
 
 
@@ -116,16 +118,17 @@ def kill(pid: int) -> None:
     handle = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(handle, signal.SIGKILL)
-        assert select.select([handle], [], [], 60)[0]
+        assert select.select([handle], [], [], PATIENCE_S)[0]
     finally:
         os.close(handle)
 
 
 def kill_session(process: subprocess.Popen[str]) -> None:
     """The driver and all of its Ray, as when a machine loses power."""
-    for member in members_of(process.pid):
-        with contextlib.suppress(ProcessLookupError):
-            kill(member)
+    while members := members_of(process.pid):  # again, for one may have begun another meanwhile
+        for member in members:
+            with contextlib.suppress(ProcessLookupError):
+                kill(member)
     process.wait()
 
 
@@ -185,7 +188,7 @@ def test_kill_9_of_the_work_in_the_middle_of_files(expected: dict[str, str], sou
     target.mkdir()
     moments = (1, 2, 7, 20, 33, 41)
     command = [sys.executable, "-c", KILLED_WORK, str(source), str(target), *map(str, moments)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert ended.stdout.split() == [str(-signal.SIGKILL)] * len(moments)
     parts = [path.name for path in target.iterdir() if is_part(path.name)]
     assert len(parts) == len(moments)
@@ -324,7 +327,7 @@ def test_a_signal_ends_the_run_and_all_of_its_processes(
     process = start_driver(source, target, short_folder)
     wait_for_records(process, 2)
     process.send_signal(number)
-    said, _ = process.communicate("\n" * FILES, timeout=60)
+    said, _ = process.communicate("\n" * FILES, timeout=PATIENCE_S)
     assert process.returncode == 130
     assert "stopped; the same command goes on with what is finished in" in said
     assert [path.name for path in short_folder.iterdir()] == []

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 import httpx
 import openai
 import pytest
-from server_process import ServerProcess
+from server_process import PATIENCE_S, ServerProcess
 
-from flyray.cluster.local_ray import free_ports
+from flyray.cluster.held_port import HeldPort
 
 
 @pytest.fixture(scope="module")
-def port() -> int:
-    return free_ports(1)[0]
+def port() -> Iterator[int]:
+    with HeldPort() as held:
+        yield held.number
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +30,13 @@ def server(port: int) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def http(server: ServerProcess, port: int) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def client(server: ServerProcess, port: int) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with openai.OpenAI(
+        base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
+    ) as client:
         yield client

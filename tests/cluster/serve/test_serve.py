@@ -13,17 +13,28 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from questions import MODEL, QUESTION, chat
-from server_process import FLYRAY, assert_nothing_left, until
+from server_process import FLYRAY, PATIENCE_S, ServerProcess, assert_nothing_left, until
+from standing import standing
 from typer.testing import CliRunner
 
 from flyray.cluster.cli import app
 from flyray.cluster.figures import read_figures
 
-LONG = {"max_tokens": 800, "extra_body": {"ignore_eos": True}}
+LONGEST = 3000
+# Answers that take half a minute and more, so that they run still whatever a busy machine does meanwhile.
+LONG = {"n": 16, "max_tokens": LONGEST, "extra_body": {"ignore_eos": True}}
 
 
 def running(http: httpx.Client) -> int:
     return http.get("/health").json()["engine"]["running"]
+
+
+def steps(http: httpx.Client) -> int:
+    return http.get("/health").json()["engine"]["steps"]
+
+
+def process_named(server: ServerProcess, name: str) -> int:
+    return next(pid for pid, command in server.descendants().items() if command.startswith(name))
 
 
 def test_the_precision_plan_is_printed_before_ready(server):
@@ -33,25 +44,29 @@ def test_the_precision_plan_is_printed_before_ready(server):
 
 
 def test_a_client_that_leaves_cancels_its_stream(client, http):
+    before = steps(http)
     stream = client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True, **LONG)
     next(iter(stream))
-    assert running(http) == 1
+    assert running(http) > 0
     stream.close()
-    until(lambda: running(http) == 0, 10, "a stream's request is cancelled")
+    until(lambda: running(http) == 0, "a stream's request is cancelled")
+    assert steps(http) - before < LONGEST
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
 def test_a_client_that_leaves_cancels_its_request(http, port, size):
     # The body goes out after the head, as most clients send it: HAProxy must notice the client's leaving all the same.
-    request = {"model": MODEL, "messages": QUESTION, "ignore_eos": True, "max_tokens": 800, "user": "u" * size}
-    body = json.dumps(request).encode()
+    request = {"model": MODEL, "messages": QUESTION, "ignore_eos": True, "n": 16, "max_tokens": LONGEST}
+    body = json.dumps(request | {"user": "u" * size}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: flyray\r\nContent-Length: {len(body)}\r\n\r\n"
+    before = steps(http)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(head.encode())
         assert running(http) == 0
         connection.sendall(body)
-        until(lambda: running(http) == 1, 10, "the request runs")
-    until(lambda: running(http) == 0, 5, "a request is cancelled")
+        until(lambda: running(http) > 0, "the request runs")
+    until(lambda: running(http) == 0, "a request is cancelled")
+    assert steps(http) - before < LONGEST
 
 
 def metrics(http: httpx.Client) -> dict[str, float]:
@@ -84,24 +99,8 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(http):
         assert refusal.status_code == 429
         assert refusal.json()["error"]["code"] == "queue_full"
         assert 1 <= int(refusal.headers["retry-after"]) <= 120
-    until(lambda: http.get("/health").json()["engine"]["waiting"] == 0, 20, "the queue is cancelled")
+    until(lambda: http.get("/health").json()["engine"]["waiting"] == 0, "the queue is cancelled")
     assert chat(http, max_tokens=1).status_code == 200
-
-
-def test_a_client_that_leaves_costs_few_steps(client, http):
-    def steps() -> int:
-        return http.get("/health").json()["engine"]["steps"]
-
-    until(lambda: running(http) == 0, 10, "nothing runs")
-    stream = client.chat.completions.create(
-        model=MODEL, messages=QUESTION, stream=True, max_tokens=3000, extra_body={"ignore_eos": True}
-    )
-    next(iter(stream))
-    before = steps()
-    stream.close()
-    until(lambda: running(http) == 0, 10, "a stream's request is cancelled")
-    # Its answer takes 3,000 steps; what passes until HAProxy and the front have noticed depends on the machine.
-    assert steps() - before < 1000
 
 
 def test_bench_serve_loads_the_server(server, port, tmp_path):
@@ -127,7 +126,7 @@ def test_chat_in_the_terminal(server, port):
     talk = "What is 125 + 377?\n/new\n/quit\n"
     url = f"http://127.0.0.1:{port}"
     command = [FLYRAY, "chat", url, "--temperature", "0"]
-    run = subprocess.run(command, input=talk, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, input=talk, capture_output=True, text=True, timeout=PATIENCE_S)
     assert run.returncode == 0
     assert MODEL in run.stdout
     assert "\n502\n" in run.stdout
@@ -135,26 +134,28 @@ def test_chat_in_the_terminal(server, port):
 
 
 def test_the_port_of_a_running_server_is_refused_at_once(server, port):
-    run = subprocess.run([FLYRAY, "serve", "--demo", "--port", str(port)], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [FLYRAY, "serve", "--demo", "--port", str(port)], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert run.returncode == 1
     assert run.stderr == f"flyray: cannot listen at 127.0.0.1 port {port}: Address already in use\n"
 
 
 def test_a_killed_shard_ends_streams_with_its_error_and_is_replaced(server, client, http):
-    stream = client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True, **LONG)
-    chunks = iter(stream)
-    next(chunks)
-    shard = next(pid for pid, command in server.descendants().items() if command.startswith("ray::ShardActor"))
-    os.kill(shard, signal.SIGKILL)
-    with pytest.raises(openai.APIError, match=r"shard \d is gone"):
-        list(chunks)
-    response = http.get("/health")
-    assert response.status_code == 503
-    assert "is gone" in response.json()["error"]
-    refusal = chat(http)
-    assert refusal.status_code == 503
-    assert "retry-after" in refusal.headers
-    until(lambda: http.get("/health").status_code == 200, 90, "Serve replaces the engine")
+    with standing(process_named(server, "ray::ServeController")):  # so that nothing is replaced before it is looked at
+        stream = client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True, **LONG)
+        chunks = iter(stream)
+        next(chunks)
+        os.kill(process_named(server, "ray::ShardActor"), signal.SIGKILL)
+        with pytest.raises(openai.APIError, match=r"shard \d is gone"):
+            list(chunks)
+        response = http.get("/health")
+        assert response.status_code == 503
+        assert "is gone" in response.json()["error"]
+        refusal = chat(http)
+        assert refusal.status_code == 503
+        assert "retry-after" in refusal.headers
+    until(lambda: http.get("/health").status_code == 200, "Serve replaces the engine")
     assert (
         client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0).choices[0].message.content
         == "502"

@@ -10,16 +10,16 @@ import sys
 
 import pytest
 import torch
-from server_process import FLYRAY, ServerProcess, assert_nothing_left, until
+from server_process import FLYRAY, PATIENCE_S, ServerProcess, assert_nothing_left, until
+from standing import standing
 
 from flyray.cluster.config import DEMO_MODEL
-from flyray.cluster.local_ray import free_ports
 from flyray.cluster.serve import ServeError, check_haproxy
 
 
-def test_chat_without_a_server_says_so():
-    url = f"http://127.0.0.1:{free_ports(1)[0]}"
-    run = subprocess.run([FLYRAY, "chat", url], capture_output=True, text=True, timeout=60)
+def test_chat_without_a_server_says_so(port):
+    url = f"http://127.0.0.1:{port}"
+    run = subprocess.run([FLYRAY, "chat", url], capture_output=True, text=True, timeout=PATIENCE_S)
     assert (run.returncode, run.stdout) == (1, "")
     assert run.stderr.startswith(f"flyray: {url}")
     assert "refused" in run.stderr
@@ -31,32 +31,33 @@ def test_without_haproxy_the_package_is_named(monkeypatch):
         check_haproxy()
 
 
-@pytest.mark.parametrize(("number", "times", "code"), [(signal.SIGINT, 1, 0), (signal.SIGTERM, 2, 128 + 15)])
-def test_a_start_that_is_broken_off_leaves_nothing(number, times, code):
-    server = ServerProcess("serve", "--demo", "--port", str(free_ports(1)[0]))
+@pytest.mark.parametrize(
+    ("numbers", "code"), [([signal.SIGINT], 0), ([signal.SIGINT, signal.SIGTERM], 128 + signal.SIGTERM)]
+)
+def test_a_start_that_is_broken_off_leaves_nothing(port, numbers, code):
+    server = ServerProcess("serve", "--demo", "--port", str(port))
     try:
-        until(lambda: any(c.startswith("ray::Serve") for c in server.descendants().values()), 60, "Serve starts")
+        until(lambda: any(c.startswith("ray::Serve") for c in server.descendants().values()), "Serve starts")
         processes, memory = server.descendants(), server.shared_memory()
-        server.signal(number)
-        if times == 2:
-            server.wait_for("stopping")
-            server.signal(number)
+        with standing(server.process.pid):  # so that the second signal does not find it ended
+            for number in numbers:
+                server.signal(number)
         assert server.end() == code, server.output
         assert_nothing_left(server, processes, memory)
     finally:
         server.close()
 
 
-def test_an_engine_that_cannot_start_says_why_and_leaves_nothing(tmp_path):
+def test_an_engine_that_cannot_start_says_why_and_leaves_nothing(tmp_path, port):
     model = tmp_path / "model"
     shutil.copytree(DEMO_MODEL, model)
     shard_file = sorted(model.glob("*.safetensors"))[1]
     os.truncate(shard_file, shard_file.stat().st_size // 2)
     config = tmp_path / "flyray.yaml"
-    config.write_text(f"model: {{path: model}}\nserve: {{port: {free_ports(1)[0]}}}\n")
+    config.write_text(f"model: {{path: model}}\nserve: {{port: {port}}}\n")
     server = ServerProcess("serve", str(config))
     try:
-        assert server.end(120) == 1
+        assert server.end() == 1, server.output
         assert server.output.startswith("flyray: the engine cannot start: ")
         assert shard_file.name in server.output
         assert server.output.count("\n") == 1
@@ -66,14 +67,14 @@ def test_an_engine_that_cannot_start_says_why_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
-def test_a_backend_for_gpus_is_refused_where_there_is_none(tmp_path):
+def test_a_backend_for_gpus_is_refused_where_there_is_none(tmp_path, port):
     config = tmp_path / "flyray.yaml"
     config.write_text(
-        f"model: {{path: {DEMO_MODEL}}}\nserve: {{port: {free_ports(1)[0]}}}\nengine: {{backend: triton, shards: 2}}\n"
+        f"model: {{path: {DEMO_MODEL}}}\nserve: {{port: {port}}}\nengine: {{backend: triton, shards: 2}}\n"
     )
     server = ServerProcess("serve", str(config))
     try:
-        assert server.end(60) == 1, server.output
+        assert server.end() == 1, server.output
         assert server.output.startswith(
             "flyray: engine.backend: 'triton' needs a GPU for each of engine.shards: 2, and Ray finds 0 on this machine"
         )
@@ -83,21 +84,23 @@ def test_a_backend_for_gpus_is_refused_where_there_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("command", [["serve"], ["batch", "in.jsonl", "out.jsonl", "--config"]])
-def test_a_ray_cluster_that_is_not_there_is_refused_at_once(tmp_path, command):
-    address = f"127.0.0.1:{free_ports(1)[0]}"
+def test_a_ray_cluster_that_is_not_there_is_refused_at_once(tmp_path, port, command):
+    address = f"127.0.0.1:{port}"
     (tmp_path / "flyray.yaml").write_text(
-        f"model: {{path: {DEMO_MODEL}}}\nserve: {{port: {free_ports(1)[0]}}}\nray: {{address: '{address}'}}\n"
+        f"model: {{path: {DEMO_MODEL}}}\nserve: {{port: {port}}}\nray: {{address: '{address}'}}\n"
     )
     (tmp_path / "in.jsonl").touch()
     arguments = [FLYRAY, *command, "flyray.yaml"]
-    run = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
     assert run.returncode == 2
     assert f"flyray: ray.address: nothing answers at {address} " in run.stderr
 
 
 def test_a_model_without_tokenizer_is_refused_before_anything_starts(tmp_path):
     (tmp_path / "flyray.yaml").write_text("model: {path: .}\n")
-    run = subprocess.run([FLYRAY, "serve", tmp_path / "flyray.yaml"], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [FLYRAY, "serve", tmp_path / "flyray.yaml"], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert run.returncode == 2
     assert "tiktoken.model: cannot read the tokenizer's vocabulary (No such file or directory)" in run.stderr
 
@@ -111,7 +114,7 @@ def test_a_model_without_tokenizer_is_refused_before_anything_starts(tmp_path):
     ],
 )
 def test_usage_errors_have_exit_code_2(arguments, says):
-    run = subprocess.run([FLYRAY, *arguments], capture_output=True, text=True, timeout=60)
+    run = subprocess.run([FLYRAY, *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
     assert run.returncode == 2
     assert says in run.stderr
     assert "Traceback" not in run.stderr

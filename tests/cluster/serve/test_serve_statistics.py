@@ -7,18 +7,16 @@ from pathlib import Path
 
 import httpx
 from byte_model import write_byte_model
-from server_process import ServerProcess
+from server_process import PATIENCE_S, ServerProcess
 
 from flyray.actors.checkpoint import Checkpoint
 from flyray.actors.statistics import Statistics
-from flyray.cluster.local_ray import free_ports
 
 FIXED = {"temperature": 0.0, "max_tokens": 12}
 
 
-def test_serving_gathers_statistics(tmp_path: Path) -> None:
+def test_serving_gathers_statistics(tmp_path: Path, port: int) -> None:
     write_byte_model(tmp_path / "model")
-    port = free_ports(1)[0]
     (tmp_path / "flyray.yaml").write_text(
         f"model: {{path: model, precision: w4a8}}\n"
         f"engine: {{shards: 2, kv_memory: 16 MiB, statistics: statistics, moments_block: 16}}\n"
@@ -28,7 +26,7 @@ def test_serving_gathers_statistics(tmp_path: Path) -> None:
     try:
         server.wait_for("ready in")
         run = 0
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", timeout=60) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", timeout=PATIENCE_S) as client:
             for text in ("hello", "a longer text, to be continued"):
                 body = {"model": "model", "prompt": text, "ignore_eos": True, **FIXED}
                 usage = client.post("/completions", json=body).raise_for_status().json()["usage"]
