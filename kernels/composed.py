@@ -135,6 +135,12 @@ class ComposedAheadKernels(ComposedKernels):
     def greedy(self, logits: Tensor) -> Greedy:
         return self._base.greedy(logits)
 
+    def branch(self, rows: int, run: Callable[[], T]) -> T:
+        return self._base.branch(rows, run)
+
+    def join(self) -> None:
+        self._base.join()
+
 
 def compose(name: str, base: Kernels, sources: Sequence[KernelSource], plan: KernelPlan) -> ComposedKernels:
     """`ComposedKernels`, and such that a step can be begun while the last one runs where the base is."""

@@ -417,3 +417,12 @@ class AheadKernels(Kernels, Protocol):
     def greedy(self, logits: Tensor) -> Greedy:
         """logits [S, V] float; waits for nothing and refuses no value."""
         ...
+
+    def branch(self, rows: int, run: Callable[[], T]) -> T:
+        """Calls `run`, whose operations on `rows` rows may from then on run beside those called after them. Until
+        `join` nobody may read or write what they write, nor write what they read; a capture joins at its end."""
+        ...
+
+    def join(self) -> None:
+        """What is called from now on runs after all branches."""
+        ...

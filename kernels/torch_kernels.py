@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
-from .protocol import Greedy
+from .protocol import Greedy, T
 from .reference import ReferenceKernels
 from .sampling import greedy
 
@@ -17,3 +19,9 @@ class TorchKernels(ReferenceKernels):
 
     def greedy(self, logits: Tensor) -> Greedy:
         return greedy(logits)
+
+    def branch(self, rows: int, run: Callable[[], T]) -> T:
+        """All operations run in their order."""
+        return run()
+
+    def join(self) -> None: ...

@@ -7,16 +7,20 @@ same sums over the cached latents and a text does not depend on how its prompt w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor
 
-from ...kernels.protocol import Activations, IntegerWeight, Kernels, PagedBatch
+from ...kernels.protocol import Activations, AheadKernels, IntegerWeight, Kernels, PagedBatch
 from .config import LATENT_NORM_EPS, ModelConfig
 from .expert_blocks import ExpertBlocks
 from .kv_pages import KvPages
 from .layer_weights import MlpWeights, MoeWeights, ShardWeights
 from .rope import rope_tables, softmax_scale
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class ModelStages:
         self.kv = kv
         self.changes = 0
         self._kernels = kernels
+        self._ahead = kernels if isinstance(kernels, AheadKernels) else None
         self._gate = config.gate
         self._scale = softmax_scale(config)
         length = min(config.max_position_embeddings, kv.num_pages * kv.page_size)
@@ -115,8 +120,10 @@ class ModelStages:
         return Routing(normed, rows, ids, values, self._kernels.quantize(normed, weights.experts.activations))
 
     def shared(self, layer: int, routing: Routing) -> Tensor:
-        """The shared experts of the normed input [T, D] -> [T, D]."""
-        return self._mlp(self._moe(layer).shared, routing.normed, routing.rows)
+        """The shared experts of the normed input [T, D] -> [T, D], which `combine` alone may read: captured, they run
+        beside the routed experts."""
+        weights = self._moe(layer).shared
+        return self._branch(len(routing.ids), lambda: self._mlp(weights, routing.normed, routing.rows))
 
     def experts(self, layer: int, activations: Activations, pair_token: Tensor, pair_expert: Tensor) -> Tensor:
         """This shard's routed experts: pair_token [P] int32 rows of `activations`, pair_expert [P] int32 local expert
@@ -128,6 +135,7 @@ class ModelStages:
         top_k = self.config.num_experts_per_tok
         if layer not in self.config.moe_layers or slots.shape[:2] != (hidden.shape[0], top_k):
             raise ValueError(f"layer {layer} cannot combine slots {tuple(slots.shape)} of {hidden.shape[0]} tokens")
+        self._join()
         return self._kernels.combine(slots, weights, shared, hidden)
 
     def take(self, hidden: Tensor, rows: Tensor) -> Tensor:
@@ -154,6 +162,14 @@ class ModelStages:
         if isinstance(gate_up, IntegerWeight) and isinstance(down, type(gate_up)):
             return kernels.mlp(rows, gate_up, down)
         return kernels.linear(kernels.silu_mul(kernels.linear(x, gate_up)), down)
+
+    def _branch(self, rows: int, run: Callable[[], T]) -> T:
+        """`AheadKernels.branch`; other kernels run one operation after another."""
+        return run() if self._ahead is None else self._ahead.branch(rows, run)
+
+    def _join(self) -> None:
+        if self._ahead is not None:
+            self._ahead.join()
 
     def _moe(self, layer: int) -> MoeWeights:
         mlp = self.weights.layers[layer].mlp

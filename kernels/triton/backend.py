@@ -33,6 +33,7 @@ from ..single_expert import single_expert
 from . import rows as row_kernels
 from .absorb import absorb
 from .attention import attention_tile, mla_attention
+from .branches import BRANCH_ROWS, Branches
 from .experts import run_experts
 from .gate import choose
 from .graph import TritonGraph
@@ -52,14 +53,22 @@ class TritonKernels:
     where torch has no such GPU.
 
     kv_dtype: bfloat16; int8 or float8_e4m3fn; or float32, whose pages take twice the memory and several times the time,
-    for results that stand no further off the reference than `splits_floats` says."""
+    for results that stand no further off the reference than `splits_floats` says.
+
+    branch_rows: up to so many rows branches run beside what is called after them; no bit depends on it."""
 
     name = "triton"
     activation_dtype = torch.float32
     splits_floats = True
     leaves_out = True
 
-    def __init__(self, device: torch.device, kv_dtype: torch.dtype = torch.bfloat16, gpu: str = "") -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        kv_dtype: torch.dtype = torch.bfloat16,
+        gpu: str = "",
+        branch_rows: int = BRANCH_ROWS,
+    ) -> None:
         described = device.type == "meta"
         if not described and (device.type != "cuda" or not torch.cuda.is_available()):
             raise ValueError(f"device is {device}, expected a GPU that torch can use, such as cuda:0")
@@ -70,6 +79,7 @@ class TritonKernels:
         self._check = ArgumentChecks(self.activation_dtype, device, kv_dtype, self.query_dtype)
         gpu = gpu or ("default" if described else gpu_name(device))
         self._tiles, self._linears = TileTable.of(gpu), linear_tuning(gpu)
+        self.branch_rows, self._branches = branch_rows, Branches(device)
         self._attention = attention_tile(kv_dtype, "gfx942" if gpu.startswith("gfx") else "cuda")
 
     def prepare(self, weights: ExpertWeights) -> TiledExperts:
@@ -166,7 +176,13 @@ class TritonKernels:
         """`run` is called twice, once to compile its kernels and once recorded."""
         if beside is not None and not isinstance(beside, TritonGraph):
             raise ValueError(f"capture: beside is a {type(beside).__name__}, expected a graph of this backend")
-        return TritonGraph(run, beside)
+        return TritonGraph(run, beside, self._branches)
+
+    def branch(self, rows: int, run: Callable[[], T]) -> T:
+        return run() if rows > self.branch_rows else self._branches.run(run)
+
+    def join(self) -> None:
+        self._branches.join()
 
 
 __all__ = ["TritonKernels"]

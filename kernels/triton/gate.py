@@ -32,11 +32,12 @@ def choose_experts(
     member = tl.arange(0, SIZE)[None, :]
     expert = group * group_size + member
     real = (group < N_GROUP) & (member < group_size)
+    preference = tl.load(bias + expert, mask=real, other=0.0)
     logit = tl.zeros((GROUPS, SIZE), tl.float32)
     for chunk in tl.static_range(CHUNKS):  # unrolled, so that all of them are on their way at once
         logit += tl.load(parts + (chunk * tokens + token) * experts + expert, mask=real, other=0.0)
     score = tl.div_rn(tl.full((GROUPS, SIZE), 1.0, tl.float32), ordered_exp(-logit) + 1.0)
-    choice = score + tl.load(bias + expert, mask=real, other=0.0)
+    choice = score + preference
     choice = tl.where(choice != choice, float("-inf"), choice)
     choice = tl.where(real, choice, float("-inf"))
     if N_GROUP > 1:

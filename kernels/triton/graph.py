@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from .branches import Branches
+
 R = TypeVar("R")
 
 
@@ -14,7 +16,8 @@ class TritonGraph(Generic[R]):
     """`Graph` of a device graph (CUDA's or HIP's). `run` is called twice before it is recorded, so that kernels are
     compiled; what it writes must be the same each time."""
 
-    def __init__(self, run: Callable[[], R], beside: TritonGraph[object] | None) -> None:
+    def __init__(self, run: Callable[[], R], beside: TritonGraph[object] | None, branches: Branches) -> None:
+        """branches: what `run` may fork; what it has not joined is joined at its end, for a capture has one end."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -24,7 +27,10 @@ class TritonGraph(Generic[R]):
         pool = None if beside is None else beside._graph.pool()
         # Other threads may go on to copy weights to the device.
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self.result = run()
+            try:
+                self.result = run()
+            finally:
+                branches.join()
         self._graph.replay()
 
     def replay(self) -> None:
