@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import two_parts
-from .linear import token_tile
+from .float_linear import token_tile
 
 _COLUMNS = 128
 _PROGRAMS = 128

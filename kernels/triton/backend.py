@@ -35,10 +35,12 @@ from .absorb import absorb
 from .attention import attention_tile, mla_attention
 from .branches import BRANCH_ROWS, Branches
 from .experts import run_experts
+from .float_linear import float_parts, head_linear, linear
 from .gate import choose
 from .graph import TritonGraph
 from .layouts import TiledExperts, tile_experts
-from .linear import float_parts, gated_hidden, head_linear, integer_linear, linear, linear_tuning
+from .linear import gated_hidden, integer_linear
+from .linear_tiles import linear_tuning
 from .quantize import quantize
 from .sampling import greedy, sample_rows
 from .tiles import TileTable, gpu_name
@@ -78,7 +80,7 @@ class TritonKernels:
         self.query_dtype = torch.float32 if kv_dtype is torch.float32 else torch.bfloat16
         self._check = ArgumentChecks(self.activation_dtype, device, kv_dtype, self.query_dtype)
         gpu = gpu or ("default" if described else gpu_name(device))
-        self._tiles, self._linears = TileTable.of(gpu), linear_tuning(gpu)
+        self._tiles, self._linears = TileTable.of(gpu), linear_tuning(gpu, device)
         self.branch_rows, self._branches = branch_rows, Branches(device)
         self._attention = attention_tile(kv_dtype, "gfx942" if gpu.startswith("gfx") else "cuda")
 

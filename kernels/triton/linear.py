@@ -1,15 +1,9 @@
-"""Linears: INT8 and INT4 by exact integer sums, floats split into bfloat16 parts. Weights are the left factor.
-
-A float product is summed in chunks of K of one fixed length, each from zero, and the chunks in their order. Programs
-may then take a chunk each or all of them, and a row's bits are the same for any number of rows.
-"""
+"""INT8 and INT4 linears by exact integer sums. Weights are the left factor."""
 
 # Triton's language is typed for its compiler.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -17,62 +11,43 @@ import triton.language as tl
 from torch import Tensor
 
 from ..protocol import ActivationFormat, Activations, Int4Weight, Int8Weight
-from .arithmetic import bfloat_parts, ordered_silu, two_parts
+from .arithmetic import ordered_silu
+from .linear_tiles import LinearTuning
 from .quantize import store_quantized
 from .unpacking import unpacked
 
-_UNPACKED_FROM = 64
-"""Above so many rows INT4 is unpacked once, in memory, and not by each program again."""
-_CHUNK = 512
-_FLOAT_COLUMNS = 64
-
-
-@dataclass(frozen=True)
-class LinearTuning:
-    """What fits a GPU; no bit depends on it. programs: below so many K is cut, about two a multiprocessor. int8, int4,
-    floats: stages of the pipeline by the kind of weight, as many as a program's shared memory holds."""
-
-    programs: int
-    int8: int
-    int4: int
-    floats: int
-
-
-def linear_tuning(gpu: str) -> LinearTuning:
-    """gpu: as in the table of tiles. A program of AMD's has 64 KiB, where an H200's has 227. 512 leaves the widest
-    product of Kimi-K2.5 whole, for `hidden_rows` would spill on AMD's with two parts of it."""
-    return LinearTuning(512, 2, 2, 2) if gpu.startswith("gfx") else LinearTuning(264, 4, 3, 3)
+_TOKEN_TILES = tl.constexpr(8)
+"""So many tiles of tokens are multiplied with a tile of weights one after the other, while it is in the cache."""
+_IN_HAND = 1024
+"""Sums that a warp stores, or reads of other parts, at once."""
 
 
 @triton.jit
-def integer_products(
-    x, values, multipliers, x_scale, scale, out, parts, tokens, outputs, inner, steps,
-    INT4: tl.constexpr, IN_TURN: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr,
-    EVEN: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """x int8 [tokens, inner] times the transpose of `Int8Weight.values`, or of INT4 nibbles, as int32 words, with their
-    multipliers; program (row tile, tokens, part of K).
+def _tile(tokens, outputs, SIZE: tl.constexpr, ROWS: tl.constexpr):
+    """Which rows and which tokens program_id(0) multiplies."""
+    row_tiles, token_tiles = tl.cdiv(outputs, ROWS), tl.cdiv(tokens, SIZE)
+    first = tl.program_id(0) // (_TOKEN_TILES * row_tiles) * _TOKEN_TILES
+    inside = tl.program_id(0) - first * row_tiles
+    together = tl.minimum(token_tiles - first, _TOKEN_TILES)
+    return inside // together, first + inside % together
 
-    Each part takes `steps` tiles of K. SPLIT: its sums go to parts [program_id(2), tokens, outputs] int32, else,
-    scaled, to out [tokens, outputs] float32. A group of 32 INT4 values has its first 16 in low nibbles: the two halves
-    of a tile multiply every other 16 activations.
-    """
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
-    here, valid = row < outputs, token < tokens
-    # Rows beyond the last read that one again: an address costs less than a mask, and what it gives is not stored.
-    # Not so the tokens: a few would all read one place, three times slower where they are 1 of 16.
-    own = tl.minimum(row, outputs - 1).to(tl.int64)[:, None]
-    COLUMNS: tl.constexpr = 256 if INT4 else 128
-    first = tl.program_id(2) * steps * COLUMNS
-    column = tl.arange(0, 128)
-    k = (column // 16) * 32 + column % 16 if INT4 else column
-    source = x + token.to(tl.int64)[:, None] * inner + first + k[None, :]
-    WORDS: tl.constexpr = 32 if INT4 else 128
+
+@triton.jit
+def _product(
+    x, values, multipliers, own, token, valid, first, steps, inner,
+    INT4: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EVEN: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """int32 [ROWS, SIZE]: `steps` times COLUMNS of K from `first` on. A group of 32 INT4 values has its first 16 in low
+    nibbles: the two halves of a tile multiply every other 16 activations."""
+    WORDS: tl.constexpr = COLUMNS // 8 if INT4 else COLUMNS
     VALUES: tl.constexpr = COLUMNS // WORDS
-    word = tl.arange(0, WORDS)
+    GROUPS: tl.constexpr = COLUMNS // 32
+    column = tl.arange(0, COLUMNS // 2 if INT4 else COLUMNS)
+    k = (column // 16) * 32 + column % 16 if INT4 else column
+    word, group = tl.arange(0, WORDS), tl.arange(0, GROUPS)
+    source = x + token.to(tl.int64)[:, None] * inner + first + k[None, :]
     weight = values + own * (inner // VALUES) + first // VALUES + word[None, :]
-    group = tl.arange(0, 8)
     factor = multipliers + own * (inner // 32) + first // 32 + group[None, :]
     total = tl.zeros((ROWS, SIZE), tl.int32)
     for step in tl.range(0, steps, num_stages=STAGES):
@@ -89,60 +64,128 @@ def integer_products(
             else:
                 high = tl.load(source + 16, mask=valid[:, None] & (k + 16 < left)[None, :], other=0)
                 multiplier = tl.load(factor, mask=(group * 32 < left)[None, :], other=0).to(tl.int32)
-            total = tl.dot(unpacked(w & 0x0F0F0F0F, multiplier, ROWS, 8), rows.T, total, out_dtype=tl.int32)
-            upper = unpacked((w >> 4) & 0x0F0F0F0F, multiplier, ROWS, 8)
+            lower = unpacked(w & 0x0F0F0F0F, multiplier, ROWS, GROUPS, WORDS)
+            total = tl.dot(lower, rows.T, total, out_dtype=tl.int32)
+            upper = unpacked((w >> 4) & 0x0F0F0F0F, multiplier, ROWS, GROUPS, WORDS)
             total = tl.dot(upper, high.T, total, out_dtype=tl.int32)
-            factor += 8
+            factor += GROUPS
         else:
             total = tl.dot(w, rows.T, total, out_dtype=tl.int32)
         weight += WORDS
         source += COLUMNS
-    inside = here[:, None] & valid[None, :]
-    at = token.to(tl.int64)[None, :] * outputs + row[:, None]
-    if SPLIT:
-        part = tl.program_id(2).to(tl.int64) * tokens * outputs
-        tl.store(parts + part + at, total, mask=inside)
-    else:
-        x_size = tl.load(x_scale + token, mask=valid, other=0.0)[None, :]
-        w_size = tl.load(scale + row, mask=here, other=0.0)[:, None]
-        sums = total.to(tl.float32)
-        tl.store(out + at, sums * x_size * w_size if IN_TURN else sums * (x_size * w_size), mask=inside)
+    return total
 
 
 @triton.jit
-def integer_epilogue(
-    parts, x_scale, scale, out, tokens, outputs,
-    PARTS: tl.constexpr, IN_TURN: tl.constexpr, BLOCK: tl.constexpr,
+def _store(sums, x_scale, scale, residual, out, row, token, tokens, outputs,
+    KEEP: tl.constexpr, IN_TURN: tl.constexpr, RESIDUAL: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    PIECE: tl.constexpr,
 ):  # fmt: skip
-    """Adds the parts of K and scales; program (token, columns)."""
-    token = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < outputs
-    total = tl.zeros((BLOCK,), tl.int32)
-    for part in tl.static_range(PARTS):
-        total += tl.load(parts + (part * tokens + token) * outputs + column, mask=inside, other=0)
-    x_size, w_size = tl.load(x_scale + token), tl.load(scale + column, mask=inside, other=0.0)
-    sums = total.to(tl.float32)
-    value = sums * x_size * w_size if IN_TURN else sums * (x_size * w_size)
-    tl.store(out + token * outputs + column, value, mask=inside)
+    """int32 sums [ROWS, SIZE] of the rows and tokens from `row` and `token` on to out [tokens, outputs], scaled, or as
+    they are where KEEP. PIECE tokens at a time, for addresses of many take more registers than there are."""
+    if SIZE > PIECE:
+        first, second = tl.split(sums.reshape(ROWS, 2, SIZE // 2).permute(0, 2, 1))
+        _store(first, x_scale, scale, residual, out, row, token, tokens, outputs,
+            KEEP, IN_TURN, RESIDUAL, ROWS, SIZE // 2, PIECE)  # fmt: skip
+        _store(second, x_scale, scale, residual, out, row, token + SIZE // 2, tokens, outputs,
+            KEEP, IN_TURN, RESIDUAL, ROWS, SIZE // 2, PIECE)  # fmt: skip
+    else:
+        rows, some = tl.arange(0, ROWS), tl.arange(0, SIZE)
+        here, valid = rows < outputs - row, some < tokens - token
+        inside = here[:, None] & valid[None, :]
+        corner = token.to(tl.int64) * outputs + row
+        at = some[None, :] * outputs + rows[:, None]
+        if KEEP:
+            tl.store(out + corner + at, sums, mask=inside)
+        else:
+            x_size = tl.load(x_scale + token + some, mask=valid, other=0.0)[None, :]
+            w_size = tl.load(scale + row + rows, mask=here, other=0.0)[:, None]
+            value = sums.to(tl.float32)
+            value = value * x_size * w_size if IN_TURN else value * (x_size * w_size)
+            if RESIDUAL:
+                value = tl.load(residual + corner + at, mask=inside, other=0.0) + value
+            tl.store(out + corner + at, value, mask=inside)
 
 
 @triton.jit
-def hidden_rows(parts, x_scale, scale, values, out_scale, tokens, width, PARTS: tl.constexpr, SIZE: tl.constexpr):
-    """parts [PARTS, tokens, 2 * width] of gate's and up's sums -> silu(gate) * up in INT8; a token a program."""
+def _added(parts, row, token, tokens, outputs, ROWS: tl.constexpr, SIZE: tl.constexpr, AT_ONCE: tl.constexpr):
+    """The sums of all parts [num_programs(1), tokens, outputs]: [ROWS, SIZE] from `row` and `token` on."""
+    rows, some = tl.arange(0, ROWS), tl.arange(0, SIZE)
+    inside = (rows < outputs - row)[:, None] & (some < tokens - token)[None, :]
+    at = some[None, :] * outputs + rows[:, None]
+    corner, size = token.to(tl.int64) * outputs + row, tokens.to(tl.int64) * outputs
+    total = tl.zeros((ROWS, SIZE), tl.int32)
+    for begin in range(0, tl.num_programs(1), AT_ONCE):
+        for other in tl.static_range(AT_ONCE):
+            number = begin + other
+            there = inside & (tl.full((1, 1), number, tl.int32) < tl.num_programs(1))
+            total += tl.load(parts + (number * size + corner) + at, mask=there, other=0)
+    return total
+
+
+@triton.jit(do_not_specialize=["tokens", "steps"])
+def integer_products(
+    x, values, multipliers, x_scale, scale, residual, out, parts, arrived, tokens, outputs, inner, steps,
+    INT4: tl.constexpr, IN_TURN: tl.constexpr, RESIDUAL: tl.constexpr, EVEN: tl.constexpr, SPLIT: tl.constexpr,
+    ROWS: tl.constexpr, SIZE: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, PIECE: tl.constexpr,
+    AT_ONCE: tl.constexpr, RELEASES: tl.constexpr,
+):  # fmt: skip
+    """x int8 [tokens, inner] times the transpose of `Int8Weight.values`, or of INT4 nibbles, as int32 words, with their
+    multipliers -> out [tokens, outputs] float32, scaled, and added to `residual` where RESIDUAL; program (tile, part).
+
+    Each part takes `steps` times COLUMNS of K. SPLIT: all leave their sums in parts [part, tokens, outputs] int32, and
+    the last one to arrive adds them. Integers have the same sum in any order. arrived: a zero for each tile, and zeros
+    again when all are done, so that the launch can be replayed.
+
+    Why the last one sees what the others stored. On CUDA: a program's stores come before its barrier, and this before
+    one thread's atomic addition, a release at the GPU's scope, which is cumulative: it holds for what any thread stored
+    before the barrier. On gfx942 a barrier waits for no wave's stores to global memory, and a release (write back the
+    L2, wait) waits for those of its own wave alone: so there each of RELEASES threads, which are all, releases its own
+    by an atomic addition of nothing, before the barrier. Then on both: the additions to one counter are each a release
+    and an acquire, so that the one that finds all others counted comes after all of them; its acquire makes caches
+    forget what is old, for the whole multiprocessor, before its value passes the next barrier to the other threads.
+    """
+    row_tile, token_tile = _tile(tokens, outputs, SIZE, ROWS)
+    row, token = row_tile * ROWS, token_tile * SIZE
+    some = token + tl.arange(0, SIZE)
+    # Rows beyond the last read that one again: an address costs less than a mask, and what it gives is not stored.
+    # Not so the tokens: a few would all read one place, three times slower where they are 1 of 16.
+    own = tl.minimum(row + tl.arange(0, ROWS), outputs - 1).to(tl.int64)[:, None]
+    part = tl.program_id(1)
+    last = tl.minimum(steps, tl.cdiv(inner, COLUMNS) - part * steps)
+    total = _product(
+        x, values, multipliers, own, some, some < tokens, part * steps * COLUMNS, last, inner,
+        INT4, SIZE, ROWS, COLUMNS, EVEN, STAGES,
+    )  # fmt: skip
+    if SPLIT:
+        own_part = parts + part.to(tl.int64) * tokens * outputs
+        _store(total, x_scale, scale, residual, own_part, row, token, tokens, outputs,
+            True, IN_TURN, RESIDUAL, ROWS, SIZE, PIECE)  # fmt: skip
+        if RELEASES:
+            tl.atomic_add(arrived + tl.program_id(0) + tl.zeros((RELEASES,), tl.int32), 0, sem="release", scope="gpu")
+        tl.debug_barrier()
+        if tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel", scope="gpu") == tl.num_programs(1) - 1:
+            tl.atomic_xchg(arrived + tl.program_id(0), 0, sem="relaxed", scope="gpu")
+            # Its own sums are read again: they are registers of a matrix instruction, in another order than memory's.
+            for begin in range(0, SIZE, PIECE):
+                sums = _added(parts, row, token + begin, tokens, outputs, ROWS, PIECE, AT_ONCE)
+                _store(sums, x_scale, scale, residual, out, row, token + begin, tokens, outputs,
+                    False, IN_TURN, RESIDUAL, ROWS, PIECE, PIECE)  # fmt: skip
+    else:
+        _store(total, x_scale, scale, residual, out, row, token, tokens, outputs,
+            False, IN_TURN, RESIDUAL, ROWS, SIZE, PIECE)  # fmt: skip
+
+
+@triton.jit
+def hidden_rows(gate_up, values, scale, width, SIZE: tl.constexpr):
+    """gate_up [T, 2 * width] float32 -> silu(gate) * up in INT8 [T, width] and its scales; a row a program."""
     token = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, SIZE)
     inside = column < width
-    gate, up = tl.zeros((SIZE,), tl.int32), tl.zeros((SIZE,), tl.int32)
-    for part in tl.static_range(PARTS):
-        at = parts + (part * tokens + token) * 2 * width + column
-        gate += tl.load(at, mask=inside, other=0)
-        up += tl.load(at + width, mask=inside, other=0)
-    x_size = tl.load(x_scale + token)
-    gates = gate.to(tl.float32) * x_size * tl.load(scale + column, mask=inside, other=0.0)
-    ups = up.to(tl.float32) * x_size * tl.load(scale + width + column, mask=inside, other=0.0)
-    hidden = tl.where(inside, ordered_silu(gates) * ups, 0.0)
-    store_quantized(hidden, token * width + column, inside, values, out_scale, token, False)
+    at = gate_up + token * 2 * width + column
+    gate, up = tl.load(at, mask=inside, other=0.0), tl.load(at + width, mask=inside, other=0.0)
+    hidden = tl.where(inside, ordered_silu(gate) * up, 0.0)
+    store_quantized(hidden, token * width + column, inside, values, scale, token, False)
 
 
 @triton.jit
@@ -158,83 +201,39 @@ def unpack_weight(nibbles, multipliers, values, groups, GROUPS: tl.constexpr):
     tl.store(at + 16, (((packed >> 4) - 8) * factor).to(tl.int8), mask=inside)
 
 
-@triton.jit
-def float_products(
-    x, weight, out, tokens, outputs, heads, inner, chunks,
-    SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr, SPLIT: tl.constexpr,
-):  # fmt: skip
-    """x [tokens, heads, inner] float32 times weight [heads, outputs, inner]; program (row tile, tokens, head or chunk).
-
-    SPLIT: program_id(2) is one of `chunks` of a linear with one head, whose sums go to out [chunks, tokens, outputs];
-    else it is a head, and all chunks are added to out [tokens, heads, outputs].
-    """
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    token = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
-    here, valid = row < outputs, token < tokens
-    head = 0 if SPLIT else tl.program_id(2)
-    column = tl.arange(0, COLUMNS)
-    weight += (head * outputs + tl.minimum(row, outputs - 1)).to(tl.int64)[:, None] * inner
-    x += (tl.minimum(token, tokens - 1) * heads + head).to(tl.int64)[:, None] * inner
-    result = tl.zeros((ROWS, SIZE), tl.float32)
-    for number in range(1 if SPLIT else chunks):
-        chunk = tl.program_id(2) if SPLIT else number
-        total = tl.zeros((ROWS, SIZE), tl.float32)
-        for step in range(tl.cdiv(tl.minimum(CHUNK, inner - chunk * CHUNK), COLUMNS)):
-            k = chunk * CHUNK + step * COLUMNS + column
-            w = tl.load(weight + k[None, :], mask=(k < inner)[None, :], other=0.0)
-            rows = tl.load(x + k[None, :], mask=(k < inner)[None, :], other=0.0)
-            if weight.dtype.element_ty == tl.bfloat16:
-                high, low = two_parts(rows)
-                part = tl.dot(w, low.T)
-                part = tl.dot(w, high.T, part)
-            else:
-                high, middle, low = bfloat_parts(rows)
-                w_high, w_middle, w_low = bfloat_parts(w)
-                part = tl.dot(w_low, high.T)
-                part = tl.dot(w_high, low.T, part)
-                part = tl.dot(w_middle, middle.T, part)
-                part = tl.dot(w_middle, high.T, part)
-                part = tl.dot(w_high, middle.T, part)
-                part = tl.dot(w_high, high.T, part)
-            total += part
-        result = total if SPLIT else result + total
-    inside = here[:, None] & valid[None, :]
-    if SPLIT:
-        at = (tl.program_id(2).to(tl.int64) * tokens + token[None, :]) * outputs + row[:, None]
-    else:
-        at = (token.to(tl.int64)[None, :] * heads + head) * outputs + row[:, None]
-    tl.store(out + at, result, mask=inside)
-
-
-@triton.jit
-def add_chunks(parts, out, size, chunks, BLOCK: tl.constexpr):
-    """parts [chunks, size] float32 -> their sums in order, from zero."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for chunk in range(chunks):
-        total += tl.load(parts + chunk.to(tl.int64) * size + at, mask=at < size, other=0.0)
-    tl.store(out + at, total, mask=at < size)
-
-
-def token_tile(tokens: int) -> int:
-    """Rows of x that a program takes."""
-    return 16 if tokens <= 16 else 32 if tokens <= 32 else 64 if tokens <= 256 else 128
-
-
 def integer_linear(
-    x: Activations, weight: Int8Weight | Int4Weight, tuning: LinearTuning, in_turn: bool = False
+    x: Activations,
+    weight: Int8Weight | Int4Weight,
+    tuning: LinearTuning,
+    in_turn: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """INT8 rows [T, K] times the transpose of the weight -> [T, N] float32, the reference's bits. in_turn: sums are
-    multiplied by the row's scale and then by the weight's, as experts do, not by the product of both."""
-    tokens, outputs = len(x.values), len(weight.scale)
-    out = torch.empty((tokens, outputs), dtype=torch.float32, device=x.values.device)
+    multiplied by the row's scale and then by the weight's, as experts do, not by the product of both. residual: [T, N]
+    float32, to which the product is added."""
+    (tokens, inner), outputs, device = x.values.shape, len(weight.scale), x.values.device
+    out = torch.empty((tokens, outputs), dtype=torch.float32, device=device)
     if not out.numel():
         return out
-    sums = _products(x, weight, out, tuning, in_turn)
-    if sums is not None:
-        integer_epilogue[(tokens, triton.cdiv(outputs, 512))](
-            sums, x.scale, weight.scale, out, tokens, outputs, len(sums), in_turn, 512, enable_fp_fusion=False
-        )
+    tile = tuning.table.tile(type(weight), outputs, inner, tokens)
+    if isinstance(weight, Int4Weight) and tile.unpacked:
+        weight = _unpacked(weight)
+    int4, unused = isinstance(weight, Int4Weight), out
+    values, multipliers = (weight.nibbles.view(torch.int32), weight.multipliers) if int4 else (weight.values, unused)
+    tiles, depth = triton.cdiv(outputs, tile.rows) * triton.cdiv(tokens, tile.tokens), triton.cdiv(inner, tile.columns)
+    steps = triton.cdiv(depth, min(tile.parts, depth))
+    parts = triton.cdiv(depth, steps)
+    split = parts > 1
+    sums = torch.empty((parts, tokens, outputs), dtype=torch.int32, device=device) if split else unused
+    piece = min(tile.tokens, max(16, _IN_HAND * tile.warps // tile.rows))
+    at_once = max(1, min(8, _IN_HAND * tile.warps // (tile.rows * piece)))
+    integer_products[(tiles, parts)](
+        x.values, values, multipliers, x.scale, weight.scale, unused if residual is None else residual, out,
+        sums, tuning.arrivals.take(tiles) if split else unused, tokens, outputs, inner, steps,
+        int4, in_turn, residual is not None, inner % tile.columns == 0, split,
+        tile.rows, tile.tokens, tile.columns, tile.stages, piece, at_once, tuning.releases * tile.warps,
+        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
+    )  # fmt: skip
     return out
 
 
@@ -244,38 +243,11 @@ def gated_hidden(x: Activations, gate_up: Int8Weight | Int4Weight, tuning: Linea
     values = torch.empty((tokens, width), dtype=torch.int8, device=x.values.device)
     scale = torch.empty(tokens, dtype=torch.float32, device=x.values.device)
     if tokens:
-        sums = _products(x, gate_up, None, tuning, True)
-        assert sums is not None
-        size = triton.next_power_of_2(width)
+        products, size = integer_linear(x, gate_up, tuning, in_turn=True), triton.next_power_of_2(width)
         hidden_rows[(tokens,)](
-            sums, x.scale, gate_up.scale, values, scale, tokens, width, len(sums), size,
-            num_warps=min(max(size // 512, 1), 16), enable_fp_fusion=False,
-        )  # fmt: skip
+            products, values, scale, width, size, num_warps=min(max(size // 512, 1), 16), enable_fp_fusion=False
+        )
     return Activations(ActivationFormat.INT8, values, scale)
-
-
-def _products(
-    x: Activations, weight: Int8Weight | Int4Weight, out: Tensor | None, tuning: LinearTuning, in_turn: bool
-) -> Tensor | None:
-    """The sums of each part of K [parts, T, N] int32; or none, but scaled ones in `out`, if K is one part."""
-    (tokens, inner), outputs, device = x.values.shape, len(weight.scale), x.values.device
-    if isinstance(weight, Int4Weight) and tokens > _UNPACKED_FROM:
-        weight = _unpacked(weight)
-    int4, unused = isinstance(weight, Int4Weight), x.scale
-    values, multipliers = (weight.nibbles.view(torch.int32), weight.multipliers) if int4 else (weight.values, unused)
-    size, rows, columns = token_tile(tokens), 64 if tokens <= 32 else 128, 256 if int4 else 128
-    grid, depth = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size)), triton.cdiv(inner, columns)
-    steps = triton.cdiv(depth, max(1, min(tuning.programs // (grid[0] * grid[1]), depth // 4)))
-    parts = triton.cdiv(depth, steps)
-    split = parts > 1 or out is None
-    sums = torch.empty((parts, tokens, outputs), dtype=torch.int32, device=device) if split else None
-    even, stages = inner == parts * steps * columns, tuning.int4 if int4 else tuning.int8
-    integer_products[(*grid, parts)](
-        x.values, values, multipliers, x.scale, weight.scale, unused if out is None else out,
-        unused if sums is None else sums, tokens, outputs, inner, steps,
-        int4, in_turn, size, rows, even, split, stages, num_warps=4, num_stages=stages, enable_fp_fusion=False,
-    )  # fmt: skip
-    return sums
 
 
 def _unpacked(weight: Int4Weight) -> Int8Weight:
@@ -286,55 +258,4 @@ def _unpacked(weight: Int4Weight) -> Int8Weight:
     return Int8Weight(values, weight.scale)
 
 
-def linear(x: Tensor, weight: Tensor, tuning: LinearTuning) -> Tensor:
-    """x [T, K] float32, weight [N, K] bf16 or float32 -> [T, N] float32."""
-    parts = float_parts(x, weight, tuning)
-    if len(parts) == 1:
-        return parts[0]
-    out = torch.empty(parts.shape[1:], dtype=torch.float32, device=x.device)
-    add_chunks[(triton.cdiv(out.numel(), 512),)](parts, out, out.numel(), len(parts), 512)
-    return out
-
-
-def float_parts(x: Tensor, weight: Tensor, tuning: LinearTuning) -> Tensor:
-    """`linear` as the sums of its chunks of K, [chunks, T, N], which are to be added in their order; [1, T, N] where
-    there are so many programs that each takes all of K."""
-    (tokens, inner), outputs = x.shape, weight.shape[0]
-    size, rows = token_tile(tokens), 64
-    grid = (triton.cdiv(outputs, rows), triton.cdiv(max(tokens, 1), size))
-    chunks = triton.cdiv(inner, _CHUNK)
-    if grid[0] * grid[1] >= tuning.programs or chunks == 1 or tokens == 0:
-        return head_linear(x[:, None], weight[None], tuning)[None, :, 0]
-    parts = torch.empty((chunks, tokens, outputs), dtype=torch.float32, device=x.device)
-    float_products[(*grid, chunks)](
-        x, weight, parts, tokens, outputs, 1, inner, chunks, size, rows, _FLOAT_COLUMNS, _CHUNK, True,
-        num_warps=4, num_stages=tuning.floats, enable_fp_fusion=True,
-    )  # fmt: skip
-    return parts
-
-
-def head_linear(x: Tensor, weight: Tensor, tuning: LinearTuning) -> Tensor:
-    """x [T, H, A] float32, weight [H, B, A] bf16 or float32 -> [T, H, B] float32."""
-    (tokens, heads, inner), outputs = x.shape, weight.shape[1]
-    out = torch.empty((tokens, heads, outputs), dtype=torch.float32, device=x.device)
-    if out.numel():
-        size, rows = token_tile(tokens), 128 if 64 < tokens <= 256 and outputs % 128 == 0 else 64
-        grid = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size), heads)
-        float_products[grid](
-            x, weight, out, tokens, outputs, heads, inner, triton.cdiv(inner, _CHUNK),
-            size, rows, _FLOAT_COLUMNS, _CHUNK, False,
-            num_warps=4, num_stages=tuning.floats, enable_fp_fusion=True,
-        )  # fmt: skip
-    return out
-
-
-__all__ = [
-    "LinearTuning",
-    "float_parts",
-    "gated_hidden",
-    "head_linear",
-    "integer_linear",
-    "linear",
-    "linear_tuning",
-    "token_tile",
-]
+__all__ = ["gated_hidden", "hidden_rows", "integer_linear"]

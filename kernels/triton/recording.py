@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
-_WAVE = 64
+_WAVE, _WARP = 64, 32
 _DOT = re.compile(r"tt\.dot .*tensor<[\dx]*x(\w+), .*-> tensor<[\dx]*x(\w+),")
 
 
@@ -91,7 +91,12 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
     with _no_device(target), knobs.compilation.scope():
         knobs.compilation.listener = listen
         kernel = getattr(import_module(launch.module), launch.kernel).preload(launch.data)
-    return Compiled(kernel.asm["amdgcn"], kernel.metadata.shared, _instruction(kernel.asm["ttgir"]), all(hits))
+    return Compiled(
+        kernel.asm.get("amdgcn") or kernel.asm["ptx"],
+        kernel.metadata.shared,
+        _instruction(kernel.asm["ttgir"]),
+        all(hits),
+    )
 
 
 def _instruction(text: str) -> str:
@@ -100,11 +105,18 @@ def _instruction(text: str) -> str:
     return f"v_mfma_{found[2]}_.*{found[1]}" if found else ""
 
 
+def _gpu_target(name: str) -> GPUTarget:
+    """gfx942 and the like are AMD's, sm_90 and the like NVIDIA's."""
+    if name.startswith("sm_"):
+        return GPUTarget("cuda", int(name.removeprefix("sm_")), _WARP)
+    return GPUTarget("hip", name, _WAVE)
+
+
 class _NoDevice(DriverBase):
     """A GPU to compile for."""
 
     def __init__(self, target: str) -> None:
-        self._target, self._device = GPUTarget("hip", target, _WAVE), object()
+        self._target, self._device = _gpu_target(target), object()
 
     @classmethod
     def is_active(cls) -> bool:

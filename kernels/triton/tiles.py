@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..protocol import Bf16Matrix, ExpertMatrix, Fp8Matrix, Int4Matrix, Int8Matrix
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 KIND_NAMES: dict[type[ExpertMatrix], str] = {
     Int4Matrix: "int4",
@@ -45,16 +49,19 @@ class TileTable:
 
     @staticmethod
     def of(gpu: str) -> TileTable:
-        """The table of a GPU by its name or architecture. Where none was tuned, AMD's have that of gfx942, whose tiles
-        fit their LDS and bound no registers, others "default"."""
-        known = json.loads(Path(__file__).with_name("tiles.json").read_text())
-        return TileTable.parse(known.get(gpu, known["gfx942" if gpu.startswith("gfx") else "default"]))
+        """Of a GPU by its name or architecture, as `tables_of`."""
+        return TileTable.parse(tables_of(gpu))
 
     @staticmethod
     def parse(regimes: dict[str, list[list[int]]]) -> TileTable:
-        """From rows of [pairs, rows, stages, warps, registers], ascending by pairs, by "int4.gate_up" and so on."""
+        """From rows of [pairs, rows, stages, warps, registers], ascending by pairs, by "int4.gate_up" and so on; names
+        of linears are left out."""
         return TileTable(
-            {name: tuple(Regime(pairs, Tile(*tile)) for pairs, *tile in sorted(rows)) for name, rows in regimes.items()}
+            {
+                name: tuple(Regime(pairs, Tile(*tile)) for pairs, *tile in sorted(rows))
+                for name, rows in regimes.items()
+                if name.endswith((".gate_up", ".down"))
+            }
         )
 
     def tile(self, kind: type[ExpertMatrix], gated: bool, pairs: int) -> Tile:
@@ -66,9 +73,16 @@ class TileTable:
         return tuple(self._regimes)
 
 
-def tile_row(pairs: int, tile: Tile) -> list[int]:
-    """What `TileTable.parse` reads."""
-    return [pairs, *asdict(tile).values()]
+def tables_of(gpu: str) -> dict[str, list[list[int]]]:
+    """What is known of a GPU by its name or architecture. What nobody tuned there, AMD's have from gfx942, whose tiles
+    fit their LDS and bound no registers, others from "default"."""
+    known = json.loads(Path(__file__).with_name("tiles.json").read_text())
+    return known["gfx942" if gpu.startswith("gfx") else "default"] | known.get(gpu, {})
+
+
+def tile_row(most: int, tile: DataclassInstance) -> list[int]:
+    """What `TileTable.parse` and `LinearTable.parse` read."""
+    return [most, *map(int, asdict(tile).values())]
 
 
 def table_text(tables: dict[str, dict[str, list[list[int]]]]) -> str:
@@ -87,4 +101,4 @@ def gpu_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device)
 
 
-__all__ = ["KIND_NAMES", "Regime", "Tile", "TileTable", "gpu_name", "table_text", "tile_row"]
+__all__ = ["KIND_NAMES", "Regime", "Tile", "TileTable", "gpu_name", "table_text", "tables_of", "tile_row"]

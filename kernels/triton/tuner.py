@@ -1,4 +1,5 @@
-"""Times tiles of the routed experts on this GPU and says which is fastest in each regime: `python -m …triton.tuner`.
+"""Times tiles of the routed experts on this GPU and says which is fastest in each regime: `python -m …triton.tuner`,
+which tunes linears too (`linear_tuner`).
 
 Weights and routing are random: zero-mean codes, every token on `top_k` distinct experts, drawn evenly; a table is for
 one shape of model. Each candidate is timed by replaying a graph of launches with several routings, so that small
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from ..protocol import ActivationFormat, Activations, ExpertMatrix, Int4Matrix
 from .experts import multiply
 from .grouping import group_pairs
 from .layouts import ROWS, TiledExperts, TiledMatrix, tile_columns
+from .linear_tiles import LINEAR_NAMES
+from .linear_tuner import best_linear_tiles, cases
 from .tiles import KIND_NAMES, Tile, gpu_name, table_text, tile_row
+from .timing import graph_time, read_bandwidth
 
 CANDIDATES = (
     Tile(8, 3, 4), Tile(8, 4, 4), Tile(16, 3, 4), Tile(16, 4, 4), Tile(16, 3, 4, 128), Tile(32, 3, 4), Tile(32, 4, 4),
@@ -76,25 +80,6 @@ def random_routing(tokens: int, shape: LayerShape, seed: int, device: torch.devi
     ids = torch.rand(tokens, shape.experts, generator=generator).argsort(dim=1)[:, : shape.top_k]
     token = torch.arange(tokens, dtype=torch.int32).repeat_interleave(shape.top_k)
     return Routing(token.to(device), ids.flatten().to(torch.int32).to(device), ids.unique().numel())
-
-
-def graph_time(run: Callable[[], object], repeats: int = 7) -> float:
-    """Median µs of a graph's replays."""
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    graph.replay()
-    times = []
-    for _ in range(repeats):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e3)
-    return sorted(times)[len(times) // 2]
 
 
 def routings(tokens: int, shape: LayerShape, device: torch.device) -> list[Routing]:
@@ -166,12 +151,16 @@ def _random_matrix(kind: type[ExpertMatrix], experts: int, rows: int, inner: int
 def main() -> None:
     parser = argparse.ArgumentParser(description="Writes the tiles of this GPU beside those of others.")
     parser.add_argument("--kind", choices=KIND_NAMES.values(), action="append", required=True)
+    parser.add_argument("--product", choices=("experts", "linears"), action="append", help="both if it is not given")
     parser.add_argument("--json", type=Path, required=True, help="the table to write into, such as tiles.json")
     arguments = parser.parse_args()
-    device = torch.device("cuda")
+    device, products = torch.device("cuda"), arguments.product or ("experts", "linears")
     table = json.loads(arguments.json.read_text())
-    mine = table.setdefault(gpu_name(device), dict(table["default"]))
-    for kind in (kind for kind, name in KIND_NAMES.items() if name in arguments.kind):
+    mine = table.setdefault(gpu_name(device), {})
+    if "linears" in products:
+        some = [case for kind, name in LINEAR_NAMES.items() if name in arguments.kind for case in cases(kind)]
+        mine.update(best_linear_tiles(some, gpu_name(device), device, read_bandwidth(device)))
+    for kind in (kind for kind, name in KIND_NAMES.items() if name in arguments.kind and "experts" in products):
         mine.update(best_tiles(kind, LayerShape(), TOKENS, CANDIDATES, device))
     arguments.json.write_text(table_text(table))
 
@@ -180,4 +169,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["LayerShape", "best_tiles", "graph_time", "random_experts", "random_routing", "random_rows", "routings"]
+__all__ = ["LayerShape", "best_tiles", "random_experts", "random_routing", "random_rows", "routings"]

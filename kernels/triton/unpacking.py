@@ -18,15 +18,15 @@ def _as_bytes(words, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def unpacked(nibbles, multiplier, ROWS: tl.constexpr, GROUPS: tl.constexpr):
-    """nibbles int32 [ROWS, 32], four offset-binary values each in the low halves of their bytes, times multiplier int32
-    [ROWS, GROUPS] of 32 / GROUPS words each -> int8 [ROWS, 128].
+def unpacked(nibbles, multiplier, ROWS: tl.constexpr, GROUPS: tl.constexpr, WORDS: tl.constexpr = 32):
+    """nibbles int32 [ROWS, WORDS], four offset-binary values each in the low halves of their bytes, times multiplier
+    int32 [ROWS, GROUPS] of WORDS / GROUPS words each -> int8 [ROWS, 4 * WORDS].
 
     Four values a multiplication: byte * m + (128 - 8 * m) stays within 8..233, so no byte carries into the next, and
     flipping the top bits makes the bytes two's complement. The multiplier may reach the words by broadcasting alone:
     anything else sends each unpacked tile through shared memory again.
     """
     offset = multiplier * -0x08080808 + -0x7F7F7F80
-    multiplier = tl.broadcast_to(multiplier[:, :, None], (ROWS, GROUPS, 32 // GROUPS)).reshape(ROWS, 32)
-    offset = tl.broadcast_to(offset[:, :, None], (ROWS, GROUPS, 32 // GROUPS)).reshape(ROWS, 32)
-    return _as_bytes((nibbles * multiplier + offset) ^ -0x7F7F7F80, ROWS, 32)
+    multiplier = tl.broadcast_to(multiplier[:, :, None], (ROWS, GROUPS, WORDS // GROUPS)).reshape(ROWS, WORDS)
+    offset = tl.broadcast_to(offset[:, :, None], (ROWS, GROUPS, WORDS // GROUPS)).reshape(ROWS, WORDS)
+    return _as_bytes((nibbles * multiplier + offset) ^ -0x7F7F7F80, ROWS, WORDS)

@@ -23,7 +23,9 @@ from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.triton.gate import choose
 from flyray.kernels.triton.experts import run_experts
 from flyray.kernels.triton.layouts import tile_experts
-from flyray.kernels.triton.linear import gated_hidden, integer_linear, linear_tuning
+from flyray.kernels.triton.linear import gated_hidden, integer_linear
+from flyray.kernels.triton.linear_tiles import LINEAR_NAMES, Arrivals, LinearRegime, LinearTable, LinearTile
+from flyray.kernels.triton.linear_tiles import LinearTuning
 from flyray.kernels.triton.rows import combine
 from flyray.kernels.triton.tiles import TileTable
 
@@ -34,19 +36,25 @@ for kind in (Int4Matrix, Int8Matrix):
     shapes = PairShapes(4, 12, 3, 288, 96)
     actual = run_experts(x, token, expert, tile_experts(weights), shapes, TileTable.of("default"))
     assert torch.equal(actual, reference.experts(x, token, expert, weights)), kind
-for tokens, gpu in ((3, "gfx942"), (130, "default")):
+def tuned(tile, releases=0):
+    table = {(kind, 1, 1): (LinearRegime(1, tile),) for kind in LINEAR_NAMES}
+    return LinearTuning(LinearTable(table), Arrivals(torch.device("cpu")), releases, 264, 2)
+
+
+# Whole and in parts, of which the last is shorter, for CUDA and for AMD; beyond the last row, token and column of K;
+# twice, so that counters must be zero again; unpacked in memory; stored in pieces.
+ONE, SPLIT, AMD = LinearTile(64, 16, 256, 1, 4, 3), LinearTile(32, 16, 64, 2, 2, 2), LinearTile(64, 64, 128, 2, 1, 2, 1)
+for tokens, tile, releases in ((3, ONE, 0), (3, SPLIT, 0), (70, AMD, 64)):
+    x, residual, tuning = normal(2, tokens, 160), normal(8, tokens, 70), tuned(tile, releases)
+    rows = reference.quantize(x, ActivationFormat.INT8)
     for weight in (int8_weight(70, 160), int4_weight(70, 160)):
-        x = normal(2, tokens, 160)
-        actual = integer_linear(reference.quantize(x, ActivationFormat.INT8), weight, linear_tuning(gpu))
-        assert torch.equal(actual, reference.linear(x, weight)), type(weight)
+        expected = reference.linear(x, weight)
+        assert torch.equal(integer_linear(rows, weight, tuning), expected), (type(weight), tile)
+        assert torch.equal(integer_linear(rows, weight, tuning, residual=residual), residual + expected), tile
 for make in (int8_weight, int4_weight):
     rows, gate_up, down = reference.quantize(normal(3, 3, 160), ActivationFormat.INT8), make(128, 160), make(160, 64)
-    actual = integer_linear(gated_hidden(rows, gate_up, linear_tuning("default")), down, linear_tuning("default"), True)
+    actual = integer_linear(gated_hidden(rows, gate_up, tuned(SPLIT)), down, tuned(ONE), True)
     assert torch.equal(actual, reference.mlp(rows, gate_up, down)), make
-parts, bias, config = normal(8, 5, 3, 24) * 4, normal(9, 24), GateConfig(6, 4, 2, True, 2.5)
-logits = sum(parts[1:], parts[0])  # in order
-actual, expected = choose(parts, bias, config), reference.gate(logits, torch.eye(24), bias, config)
-assert torch.equal(actual[0], expected[0]) and torch.equal(actual[1], expected[1])
 inputs = normal(4, 3, 5, 70), normal(5, 3, 5), normal(6, 3, 70), normal(7, 3, 70)
 assert torch.allclose(combine(*inputs), reference.combine(*inputs), rtol=0, atol=1e-5)
 """
