@@ -80,18 +80,29 @@ class ArgumentChecks:
         self._require("rms_norm", "weight", weight, (*self._float, torch.bfloat16), (size,))
         return tokens, size
 
-    def linear(self, op: str, x: Tensor, weight: Tensor) -> tuple[int, int, int]:
+    def linear(
+        self, op: str, x: Tensor | Activations, weight: Tensor, residual: Tensor | None = None
+    ) -> tuple[int, int, int]:
         """T, K and N."""
+        if isinstance(x, Activations):
+            raise ValueError(f"{op}: x is {x.format.value} Activations, expected a Tensor for a weight in floats")
         tokens, inner = self._shape(op, "x", x, 2)
         outputs = self._shape(op, "weight", weight, 2)[0]
         self._require(op, "x", x, self._float, (tokens, inner))
         self._require(op, "weight", weight, self._weight, (outputs, inner))
+        self.residual(op, residual, tokens, outputs)
         return tokens, inner, outputs
 
-    def integer_linear(self, x: Tensor, weight: IntegerWeight) -> tuple[int, int, int]:
+    def integer_linear(
+        self, x: Tensor | Activations, weight: IntegerWeight, residual: Tensor | None = None
+    ) -> tuple[int, int, int]:
         """T, K and N."""
-        tokens, inner = self._shape("linear", "x", x, 2)
-        self._require("linear", "x", x, self._float, (tokens, inner))
+        if isinstance(x, Activations):
+            tokens, inner = self._shape("linear", "x.values", x.values, 2)
+            self._activations("linear", x, ActivationFormat.INT8, tokens, inner)
+        else:
+            tokens, inner = self._shape("linear", "x", x, 2)
+            self._require("linear", "x", x, self._float, (tokens, inner))
         if isinstance(weight, Int4Weight):
             name, values = "weight.nibbles", weight.nibbles
             outputs = self._shape("linear", name, values, 2)[0]
@@ -109,7 +120,13 @@ class ArgumentChecks:
         self._require("linear", "weight.scale", weight.scale, (torch.float32,), (outputs,))
         if inner > MAX_INT8_INNER:
             raise ValueError(f"linear: {name} has K = {inner}; sums of more than {MAX_INT8_INNER} overflow int32")
+        self.residual("linear", residual, tokens, outputs)
         return tokens, inner, outputs
+
+    def residual(self, op: str, residual: Tensor | None, tokens: int, outputs: int) -> None:
+        """What is added to a product, if anything."""
+        if residual is not None:
+            self._require(op, "residual", residual, self._float, (tokens, outputs))
 
     def head_linear(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
         """T, H, A and B."""
@@ -119,17 +136,15 @@ class ArgumentChecks:
         self._require("head_linear", "weight", weight, self._weight, (heads, outputs, inner))
         return tokens, heads, inner, outputs
 
-    def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> tuple[int, int, int, int]:
-        """T, H, R and the length of the tables."""
-        tokens, heads, size = self._shape("rope", "x", x, 3)
+    def rotation(self, op: str, size: int, tokens: int, positions: Tensor, cos: Tensor, sin: Tensor) -> int:
+        """Of the last `size` columns of what the operation rotates; the length of the tables."""
         if size % 2:
-            raise ValueError(f"rope: x has {size} values a head, which are not pairs")
-        length = self._shape("rope", "cos", cos, 2)[0]
-        self._require_columns("rope", "x", x, self._float, (tokens, heads, size))
-        self._require("rope", "positions", positions, (torch.int64,), (tokens,))
-        self._require("rope", "cos", cos, (torch.float32,), (length, size // 2))
-        self._require("rope", "sin", sin, (torch.float32,), (length, size // 2))
-        return tokens, heads, size, length
+            raise ValueError(f"{op}: {size} columns are rotated, which are not pairs")
+        length = self._shape(op, "cos", cos, 2)[0]
+        self._require(op, "positions", positions, (torch.int64,), (tokens,))
+        self._require(op, "cos", cos, (torch.float32,), (length, size // 2))
+        self._require(op, "sin", sin, (torch.float32,), (length, size // 2))
+        return length
 
     def absorb(
         self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor
@@ -140,20 +155,26 @@ class ArgumentChecks:
         if inner >= width:
             raise ValueError(f"absorb: q is {_describe(q)}, expected more columns than the {inner} of weight")
         tokens, heads, _, outputs = self.head_linear(q[..., :inner], weight)
-        _, _, size, length = self.rope(q[..., inner:], positions, cos, sin)
-        return tokens, heads, inner, outputs, size, length
+        length = self.rotation("absorb", width - inner, tokens, positions, cos, sin)
+        return tokens, heads, inner, outputs, width - inner, length
 
-    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> tuple[int, int, int, int]:
-        """T, L, R and the number of slots in `pages`."""
-        tokens, rank = self._shape("write_kv", "latent", latent, 2)
-        rope = self._shape("write_kv", "k_rope", k_rope, 2)[1]
-        num_pages, page_size, _ = self._shape("write_kv", "pages", pages, 3)
-        self._require("write_kv", "latent", latent, self._float, (tokens, rank))
-        self._require("write_kv", "k_rope", k_rope, self._float, (tokens, rope))
-        words = entry_width(self._kv, rank, rope)
-        self._require("write_kv", "pages", pages, (self._kv,), (num_pages, page_size, words))
-        self._require("write_kv", "slots", slots, (torch.int64,), (tokens,))
-        return tokens, rank, rope, num_pages * page_size
+    def write_kv(
+        self, pages: Tensor, slots: Tensor, rows: Tensor, norm: Tensor, positions: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[int, int, int, int, int]:
+        """T, L, R, the number of slots in `pages` and the length of the tables."""
+        op = "write_kv"
+        tokens, width = self._shape(op, "rows", rows, 2)
+        rank = self._shape(op, "norm", norm, 1)[0]
+        if rank >= width:
+            raise ValueError(f"{op}: rows is {_describe(rows)}, expected more columns than the {rank} of norm")
+        num_pages, page_size, _ = self._shape(op, "pages", pages, 3)
+        self._require_columns(op, "rows", rows, self._float, (tokens, width))
+        self._require(op, "norm", norm, (*self._float, torch.bfloat16), (rank,))
+        words = entry_width(self._kv, rank, width - rank)
+        self._require(op, "pages", pages, (self._kv,), (num_pages, page_size, words))
+        self._require(op, "slots", slots, (torch.int64,), (tokens,))
+        length = self.rotation(op, width - rank, tokens, positions, cos, sin)
+        return tokens, rank, width - rank, num_pages * page_size, length
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, kv_lora_rank: int) -> tuple[int, int, int]:
         """T, H and L + R."""
@@ -206,7 +227,7 @@ class ArgumentChecks:
                 f"[{down_experts}, {outputs}, {intermediate}], expected [{experts}, {hidden}, {double // 2}]"
             )
         tokens = self._shape("experts", "x.values", x.values, 2)[0]
-        self._activations(x, activation_format(weights.gate_up), tokens, hidden)
+        self._activations("experts", x, activation_format(weights.gate_up), tokens, hidden)
         pairs = self._shape("experts", "pair_token", pair_token, 1)[0]
         self._require("experts", "pair_token", pair_token, (torch.int32,), (pairs,))
         self._require("experts", "pair_expert", pair_expert, (torch.int32,), (pairs,))
@@ -217,7 +238,7 @@ class ArgumentChecks:
     ) -> PairShapes:
         """As `experts`, of weights that a backend's `prepare` has checked."""
         tokens = self._shape("experts", "x.values", x.values, 2)[0]
-        self._activations(x, activation_format(gate_up), tokens, gate_up.inner)
+        self._activations("experts", x, activation_format(gate_up), tokens, gate_up.inner)
         pairs = self._shape("experts", "pair_token", pair_token, 1)[0]
         self._require("experts", "pair_token", pair_token, (torch.int32,), (pairs,))
         self._require("experts", "pair_expert", pair_expert, (torch.int32,), (pairs,))
@@ -260,28 +281,22 @@ class ArgumentChecks:
         self._require("take_rows", "rows", rows, (torch.int64,), (count,))
         return count, size, length
 
-    def add(self, x: Tensor, y: Tensor) -> tuple[int, int]:
-        tokens, size = self._shape("add", "x", x, 2)
-        self._require("add", "x", x, self._float, (tokens, size))
-        self._require("add", "y", y, self._float, (tokens, size))
-        return tokens, size
-
-    def _activations(self, x: Activations, wanted: ActivationFormat, tokens: int, hidden: int) -> None:
+    def _activations(self, op: str, x: Activations, wanted: ActivationFormat, tokens: int, hidden: int) -> None:
         if x.format is not wanted:
-            raise ValueError(f"experts: x.format is {x.format.value}, expected {wanted.value} for these weights")
+            raise ValueError(f"{op}: x.format is {x.format.value}, expected {wanted.value} for these weights")
         dtypes = {
             ActivationFormat.FLOAT: self._float,
             ActivationFormat.INT8: (torch.int8,),
             ActivationFormat.FP8: (torch.float8_e4m3fn,),
         }[wanted]
-        self._require("experts", "x.values", x.values, dtypes, (tokens, hidden))
+        self._require(op, "x.values", x.values, dtypes, (tokens, hidden))
         if wanted is ActivationFormat.FLOAT:
             if x.scale is not None:
-                raise ValueError("experts: x.scale is given, expected None for float activations")
+                raise ValueError(f"{op}: x.scale is given, expected None for float activations")
         elif x.scale is None:
-            raise ValueError(f"experts: x.scale is None, expected float32 [{tokens}]")
+            raise ValueError(f"{op}: x.scale is None, expected float32 [{tokens}]")
         else:
-            self._require("experts", "x.scale", x.scale, (torch.float32,), (tokens,))
+            self._require(op, "x.scale", x.scale, (torch.float32,), (tokens,))
 
     def _shape(self, op: str, name: str, tensor: Tensor, rank: int) -> torch.Size:
         shape = tensor.shape

@@ -70,27 +70,38 @@ class ComposedKernels:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self._of("rms_norm").rms_norm(x, weight, eps)
 
-    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Activations]:
-        return self._of("rms_norm_quantize").rms_norm_quantize(x, weight, eps)
+    def rms_norm_quantize(
+        self, x: Tensor, weight: Tensor, eps: float, floats: bool = True
+    ) -> tuple[Tensor, Activations]:
+        return self._of("rms_norm_quantize").rms_norm_quantize(x, weight, eps, floats)
 
-    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+    def linear(self, x: Tensor | Activations, weight: LinearWeight, residual: Tensor | None = None) -> Tensor:
         kind = type(weight) if isinstance(weight, IntegerWeight) else Tensor
-        return self._of("linear", kind).linear(x, weight)
+        return self._of("linear", kind).linear(x, weight, residual)
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._of("head_linear").head_linear(x, weight)
 
-    def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
-        return self._of("mlp", type(gate_up)).mlp(x, gate_up, down)
-
-    def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return self._of("rope").rope(x, positions, cos, sin)
+    def mlp(
+        self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight, residual: Tensor | None = None
+    ) -> Tensor:
+        return self._of("mlp", type(gate_up)).mlp(x, gate_up, down, residual)
 
     def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return self._of("absorb").absorb(q, weight, positions, cos, sin)
 
-    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
-        self._of("write_kv").write_kv(pages, slots, latent, k_rope)
+    def write_kv(
+        self,
+        pages: Tensor,
+        slots: Tensor,
+        rows: Tensor,
+        norm: Tensor,
+        eps: float,
+        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> None:
+        self._of("write_kv").write_kv(pages, slots, rows, norm, eps, positions, cos, sin)
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         return self._of("mla_attention").mla_attention(q, pages, batch, scale, kv_lora_rank)
@@ -118,9 +129,6 @@ class ComposedKernels:
 
     def take_rows(self, table: Tensor, rows: Tensor) -> Tensor:
         return self._of("take_rows").take_rows(table, rows)
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        return self._of("add").add(x, y)
 
     def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:
         return self._base.capture(run, beside)

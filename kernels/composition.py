@@ -15,8 +15,8 @@ SourceOrder = Mapping[str, Sequence[str]]
 the backend's order, but those with a reservation."""
 
 _ALONE = (
-    "take_rows", "rms_norm", "rms_norm_quantize", "linear", "head_linear", "mlp", "rope", "gate", "quantize",
-    "silu_mul", "combine", "add",
+    "take_rows", "rms_norm", "rms_norm_quantize", "linear", "head_linear", "mlp", "gate", "quantize", "silu_mul",
+    "combine",
 )  # fmt: skip
 OPERATIONS = frozenset(_ALONE).union(*LAYOUTS)
 """Those of `Kernels` that sources are chosen for. Graphs and sampling are the base's own."""

@@ -289,39 +289,51 @@ class Kernels(Protocol):
         float32."""
         ...
 
-    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Activations]:
-        """`rms_norm`, and `quantize` of its result to INT8."""
+    def rms_norm_quantize(
+        self, x: Tensor, weight: Tensor, eps: float, floats: bool = True
+    ) -> tuple[Tensor, Activations]:
+        """`rms_norm`, and `quantize` of its result to INT8. floats: whether the first is wanted; else it is [0, D]."""
         ...
 
-    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
-        """x [T, K] float, weight [N, K] bf16, float32, Int8Weight or Int4Weight -> x @ weight.T, [T, N] float.
+    def linear(self, x: Tensor | Activations, weight: LinearWeight, residual: Tensor | None = None) -> Tensor:
+        """x [T, K] float, weight [N, K] bf16, float32, Int8Weight or Int4Weight -> x @ weight.T, [T, N] float;
+        residual [T, N] float: residual + the product, rounded to float before.
 
-        Summed in float32; with an Int8Weight or Int4Weight x is quantized to INT8 per row first, the sum is an exact
-        integer, and the result is float32(sum) * (x's row scale * the weight's row scale)."""
+        Summed in float32; with an Int8Weight or Int4Weight x is quantized to INT8 per row first, or comes as such rows,
+        the sum is an exact integer, and the result is float32(sum) * (x's row scale * the weight's row scale)."""
         ...
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """A linear a head. x [T, H, A] float, weight [H, B, A] bf16 or float32 -> [T, H, B] float."""
         ...
 
-    def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
+    def mlp(
+        self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight, residual: Tensor | None = None
+    ) -> Tensor:
         """A gated MLP as the only expert of `experts`, which all rows visit: x [T, D] INT8, gate_up [2 * I, D] with the
-        gate's rows first, down [D, I], both of one kind -> [T, D] float32."""
-        ...
-
-    def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotates interleaved pairs (2i, 2i + 1). x [T, H, R] float, columns of a wider tensor too, positions [T], cos
-        and sin [max_position, R/2] float32 -> [T, H, R] float in the same interleaved order."""
+        gate's rows first, down [D, I], both of one kind -> [T, D] float32; residual as of `linear`."""
         ...
 
     def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries for `mla_attention`: q [T, H, A + R] float, weight [H, L, A] bf16 or float32 -> [T, H, L + R] of
-        `query_dtype`, `head_linear` of each head's first A values and then `rope` of its last R."""
+        """Queries for `mla_attention`: q [T, H, A + R] float, columns of a wider tensor too, weight [H, L, A] bf16 or
+        float32, positions [T], cos and sin [max_position, R/2] float32 -> [T, H, L + R] of `query_dtype`, `head_linear`
+        of each head's first A values, and its last R, whose pairs (2i, 2i + 1) are rotated and stay in their places."""
         ...
 
-    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
-        """Stores latent [T, L] and rotated k_rope [T, R], float, at slots [T] of pages [num_pages, page_size, W] of
-        `kv_dtype`, W = `kv_entries.entry_width`.
+    def write_kv(
+        self,
+        pages: Tensor,
+        slots: Tensor,
+        rows: Tensor,
+        norm: Tensor,
+        eps: float,
+        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> None:
+        """Stores entries at slots [T] of pages [num_pages, page_size, W] of `kv_dtype`, W = `kv_entries.entry_width`.
+        An entry is made of a row [L + R] of rows [T, L + R] float, columns of a wider matrix too: its latent is
+        `rms_norm` of the first L with norm [L] bf16 or float, its key the last R, rotated as in `absorb`.
 
         In 8 bits an entry's bytes are those of `kv_entries`. How one of floats stands in its W = L + R words is the
         backend's own: `mla_attention` of the same backend reads it."""
@@ -377,10 +389,6 @@ class Kernels(Protocol):
 
     def take_rows(self, table: Tensor, rows: Tensor) -> Tensor:
         """Rows [T] int64 of table [N, D] bf16 or float -> [T, D] float."""
-        ...
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """x + y, both [T, D] float."""
         ...
 
     def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:

@@ -49,7 +49,7 @@ _CPU = torch.device("cpu")
 class ReferenceKernels:
     """`Kernels` in plain PyTorch. Runs on torch's own intra-op threads; the results do not depend on their number.
 
-    kv_dtype: float32, int8 or float8_e4m3fn."""
+    kv_dtype: float32, bfloat16, int8 or float8_e4m3fn."""
 
     name = "reference"
     activation_dtype = torch.float32
@@ -68,47 +68,62 @@ class ReferenceKernels:
         inverse = torch.ones_like(mean) / root
         return x * inverse[:, None] * weight.to(torch.float32)
 
-    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Activations]:
+    def rms_norm_quantize(
+        self, x: Tensor, weight: Tensor, eps: float, floats: bool = True
+    ) -> tuple[Tensor, Activations]:
         normed = self.rms_norm(x, weight, eps)
-        return normed, self.quantize(normed, ActivationFormat.INT8)
+        return normed if floats else normed[:0], self.quantize(normed, ActivationFormat.INT8)
 
-    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+    def linear(self, x: Tensor | Activations, weight: LinearWeight, residual: Tensor | None = None) -> Tensor:
         if isinstance(weight, IntegerWeight):
-            self._check.integer_linear(x, weight)
-            rows = self.quantize(x, ActivationFormat.INT8)
+            self._check.integer_linear(x, weight, residual)
+            rows = x if isinstance(x, Activations) else self.quantize(x, ActivationFormat.INT8)
             assert rows.scale is not None
             integers = weight.values if isinstance(weight, Int8Weight) else _join(weight.nibbles, weight.multipliers)
-            return _integer_sums(rows, integers) * (rows.scale[:, None] * weight.scale[None, :])
-        self._check.linear("linear", x, weight)
-        return ordered_linear(x, weight)
+            product = _integer_sums(rows, integers) * (rows.scale[:, None] * weight.scale[None, :])
+        else:
+            self._check.linear("linear", x, weight, residual)
+            assert isinstance(x, Tensor)
+            product = ordered_linear(x, weight)
+        return product if residual is None else residual + product
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         self._check.head_linear(x, weight)
         return torch.stack([ordered_linear(x[:, h], weight[h]) for h in range(x.shape[1])], dim=1)
 
-    def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
-        return run_single_expert(self, x, gate_up, down)
-
-    def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        length = self._check.rope(x, positions, cos, sin)[3]
-        check_indices("rope", "positions", positions, length)
-        c, s = cos[positions][:, None, :], sin[positions][:, None, :]
-        even, odd = x[..., 0::2], x[..., 1::2]
-        return torch.stack([even * c - odd * s, even * s + odd * c], dim=-1).flatten(-2)
+    def mlp(
+        self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight, residual: Tensor | None = None
+    ) -> Tensor:
+        product = run_single_expert(self, x, gate_up, down)
+        self._check.residual("mlp", residual, *product.shape)
+        return product if residual is None else residual + product
 
     def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        inner = self._check.absorb(q, weight, positions, cos, sin)[2]
-        rotated = self.rope(q[..., inner:], positions, cos, sin)
+        *_, inner, _, _, length = self._check.absorb(q, weight, positions, cos, sin)
+        check_indices("absorb", "positions", positions, length)
+        rotated = rotate(q[..., inner:], positions, cos, sin)
         return torch.cat([self.head_linear(q[..., :inner], weight), rotated], dim=-1)
 
-    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
-        limit = self._check.write_kv(pages, slots, latent, k_rope)[3]
+    def write_kv(
+        self,
+        pages: Tensor,
+        slots: Tensor,
+        rows: Tensor,
+        norm: Tensor,
+        eps: float,
+        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> None:
+        _, rank, _, limit, length = self._check.write_kv(pages, slots, rows, norm, positions, cos, sin)
         check_indices("write_kv", "slots", slots, limit)
+        check_indices("write_kv", "positions", positions, length)
+        latent, key = self.rms_norm(rows[:, :rank], norm, eps), rotate(rows[:, None, rank:], positions, cos, sin)[:, 0]
         if self.kv_dtype in ROUNDED:
-            entries = pack_entries(self.quantize(latent, ROUNDED[self.kv_dtype]), k_rope)
+            entries = pack_entries(self.quantize(latent, ROUNDED[self.kv_dtype]), key)
             pages.view(torch.uint8).view(limit, -1)[slots] = entries
         else:
-            pages.view(limit, -1)[slots] = torch.cat([latent, k_rope], dim=1)
+            pages.view(limit, -1)[slots] = torch.cat([latent, key], dim=1).to(self.kv_dtype)
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         queries, heads, width = self._check.mla_attention(q, pages, batch, kv_lora_rank)
@@ -125,7 +140,7 @@ class ReferenceKernels:
             sizes = None
             if self.kv_dtype in ROUNDED:
                 keys, sizes = unpack_entries(keys, kv_lora_rank, width - kv_lora_rank)
-            result[rows] = _attend(q[rows], keys, sizes, scale, kv_lora_rank)
+            result[rows] = _attend(q[rows], keys.to(torch.float32), sizes, scale, kv_lora_rank)
         return result
 
     def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
@@ -198,12 +213,16 @@ class ReferenceKernels:
         check_indices("take_rows", "rows", rows, length)
         return table[rows].to(torch.float32)
 
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        self._check.add(x, y)
-        return x + y
-
     def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:
         return RepeatedGraph(run)
+
+
+def rotate(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of interleaved pairs (2i, 2i + 1): x [T, H, R], positions [T], cos and sin [length, R/2] -> the
+    rotated pairs in their places, [T, H, R]."""
+    c, s = cos[positions][:, None, :], sin[positions][:, None, :]
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack([even * c - odd * s, even * s + odd * c], dim=-1).flatten(-2)
 
 
 def _attend(q: Tensor, keys: Tensor, sizes: Tensor | None, scale: float, rank: int) -> Tensor:

@@ -47,6 +47,8 @@ _SPLIT_ERROR = 1e-4
 _QUERY_ERROR = {torch.float32: 0.0, torch.bfloat16: 2e-2}
 # Another order of sums may round one hidden value to the next FP8 number, which is 1/16 away.
 _FP8_RELATIVE_ERROR = 3e-2
+# Where the last bit of a float decides between one INT8 value and the next.
+_CODE = 1 / 126
 _TOLD_APART = 1e-4
 
 
@@ -131,25 +133,24 @@ class _Check:
         x, weight = self._floats(_TOKENS, shapes.hidden), self._floats(shapes.hidden)
         self._both("rms_norm", lambda k, t: k.rms_norm(t(x), t(weight), 1e-5))
         self._both("rms_norm_quantize", lambda k, t: k.rms_norm_quantize(t(x), t(weight), 1e-5)[0])
+        self._both(
+            "rms_norm_quantize",
+            lambda k, t: _floats(k.rms_norm_quantize(t(x), t(weight), 1e-5, floats=False)[1]),
+            relative=_CODE,
+        )
         gate_up = self._floats(_TOKENS, 2 * shapes.intermediate)
         self._both("silu_mul", lambda k, t: k.silu_mul(t(gate_up)))
-        heads = self._floats(_TOKENS, shapes.heads, shapes.qk_rope_head_dim)
-        positions = torch.randint(0, 64, (_TOKENS,), generator=self._generator)
-        angles = torch.rand(64, shapes.qk_rope_head_dim // 2, generator=self._generator)
-        cos, sin = torch.cos(angles), torch.sin(angles)
-        self._both("rope", lambda k, t: k.rope(t(heads), t(positions), t(cos, exact=True), t(sin, exact=True)))
         slots = torch.randn(_TOKENS, shapes.gate.top_k, shapes.hidden, generator=self._generator)
         weights = torch.rand(_TOKENS, shapes.gate.top_k, generator=self._generator)
         self._both("combine", lambda k, t: k.combine(t(slots, exact=True), t(weights, exact=True), t(x), t(x)))
-        self._both("add", lambda k, t: k.add(t(x), t(x.flip(0))), exact=self._kernels.activation_dtype is torch.float32)
         rows = torch.tensor([3, 0, 3])
         self._both("take_rows", lambda k, t: k.take_rows(t(x), t(rows)), exact=True)
         self._both("take_rows", lambda k, t: k.take_rows(t(x.bfloat16()), t(rows)))
 
         def replayed(k: Kernels, t: _Mover) -> Tensor:
-            changing = t(gate_up).clone()
-            graph = k.capture(lambda: k.add(k.add(changing, changing), changing))
-            changing.copy_(t(gate_up.flip(0)))
+            changing, given = t(x).clone(), (t(slots, exact=True), t(weights, exact=True))
+            graph = k.capture(lambda: k.combine(*given, changing, k.combine(*given, changing, changing)))
+            changing.copy_(t(x.flip(0)))
             graph.replay()
             return graph.result
 
@@ -161,12 +162,19 @@ class _Check:
         for dtype in (torch.bfloat16, torch.float32):
             weight = self._floats(_COLUMNS, shapes.hidden).to(dtype)
             self._both("linear", lambda k, t, w=weight: k.linear(t(x), t(w, exact=True)), relative=self._split)
+        rows, residual = self._reference.quantize(x, ActivationFormat.INT8), self._floats(_TOKENS, _COLUMNS)
         values = torch.randint(-127, 128, (_COLUMNS, shapes.hidden), generator=self._generator, dtype=torch.int8)
         scale = (torch.rand(_COLUMNS, generator=self._generator) + 0.5) / 64
+        exact = self._kernels.activation_dtype is torch.float32
         self._both(
             "linear[Int8Weight]",
             lambda k, t: k.linear(t(x), Int8Weight(t(values), t(scale, exact=True))),
-            exact=self._kernels.activation_dtype is torch.float32,
+            exact,
+        )
+        self._both(
+            "linear[Int8Weight]",
+            lambda k, t: k.linear(t.activations(rows), Int8Weight(t(values), t(scale, exact=True)), t(residual)),
+            exact,
         )
         if shapes.hidden % INT4_GROUP == 0:
             matrix = random_matrix(Int4Matrix, 1, _COLUMNS, shapes.hidden, self._generator)
@@ -174,8 +182,8 @@ class _Check:
             nibbles, multipliers, scales = matrix.nibbles[0], matrix.multipliers[0], matrix.scale[0]
             self._both(
                 "linear[Int4Weight]",
-                lambda k, t: k.linear(t(x), Int4Weight(t(nibbles), t(multipliers), t(scales, exact=True))),
-                exact=self._kernels.activation_dtype is torch.float32,
+                lambda k, t: k.linear(t(x), Int4Weight(t(nibbles), t(multipliers), t(scales, exact=True)), t(residual)),
+                exact,
             )
         queries = self._floats(_TOKENS, shapes.heads, shapes.qk_nope_head_dim)
         up_key = self._floats(shapes.heads, shapes.kv_lora_rank, shapes.qk_nope_head_dim)
@@ -211,39 +219,41 @@ class _Check:
         slots = page * shapes.page_size + positions % shapes.page_size
         starts = torch.tensor([0, new[0], sum(new)], dtype=torch.int32)
         batch = PagedBatch(starts, torch.tensor(context, dtype=torch.int32), table, positions, slots)
-        pages = self._floats(sum(used), shapes.page_size, width)
-        latent, k_rope = self._floats(_TOKENS, shapes.kv_lora_rank), self._floats(_TOKENS, shapes.qk_rope_head_dim)
-        q = self._floats(_TOKENS, shapes.heads, width)
+        old, rows = self._floats(sum(used), shapes.page_size, width), self._floats(_TOKENS, width)
+        norm, q = self._floats(shapes.kv_lora_rank), self._floats(_TOKENS, shapes.heads, width)
+        angles = torch.rand(_TOKENS, shapes.qk_rope_head_dim // 2, generator=self._generator) * 6
+
+        def write(k: Kernels, t: _Mover, pages: Tensor, into: Tensor, x: Tensor, norm: Tensor, eps: float) -> None:
+            tables = t(torch.cos(angles), exact=True), t(torch.sin(angles), exact=True)
+            k.write_kv(pages, t(into), t(x), t(norm), eps, t(torch.arange(len(x)) % _TOKENS), *tables)
 
         def touched(k: Kernels, t: _Mover) -> Tensor:
-            written = torch.zeros(self._page_shape(pages, k), dtype=k.kv_dtype, device=k.device)
-            k.write_kv(written, t(slots), t(latent), t(k_rope))
+            """Beside this eps the mean of squares is nothing, so that the norm changes no bit."""
+            pages = self._empty_pages(old, k)
+            write(k, t, pages, slots, rows, torch.full_like(norm, 2.0**20), 2.0**40)
             if k.kv_dtype in ROUNDED:
-                return written.view(torch.uint8).float()
-            return (written.flatten(0, 1) != 0).any(dim=1).float()
+                return pages.view(torch.uint8).float()
+            return (pages.flatten(0, 1) != 0).any(dim=1).float()
 
         self._both("write_kv", touched, exact=True)
 
-        def write(k: Kernels, t: _Mover) -> Tensor:
+        def entries(k: Kernels, t: _Mover) -> Tensor:
             """Every entry, then those of this step over what stood there: the layout is the backend's own."""
-            written = torch.zeros(self._page_shape(pages, k), dtype=k.kv_dtype, device=k.device)
-            rows = pages.flatten(0, 1)
-            old = rows[:, : shapes.kv_lora_rank].contiguous(), rows[:, shapes.kv_lora_rank :].contiguous()
-            k.write_kv(written, t(torch.arange(len(rows))), t(old[0]), t(old[1]))
-            k.write_kv(written, t(slots), t(latent), t(k_rope))
-            return written
+            pages, before = self._empty_pages(old, k), old.flatten(0, 1)
+            write(k, t, pages, torch.arange(len(before)), before, norm, 1e-6)
+            write(k, t, pages, slots, rows, norm, 1e-6)
+            return pages
 
         self._both(
             "mla_attention",
-            lambda k, t: k.mla_attention(t(q), write(k, t), t.batch(batch), width**-0.5, shapes.kv_lora_rank),
+            lambda k, t: k.mla_attention(t(q), entries(k, t), t.batch(batch), width**-0.5, shapes.kv_lora_rank),
             relative=self._kv,
         )
 
-    def _page_shape(self, entries: Tensor, kernels: Kernels) -> tuple[int, int, int]:
-        """Of the pages that hold entries [pages, page size, L + R]."""
-        pages, page_size, _ = entries.shape
-        rank, rope = self._shapes.kv_lora_rank, self._shapes.qk_rope_head_dim
-        return pages, page_size, entry_width(kernels.kv_dtype, rank, rope)
+    def _empty_pages(self, entries: Tensor, kernels: Kernels) -> Tensor:
+        """Pages of zeros for so many entries [pages, page size, L + R]."""
+        width = entry_width(kernels.kv_dtype, self._shapes.kv_lora_rank, self._shapes.qk_rope_head_dim)
+        return torch.zeros(*entries.shape[:2], width, dtype=kernels.kv_dtype, device=kernels.device)
 
     def gate(self) -> None:
         shapes = self._shapes
@@ -312,10 +322,11 @@ class _Check:
         assert isinstance(gate_up, Int8Matrix)
         assert isinstance(down, Int8Matrix)
         x = self._reference.quantize(self._floats(_TOKENS, hidden), ActivationFormat.INT8)
+        residual = self._floats(_TOKENS, hidden)
 
         def run(k: Kernels, t: _Mover) -> Tensor:
             both = (Int8Weight(t(each.values[0]), t(each.scale[0], exact=True)) for each in (gate_up, down))
-            return k.mlp(t.activations(x), *both)
+            return k.mlp(t.activations(x), *both, t(residual))
 
         self._both("mlp[Int8Weight]", run, exact)
 
@@ -367,6 +378,11 @@ class _Mover:
 
     def _matrix(self, matrix: ExpertMatrix) -> ExpertMatrix:
         return type(matrix)(**{name: self(tensor, exact=True) for name, tensor in vars(matrix).items()})
+
+
+def _floats(x: Activations) -> Tensor:
+    """What INT8 rows stand for."""
+    return x.values.to(torch.float32) * _scale(x)[:, None]
 
 
 def _scale(x: Activations) -> Tensor:

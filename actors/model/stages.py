@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ...kernels.protocol import Activations, AheadKernels, IntegerWeight, Kernels, PagedBatch
+from ...kernels.protocol import Activations, AheadKernels, IntegerWeight, Kernels, LinearWeight, PagedBatch
 from .config import LATENT_NORM_EPS, ModelConfig
 from .expert_blocks import ExpertBlocks
 from .kv_pages import KvPages
@@ -86,28 +86,31 @@ class ModelStages:
     def own_heads(self, layer: int, hidden: Tensor, batch: PagedBatch) -> Tensor:
         """Attention up to its output projection, of the heads whose weights are here: [T, heads * v_head_dim]."""
         kernels, config, weights = self._kernels, self.config, self.weights.layers[layer].attention
-        x = kernels.rms_norm(hidden, weights.input_norm, config.rms_norm_eps)
-        low, rank = kernels.linear(x, weights.down), config.q_lora_rank or 0
-        self._write_kv(layer, low[:, rank:], batch)
-        if weights.q_norm is not None:
-            x = kernels.rms_norm(low[:, :rank], weights.q_norm, LATENT_NORM_EPS)
-        q = kernels.linear(x, weights.q_b).unflatten(1, (-1, config.qk_head_dim))
-        q = kernels.absorb(q, weights.w_uk, batch.positions, self._cos, self._sin)
-        pages = self.kv.values[layer]
+        pages, angles = self.kv.values[layer], (batch.positions, self._cos, self._sin)
+        low = self._normed_linear(hidden, weights.input_norm, config.rms_norm_eps, weights.down)
+        rank = config.q_lora_rank or 0
+        kernels.write_kv(pages, batch.slots, low[:, rank:], weights.kv_norm, LATENT_NORM_EPS, *angles)
+        if weights.q_norm is None:
+            q = self._normed_linear(hidden, weights.input_norm, config.rms_norm_eps, weights.q_b)
+        else:
+            q = self._normed_linear(low[:, :rank], weights.q_norm, LATENT_NORM_EPS, weights.q_b)
+        q = kernels.absorb(q.unflatten(1, (-1, config.qk_head_dim)), weights.w_uk, *angles)
         latent = kernels.mla_attention(q, pages, batch, self._scale, config.kv_lora_rank)
         return kernels.head_linear(latent, weights.w_uv).flatten(1)
 
     def output(self, layer: int, hidden: Tensor, heads: Tensor) -> Tensor:
         """Output projection of all heads [T, H * v_head_dim], residual."""
-        return self._kernels.add(hidden, self._kernels.linear(heads, self.weights.layers[layer].attention.output))
+        return self._kernels.linear(heads, self.weights.layers[layer].attention.output, hidden)
 
     def dense(self, layer: int, hidden: Tensor) -> Tensor:
         """Norm, the layer's dense MLP, residual."""
         weights = self.weights.layers[layer]
         if not isinstance(weights.mlp, MlpWeights):
             raise ValueError(f"layer {layer} has routed experts, not a dense MLP")
-        normed, rows = self._kernels.rms_norm_quantize(hidden, weights.post_norm, self.config.rms_norm_eps)
-        return self._kernels.add(hidden, self._mlp(weights.mlp, normed, rows))
+        floats = not isinstance(weights.mlp.gate_up, IntegerWeight)
+        eps = self.config.rms_norm_eps
+        normed, rows = self._kernels.rms_norm_quantize(hidden, weights.post_norm, eps, floats)
+        return self._mlp(weights.mlp, normed, rows, hidden)
 
     def gate(self, layer: int, hidden: Tensor) -> Routing:
         """Norm, choice of experts, and the activations in the experts' format."""
@@ -148,20 +151,19 @@ class ModelStages:
         normed = self._kernels.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)
         return self._kernels.linear(normed, self.weights.head)
 
-    def _write_kv(self, layer: int, compressed: Tensor, batch: PagedBatch) -> None:
-        """compressed: [T, L + R], the tokens' latents and keys, not yet normed and rotated."""
-        kernels, rank = self._kernels, self.config.kv_lora_rank
-        weights = self.weights.layers[layer].attention
-        latent = kernels.rms_norm(compressed[:, :rank], weights.kv_norm, LATENT_NORM_EPS)
-        key = kernels.rope(compressed[:, None, rank:], batch.positions, self._cos, self._sin)
-        kernels.write_kv(self.kv.values[layer], batch.slots, latent, key[:, 0])
+    def _normed_linear(self, x: Tensor, norm: Tensor, eps: float, weight: LinearWeight) -> Tensor:
+        """x [T, K] float, columns of a wider matrix too, norm [K] -> [T, N]."""
+        if isinstance(weight, IntegerWeight):
+            return self._kernels.linear(self._kernels.rms_norm_quantize(x, norm, eps, floats=False)[1], weight)
+        return self._kernels.linear(self._kernels.rms_norm(x, norm, eps), weight)
 
-    def _mlp(self, weights: MlpWeights, x: Tensor, rows: Activations) -> Tensor:
-        """x [T, D] float, and the same rows in INT8."""
+    def _mlp(self, weights: MlpWeights, x: Tensor, rows: Activations, residual: Tensor | None = None) -> Tensor:
+        """x [T, D] float, needed where gate_up is in floats, and the same rows in INT8."""
         kernels, gate_up, down = self._kernels, weights.gate_up, weights.down
         if isinstance(gate_up, IntegerWeight) and isinstance(down, type(gate_up)):
-            return kernels.mlp(rows, gate_up, down)
-        return kernels.linear(kernels.silu_mul(kernels.linear(x, gate_up)), down)
+            return kernels.mlp(rows, gate_up, down, residual)
+        gate_up_rows = rows if isinstance(gate_up, IntegerWeight) else x
+        return kernels.linear(kernels.silu_mul(kernels.linear(gate_up_rows, gate_up)), down, residual)
 
     def _branch(self, rows: int, run: Callable[[], T]) -> T:
         """`AheadKernels.branch`; other kernels run one operation after another."""

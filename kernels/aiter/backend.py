@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
@@ -24,8 +22,6 @@ from .experts import UNIT, AiterExperts, lay_out, run
 from .key_lists import key_lists
 from .package import INSTALLED, Aiter
 
-_INTERLEAVED = 1
-"""AITER's number for rotating neighbouring values."""
 MAX_TOP_K = 64
 """One lane of a wave keeps each chosen expert."""
 GATE_GROUPS = (1, 8)
@@ -34,34 +30,34 @@ INNER_UNIT = 16
 
 
 class AiterKernels:
-    """Methods of `Kernels`, as it describes them. base: of the same device, for what AITER lacks inside an operation:
-    absorbed queries, the product before a gate and the rounding before an INT8 linear. library: by default the
-    installed one, of which each function is imported when it is first called, which needs ROCm."""
+    """Methods of `Kernels`, as it describes them. base: of the same device, for what AITER lacks: absorbed queries,
+    entries of bfloat16 (the latent and then the key), the product before a gate and the rounding before an INT8 linear.
+    library: by default the installed one, of which each function is imported when it is first called, which needs
+    ROCm."""
 
     def __init__(self, base: Kernels, library: Aiter = INSTALLED, lists: Lists = key_lists) -> None:
         self._base, self._library, self._lists = base, library, lists
         self._check = ArgumentChecks(base.activation_dtype, base.device, torch.bfloat16, torch.bfloat16)
 
-    @cached_property
-    def _one(self) -> Tensor:
-        return torch.ones(1, dtype=torch.float32, device=self._base.device)
-
     def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return self._base.absorb(q, weight, positions, cos, sin).to(torch.bfloat16)
 
-    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
-        """Entries are the latent and then the rotated key; slots below 0 are left out."""
-        _, rank, rope, _ = self._check.write_kv(pages, slots, latent, k_rope)
+    def write_kv(
+        self,
+        pages: Tensor,
+        slots: Tensor,
+        rows: Tensor,
+        norm: Tensor,
+        eps: float,
+        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> None:
+        """The base's, at once: AITER's entries are the latent and then the rotated key too, and it has none that norms
+        and rotates."""
+        _, rank, rope, _, _ = self._check.write_kv(pages, slots, rows, norm, positions, cos, sin)
         _expect("write_kv", f"pages has entries of {rank} and {rope} values", (rank, rope) == (LATENT, ROPE))
-        self._library.call(
-            "concat_and_cache_mla",
-            kv_c=latent.to(torch.bfloat16),
-            k_pe=k_rope.to(torch.bfloat16),
-            kv_cache=pages,
-            slot_mapping=slots,
-            kv_cache_dtype="auto",
-            scale=self._one,
-        )
+        self._base.write_kv(pages, slots, rows, norm, eps, positions, cos, sin)
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         width = self._check.mla_attention(q, pages, batch, kv_lora_rank)[2]
@@ -93,10 +89,12 @@ class AiterKernels:
         self._check.rms_norm(x, weight)
         return self._norm(x, weight, eps).to(torch.float32)
 
-    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Activations]:
+    def rms_norm_quantize(
+        self, x: Tensor, weight: Tensor, eps: float, floats: bool = True
+    ) -> tuple[Tensor, Activations]:
         self._check.rms_norm(x, weight)
         normed = self._norm(x, weight, eps)
-        return normed.to(torch.float32), self._int8(normed)
+        return (normed if floats else normed[:0]).to(torch.float32), self._int8(normed)
 
     def quantize(self, x: Tensor, format: ActivationFormat) -> Activations:
         """FP8 is the base's: AITER's on gfx942 is e4m3fnuz, whose largest code is a NaN in what travels."""
@@ -112,33 +110,15 @@ class AiterKernels:
             self._library.call("silu_and_mul", out=out, input=gate_up.to(torch.bfloat16))
         return out.to(torch.float32)
 
-    def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """In float32. AITER rotates two tensors at once: the second is a row of zeros."""
-        tokens, _, size, _ = self._check.rope(x, positions, cos, sin)
-        out = x.clone(memory_format=torch.contiguous_format)
-        if out.numel():
-            self._library.call(
-                "rope_cached_positions_2c_fwd_inplace",
-                input_x=out[None],
-                input_y=torch.zeros((1, tokens, 1, size), dtype=out.dtype, device=out.device),
-                cos=cos[:, None, None],
-                sin=sin[:, None, None],
-                positions=positions[None],
-                rotate_style=_INTERLEAVED,
-                reuse_freqs_front_part=True,
-                nope_first=False,
-            )
-        return out
-
-    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+    def linear(self, x: Tensor | Activations, weight: LinearWeight, residual: Tensor | None = None) -> Tensor:
         """An `Int8Weight` alone. K is never split, so that sums are exact; the result is rounded to bfloat16."""
         if not isinstance(weight, Int8Weight):
             raise ValueError(f"linear: weight is {type(weight).__name__}, expected Int8Weight")
-        tokens, inner, outputs = self._check.integer_linear(x, weight)
+        tokens, inner, outputs = self._check.integer_linear(x, weight, residual)
         _expect("linear", f"weight.values has K = {inner}", inner % INNER_UNIT == 0)
         if not tokens:
-            return x.new_empty(0, outputs)
-        rows = self._base.quantize(x, ActivationFormat.INT8)
+            return torch.empty((0, outputs), dtype=torch.float32, device=weight.scale.device)
+        rows = x if isinstance(x, Activations) else self._base.quantize(x, ActivationFormat.INT8)
         assert rows.scale is not None
         out = self._library.call(
             "gemm_a8w8",
@@ -148,8 +128,8 @@ class AiterKernels:
             w_scale=weight.scale[None],
             dtype=torch.bfloat16,
             splitK=0,
-        )
-        return out.to(torch.float32)
+        ).to(torch.float32)
+        return out if residual is None else residual + out
 
     def prepare(self, weights: ExpertWeights) -> AiterExperts:
         """Experts in AITER's shuffled layout, FP8 as e4m3fnuz."""

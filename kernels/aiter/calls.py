@@ -56,11 +56,6 @@ _CALLS = (
         ("num_kv_splits_indptr",),
     ),
     Call(
-        "aiter.ops.cache",
-        "concat_and_cache_mla",
-        ("kv_c", "k_pe", "kv_cache", "slot_mapping", "kv_cache_dtype", "scale"),
-    ),
-    Call(
         "aiter.ops.topk",
         "biased_grouped_topk",
         (
@@ -77,11 +72,6 @@ _CALLS = (
     Call("aiter.ops.rmsnorm", "rms_norm", ("input", "weight", "epsilon")),
     Call("aiter.ops.quant", "per_token_quant_hip", ("x",), ("quant_dtype",)),
     Call("aiter.ops.activation", "silu_and_mul", ("out", "input")),
-    Call(
-        "aiter.ops.rope",
-        "rope_cached_positions_2c_fwd_inplace",
-        ("input_x", "input_y", "cos", "sin", "positions", "rotate_style", "reuse_freqs_front_part", "nope_first"),
-    ),
     Call("aiter.ops.gemm_op_a8w8", "gemm_a8w8", ("XQ", "WQ", "x_scale", "w_scale"), ("dtype", "splitK")),
     Call(
         "aiter.fused_moe",
@@ -98,14 +88,13 @@ CALLS = {call.name: call for call in _CALLS}
 
 OPERATION_CALLS = {
     "absorb": (),
-    "write_kv": ("concat_and_cache_mla",),
+    "write_kv": (),
     "mla_attention": ("mla_decode_fwd",),
     "gate": ("biased_grouped_topk",),
     "rms_norm": ("rms_norm",),
     "rms_norm_quantize": ("rms_norm", "per_token_quant_hip"),
     "quantize": ("per_token_quant_hip",),
     "silu_mul": ("silu_and_mul",),
-    "rope": ("rope_cached_positions_2c_fwd_inplace",),
     "linear": ("gemm_a8w8",),
     "prepare": ("shuffle_weight",),
     "experts": ("fused_moe",),

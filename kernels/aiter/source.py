@@ -31,7 +31,6 @@ _PROMISES = {
     "rms_norm_quantize": Promise(1e-2, f"{_BFLOAT16}, so INT8 codes differ by one from the reference's"),
     "quantize": Promise(1e-2, "rounds its input to bfloat16, so INT8 codes differ by one from the reference's"),
     "silu_mul": Promise(2e-2, _BFLOAT16),
-    "rope": Promise(reservation="its products may be fused with their sums, so bits differ from the reference's"),
     "linear": Promise(1e-2, "rounds an INT8 product's result to bfloat16, where the protocol wants the exact sum"),
     "prepare": Promise(),
     "experts": Promise(

@@ -83,30 +83,46 @@ class CpuKernels:
         ))  # fmt: skip
         return out
 
-    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Activations]:
+    def rms_norm_quantize(
+        self, x: Tensor, weight: Tensor, eps: float, floats: bool = True
+    ) -> tuple[Tensor, Activations]:
         at = self._at
         tokens, size = self._check.rms_norm(x, weight)
         out, values, scale = self._empty(tokens, size), self._empty(tokens, size, dtype=torch.int8), self._empty(tokens)
         self._run(commands.rms_norm(
             at(x), at(weight), _type(weight), at(out), tokens, size, row_stride(x), float(eps), at(values), at(scale),
         ))  # fmt: skip
-        return out, Activations(ActivationFormat.INT8, values, scale)
+        return out if floats else out[:0], Activations(ActivationFormat.INT8, values, scale)
 
-    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+    def linear(self, x: Tensor | Activations, weight: LinearWeight, residual: Tensor | None = None) -> Tensor:
         at = self._at
         if isinstance(weight, IntegerWeight):
-            tokens, inner, outputs = self._check.integer_linear(x, weight)
+            tokens, inner, outputs = self._check.integer_linear(x, weight, residual)
             out = self._empty(tokens, outputs)
+            rows = (at(x), 0) if isinstance(x, Tensor) else (at(x.values), 0 if x.scale is None else at(x.scale))
             kind, *addresses = _integers(at, weight)
-            self._run(commands.integer_linear(at(x), kind, *addresses, at(out), tokens, inner, outputs))
-            return out
-        tokens, inner, outputs = self._check.linear("linear", x, weight)
-        out = self._empty(tokens, outputs)
-        self._run(commands.linear(at(x), at(weight), _type(weight), at(out), tokens, 1, inner, outputs, inner, outputs))
+            words = commands.integer_linear(*rows, kind, *addresses, at(out), tokens, inner, outputs)
+        else:
+            tokens, inner, outputs = self._check.linear("linear", x, weight, residual)
+            assert isinstance(x, Tensor)
+            out = self._empty(tokens, outputs)
+            words = commands.linear(
+                at(x), at(weight), _type(weight), at(out), tokens, 1, inner, outputs, inner, outputs,
+            )  # fmt: skip
+        if residual is not None:
+            words += commands.add(at(residual), at(out), at(out), tokens, outputs)
+        self._run(words)
         return out
 
-    def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
-        return run_single_expert(self, x, gate_up, down)
+    def mlp(
+        self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight, residual: Tensor | None = None
+    ) -> Tensor:
+        at, (tokens, outputs) = self._at, (len(x.values), len(down.scale))
+        self._check.residual("mlp", residual, tokens, outputs)
+        out = run_single_expert(self, x, gate_up, down)
+        if residual is not None:
+            self._run(commands.add(at(residual), at(out), at(out), tokens, outputs))
+        return out
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         at = self._at
@@ -114,16 +130,6 @@ class CpuKernels:
         out = self._empty(tokens, heads, outputs)
         self._run(commands.linear(
             at(x), at(weight), _type(weight), at(out), tokens, heads, inner, outputs, row_stride(x), outputs,
-        ))  # fmt: skip
-        return out
-
-    def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        at = self._at
-        tokens, heads, size, length = self._check.rope(x, positions, cos, sin)
-        out = self._empty(tokens, heads, size)
-        self._run(commands.rope(
-            at(x), at(positions), at(cos), at(sin), at(out),
-            tokens, heads, size, row_stride(x), size, length,
         ))  # fmt: skip
         return out
 
@@ -139,11 +145,27 @@ class CpuKernels:
         ))  # fmt: skip
         return out
 
-    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
+    def write_kv(
+        self,
+        pages: Tensor,
+        slots: Tensor,
+        rows: Tensor,
+        norm: Tensor,
+        eps: float,
+        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> None:
         at = self._at
-        tokens, rank, rope, limit = self._check.write_kv(pages, slots, latent, k_rope)
-        self._run(commands.write_kv(
-            at(pages), self._entries, at(slots), at(latent), at(k_rope), tokens, rank, rope, limit,
+        tokens, rank, rope, limit, length = self._check.write_kv(pages, slots, rows, norm, positions, cos, sin)
+        latent, key, stride = self._empty(tokens, rank), self._empty(tokens, rope), row_stride(rows)
+        self._run(commands.rms_norm(
+            at(rows), at(norm), _type(norm), at(latent), tokens, rank, stride, float(eps), 0, 0,
+        ) + commands.rope(
+            at(rows) + rank * rows.itemsize, at(positions), at(cos), at(sin), at(key),
+            tokens, 1, rope, stride, rope, length,
+        ) + commands.write_kv(
+            at(pages), self._entries, at(slots), at(latent), at(key), tokens, rank, rope, limit,
         ))  # fmt: skip
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
@@ -235,13 +257,6 @@ class CpuKernels:
         count, size, length = self._check.take_rows(table, rows)
         out = self._empty(count, size)
         self._run(commands.take_rows(at(table), _type(table), at(rows), at(out), count, size, length))
-        return out
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        at = self._at
-        tokens, size = self._check.add(x, y)
-        out = self._empty(tokens, size)
-        self._run(commands.add(at(x), at(y), at(out), tokens, size))
         return out
 
     def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:

@@ -180,9 +180,9 @@ Matrix matrix(Words& words) {
 }
 
 int integer_linear(Library& library, Words words) {
-  const IntegerLinear arguments{words.address<const float>(), words.choice<MatrixKind>(), matrix(words),
-                                words.address<float>(),       words.integer(),            words.integer(),
-                                words.integer()};
+  const IntegerLinear arguments{words.address<const void>(), words.address<const float>(), words.choice<MatrixKind>(),
+                                matrix(words),               words.address<float>(),       words.integer(),
+                                words.integer(),             words.integer()};
   library.operations->integer_linear(library.pool, arguments);
   return 0;
 }
@@ -290,7 +290,7 @@ struct Command {
 
 // By code; commands.py has the same order. New ones are added at the end.
 const Command kCommands[] = {
-    {10, rms_norm}, {10, linear},    {9, integer_linear}, {11, rope}, {9, write_kv},    {17, attention},    {14, gate},
+    {10, rms_norm}, {10, linear},    {10, integer_linear}, {11, rope}, {9, write_kv},    {17, attention},    {14, gate},
     {6, quantize}, {4, silu_mul},  {8, combine},     {17, experts}, {13, fold},   {11, row_scales},   {11, group_scales},
     {9, round_weights},
     {7, run_take_rows}, {5, run_add}, {11, sample},

@@ -23,7 +23,7 @@ def _command(code: int, arguments: str) -> Command:
 
 rms_norm = _command(0, "qqqqqqqdqq")
 linear = _command(1, "qqqqqqqqqq")
-integer_linear = _command(2, "qqqqqqqqq")
+integer_linear = _command(2, "qqqqqqqqqq")
 rope = _command(3, "qqqqqqqqqqq")
 write_kv = _command(4, "qqqqqqqqq")
 attention = _command(5, "qqqqqqqqqqqqqqqqd")

@@ -136,10 +136,11 @@ struct Matrix {
   const float* scale;
 };
 
-// x is quantized to int8 per row; out = float(integer sum) * (row scale of x * row scale of the weight). kind:
-// kInt4Matrix or kInt8Matrix.
+// x: int8 rows with their scales, or, where x_scale is null, floats, which are quantized to such; out = float(integer
+// sum) * (row scale of x * row scale of the weight). kind: kInt4Matrix or kInt8Matrix.
 struct IntegerLinear {
-  const float* x;
+  const void* x;
+  const float* x_scale;
   MatrixKind kind;
   Matrix weight;
   float* out;

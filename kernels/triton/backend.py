@@ -94,37 +94,56 @@ class TritonKernels:
         self._check.rms_norm(x, weight)
         return row_kernels.rms_norm(x, weight, float(eps))
 
-    def rms_norm_quantize(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Activations]:
+    def rms_norm_quantize(
+        self, x: Tensor, weight: Tensor, eps: float, floats: bool = True
+    ) -> tuple[Tensor, Activations]:
         self._check.rms_norm(x, weight)
-        return row_kernels.rms_norm_quantize(x, weight, float(eps))
+        normed, rows = row_kernels.rms_norm_quantize(x, weight, float(eps))
+        return normed if floats else normed[:0], rows
 
-    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+    def linear(self, x: Tensor | Activations, weight: LinearWeight, residual: Tensor | None = None) -> Tensor:
         if isinstance(weight, IntegerWeight):
-            self._check.integer_linear(x, weight)
-            return integer_linear(quantize(x, ActivationFormat.INT8), weight, self._linears)
-        self._check.linear("linear", x, weight)
-        return linear(x, weight, self._linears)
+            self._check.integer_linear(x, weight, residual)
+            rows = x if isinstance(x, Activations) else quantize(x, ActivationFormat.INT8)
+            product = integer_linear(rows, weight, self._linears)
+        else:
+            self._check.linear("linear", x, weight, residual)
+            assert isinstance(x, Tensor)
+            product = linear(x, weight, self._linears)
+        return product if residual is None else residual + product
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         self._check.head_linear(x, weight)
         return head_linear(x.contiguous(), weight, self._linears)
 
-    def mlp(self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
+    def mlp(
+        self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight, residual: Tensor | None = None
+    ) -> Tensor:
         nobody = torch.empty(0, dtype=torch.int32, device=self.device)
         self._check.experts(x, nobody, nobody, single_expert(gate_up, down))
-        return integer_linear(gated_hidden(x, gate_up, self._linears), down, self._linears, in_turn=True)
+        self._check.residual("mlp", residual, len(x.values), len(down.scale))
+        product = integer_linear(gated_hidden(x, gate_up, self._linears), down, self._linears, in_turn=True)
+        return product if residual is None else residual + product
 
     def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         self._check.absorb(q, weight, positions, cos, sin)
         return absorb(q.contiguous(), weight, positions, cos, sin, self.query_dtype)
 
-    def rope(self, x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        self._check.rope(x, positions, cos, sin)
-        return row_kernels.rope(x, positions, cos, sin)
-
-    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
-        self._check.write_kv(pages, slots, latent, k_rope)
-        row_kernels.write_kv(pages, slots, latent, k_rope)
+    def write_kv(
+        self,
+        pages: Tensor,
+        slots: Tensor,
+        rows: Tensor,
+        norm: Tensor,
+        eps: float,
+        positions: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+    ) -> None:
+        rank = self._check.write_kv(pages, slots, rows, norm, positions, cos, sin)[1]
+        latent = row_kernels.rms_norm(rows[:, :rank], norm, float(eps))
+        key = row_kernels.rope(rows[:, None, rank:], positions, cos, sin)
+        row_kernels.write_kv(pages, slots, latent, key[:, 0])
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         self._check.mla_attention(q, pages, batch, kv_lora_rank)
@@ -169,10 +188,6 @@ class TritonKernels:
     def take_rows(self, table: Tensor, rows: Tensor) -> Tensor:
         self._check.take_rows(table, rows)
         return row_kernels.take_rows(table, rows)
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        self._check.add(x, y)
-        return x + y
 
     def capture(self, run: Callable[[], T], beside: Graph[object] | None = None) -> Graph[T]:
         """`run` is called twice, once to compile its kernels and once recorded."""

@@ -38,7 +38,7 @@ SHAPES = KernelShapes(
     page_size=8,
 )
 # Neighbours in the model from different sources, and one operation's kinds from two.
-_CPU = {"prepare", "experts", "rms_norm", "write_kv", "absorb", "mla_attention", "linear", "add", "gate"}
+_CPU = {"prepare", "experts", "rms_norm", "write_kv", "absorb", "mla_attention", "linear", "gate"}
 
 
 class PartSource(BackendSource):

@@ -30,10 +30,9 @@ class MovedKernels:
         result = self.inner.quantize(there := x.to(self.inner.device), format)
         return Activations(format, x, None) if result.values is there else moved(result, self.device)
 
-    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
+    def write_kv(self, pages: Tensor, *arguments: Any) -> None:
         there = pages.to(self.inner.device)
-        device = self.inner.device
-        self.inner.write_kv(there, slots.to(device), latent.to(device), k_rope.to(device))
+        self.inner.write_kv(there, *moved(arguments, self.inner.device))
         pages.copy_(there)
 
     def capture(self, run: object, beside: object = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import cached, empty_pages, gathered, kept, normal, paged
+from kernel_cases import cached, empty_pages, gathered, kept, normal, paged, unchanged
 from split_products import assert_float_attention, assert_rounded_attention, assert_split_attention
 from torch import Tensor
 
@@ -26,7 +26,7 @@ def softmax_oracle(q: Tensor, keys: Tensor, scale: float, rank: int) -> Tensor:
     st.lists(st.tuples(st.integers(0, 6), st.integers(0, 150)), min_size=0, max_size=4),
     st.integers(1, 5),
     st.integers(1, 40),
-    st.integers(1, 9),
+    st.sampled_from([2, 6, 8]),
     st.integers(1, 70),
     st.sampled_from([0.1, 3.0]),
     st.integers(0, 99),
@@ -68,7 +68,7 @@ def run_in_chunks(kernels: Kernels, q: Tensor, cache: Tensor, cuts: list[int], p
         owned = batch.page_table[0, : -(-end // page_size)].long()
         slots = (owned[:, None] * page_size + torch.arange(page_size)).flatten()[:end]
         rank = cache.shape[1] - 8
-        kernels.write_kv(pages, slots, cache[:end, :rank].contiguous(), cache[:end, rank:].contiguous())
+        kernels.write_kv(pages, slots, *unchanged(cache[:end], rank))
         results.append(kernels.mla_attention(q[begin:end].contiguous(), pages, batch, 0.2, rank))
     return torch.cat(results)
 

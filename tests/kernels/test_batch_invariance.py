@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from cpu_variants import CPU_VARIANTS, open_cpu
-from kernel_cases import MATRIX_KINDS, cached, expert_weights, int4_weight, int8_weight, normal, paged, pairs
+from kernel_cases import (
+    MATRIX_KINDS,
+    cached,
+    empty_pages,
+    expert_weights,
+    int4_weight,
+    int8_weight,
+    normal,
+    paged,
+    pairs,
+)
 from torch import Tensor
 
 from flyray.kernels.cpu.backend import CpuKernels
@@ -18,6 +28,7 @@ CONFIG = GateConfig(4, 4, 2, True, 2.5)
 POSITIONS = torch.arange(TOKENS) * 3 % 50
 TABLE = normal(1, 50, 8)
 NORM, ADDED = normal(7, 83), (normal(11, TOKENS, 4), normal(12, TOKENS, 45), normal(13, TOKENS, 45))
+RESIDUAL = normal(16, TOKENS, 75)
 MLP = int4_weight(192, 64), int4_weight(64, 96)
 
 ROW_KERNELS: dict[str, tuple[Tensor, Callable[[Kernels, Tensor, Tensor], Tensor]]] = {
@@ -27,7 +38,11 @@ ROW_KERNELS: dict[str, tuple[Tensor, Callable[[Kernels, Tensor, Tensor], Tensor]
     "linear int4": (normal(2, TOKENS, 96), lambda k, x, _: k.linear(x, int4_weight(75, 96))),
     "head_linear": (normal(4, TOKENS, 3, 20), lambda k, x, _: k.head_linear(x, normal(5, 3, 37, 20))),
     "rms_norm": (normal(6, TOKENS, 83), lambda k, x, _: k.rms_norm(x, NORM, 1e-6)),
-    "rope": (normal(8, TOKENS, 2, 16), lambda k, x, rows: k.rope(x, POSITIONS[rows], TABLE.cos(), TABLE.sin())),
+    "linear of rows": (
+        normal(2, TOKENS, 83),
+        lambda k, x, rows: k.linear(k.quantize(x, ActivationFormat.INT8), int8_weight(75, 83), RESIDUAL[rows]),
+    ),
+    "write_kv": (normal(8, TOKENS, 16), lambda k, x, rows: written(k, x, POSITIONS[rows])),
     "silu_mul": (normal(9, TOKENS, 90), lambda k, x, _: k.silu_mul(x)),
     "combine": (normal(10, TOKENS, 4, 45), lambda k, x, rows: k.combine(x, *(each[rows] for each in ADDED))),
     "rms_norm_quantize": (normal(6, TOKENS, 83), lambda k, x, _: restored(k.rms_norm_quantize(x, NORM, 1e-6)[1])),
@@ -43,6 +58,13 @@ ROW_KERNELS: dict[str, tuple[Tensor, Callable[[Kernels, Tensor, Tensor], Tensor]
     "quantize": (normal(15, TOKENS, 45), lambda k, x, _: restored(k.quantize(x, ActivationFormat.INT8))),
     "quantize fp8": (normal(15, TOKENS, 45), lambda k, x, _: restored(k.quantize(x, ActivationFormat.FP8))),
 }
+
+
+def written(kernels: Kernels, x: Tensor, positions: Tensor) -> Tensor:
+    """The bytes of entries made of rows [T, 16], a page each."""
+    pages = empty_pages(kernels, len(x), 1, 10, 6)
+    kernels.write_kv(pages, torch.arange(len(x)), x, NORM[:10], 1e-6, positions, TABLE[:, :3].cos(), TABLE[:, :3].sin())
+    return pages.view(torch.uint8)
 
 
 def restored(x: Activations) -> Tensor:

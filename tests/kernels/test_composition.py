@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -34,15 +35,15 @@ class Rounded(ReferenceKernels):
 
     name = "library"
 
-    def linear(self, x: Tensor, weight: object) -> Tensor:
-        return super().linear(x, weight).to(torch.bfloat16).to(torch.float32)  # type: ignore[arg-type]
+    def linear(self, *arguments: Any) -> Tensor:
+        return super().linear(*arguments).to(torch.bfloat16).to(torch.float32)
 
 
 class Library(PartSource):
-    """rope as it should be; linear rounded, which only a user may choose; no INT4."""
+    """silu_mul as it should be; linear rounded, which only a user may choose; no INT4."""
 
     def __init__(self, error: float = 8e-3) -> None:
-        super().__init__(Rounded(), {"rope", "linear", "write_kv", "mla_attention", "prepare", "experts"})
+        super().__init__(Rounded(), {"silu_mul", "linear", "write_kv", "mla_attention", "prepare", "experts"})
         self._error = error
 
     def promise(self, operation: str) -> Promise:
@@ -62,7 +63,7 @@ def composed(orders: SourceOrder, library: Library | None = None) -> ComposedKer
 
 def test_the_first_that_does_not_refuse_runs() -> None:
     kernels = composed({})
-    assert kernel_name(kernels, "rope") == "library.rope"
+    assert kernel_name(kernels, "silu_mul") == "library.silu_mul"
     assert kernels.source("experts", Int4Matrix) == kernels.source("prepare", Int4Matrix) == "library"
     assert kernels.source("experts", Int8Matrix) == kernels.source("prepare", Int8Matrix) == "reference"
     assert kernels.source("linear", Tensor) == "reference"
@@ -99,9 +100,9 @@ def test_a_source_named_alone_must_run() -> None:
 @pytest.mark.parametrize(
     ("orders", "text"),
     [
-        ({"matmul": ["library"]}, "'matmul' is no operation; absorb, add,"),
-        ({"rope": ["other"]}, "kernels.rope: 'other' is no source; library, reference are"),
-        ({"rope": []}, "kernels.rope: names no source"),
+        ({"matmul": ["library"]}, "'matmul' is no operation; absorb, combine,"),
+        ({"silu_mul": ["other"]}, "kernels.silu_mul: 'other' is no source; library, reference are"),
+        ({"silu_mul": []}, "kernels.silu_mul: names no source"),
         ({"write_kv": ["reference"], "absorb": ["library"]}, "absorb, write_kv share a layout"),
     ],
 )

@@ -11,11 +11,30 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import MATRIX_KINDS, cached, expert_weights, int4_weight, int8_weight, kept, normal, paged, pairs
+from kernel_cases import (
+    MATRIX_KINDS,
+    cached,
+    empty_pages,
+    expert_weights,
+    int4_weight,
+    int8_weight,
+    kept,
+    normal,
+    paged,
+    pairs,
+)
 from split_products import assert_split_attention, assert_split_product
+from torch import Tensor
 
 from flyray.kernels.cpu.backend import CpuKernels
-from flyray.kernels.protocol import ActivationFormat, ExpertMatrix, GateConfig, Int4Matrix, activation_format
+from flyray.kernels.protocol import (
+    ActivationFormat,
+    ExpertMatrix,
+    GateConfig,
+    Int4Matrix,
+    IntegerWeight,
+    activation_format,
+)
 from flyray.kernels.reference import ReferenceKernels
 
 SOME = settings(max_examples=40, deadline=None)
@@ -30,6 +49,8 @@ def test_linear(
     x, weight = normal(seed, tokens, inner), normal(seed + 1, outputs, inner)
     weight = weight.bfloat16() if bfloat else weight
     actual, expected = cpu.linear(x, weight), reference.linear(x, weight)
+    residual = normal(seed + 2, tokens, outputs)
+    assert torch.equal(cpu.linear(x, weight, residual), residual + actual)
     if bfloat and cpu.splits_floats:
         assert_split_product(actual, expected, x, weight)
     else:
@@ -44,7 +65,7 @@ def test_linear_int8(
     x, weight = normal(seed, tokens, inner), int8_weight(outputs, inner, seed)
     x[::3] *= 1e-20
     x[1::7] = 0.0
-    assert torch.equal(cpu.linear(x, weight), reference.linear(x, weight))
+    assert_integer_linear(cpu, reference, x, weight)
 
 
 @SOME
@@ -55,7 +76,15 @@ def test_linear_int4(
     x, weight = normal(seed, tokens, 32 * groups), int4_weight(outputs, 32 * groups, seed)
     x[::3] *= 1e-20
     x[1::7] = 0.0
-    assert torch.equal(cpu.linear(x, weight), reference.linear(x, weight))
+    assert_integer_linear(cpu, reference, x, weight)
+
+
+def assert_integer_linear(cpu: CpuKernels, reference: ReferenceKernels, x: Tensor, weight: IntegerWeight) -> None:
+    """Of floats and of INT8 rows, alone and added to what is there."""
+    residual, rows = normal(7, len(x), len(weight.scale)), reference.quantize(x, ActivationFormat.INT8)
+    for each in (x, rows):
+        assert torch.equal(cpu.linear(each, weight), reference.linear(each, weight))
+        assert torch.equal(cpu.linear(each, weight, residual), reference.linear(each, weight, residual))
 
 
 @SOME
@@ -67,10 +96,6 @@ def test_rows(cpu: CpuKernels, reference: ReferenceKernels, tokens: int, size: i
     assert torch.equal(cpu.silu_mul(both), reference.silu_mul(both))
     slots, weights, others = normal(seed, tokens, 5, size), normal(seed, tokens, 5), normal(seed, 2, tokens, size)
     assert torch.equal(cpu.combine(slots, weights, *others), reference.combine(slots, weights, *others))
-    heads, table = normal(seed, tokens, 3, 2 * size), normal(seed, 40, size)
-    positions = torch.randint(0, 40, (tokens,), generator=torch.Generator().manual_seed(seed))
-    expected = reference.rope(heads, positions, table.cos(), table.sin())
-    assert torch.equal(cpu.rope(heads, positions, table.cos(), table.sin()), expected)
 
 
 @SOME
@@ -91,15 +116,10 @@ def test_columns_of_a_wider_tensor(
     table = normal(seed, 40, 4)
     positions = torch.arange(tokens) % 40
     heads = normal(seed, tokens, 3, size + 8)
-    turned = reference.rope(heads[..., size:].contiguous(), positions, table.cos(), table.sin())
-    assert torch.equal(cpu.rope(heads[..., size:], positions, table.cos(), table.sin()), turned)
-    alone = heads[:, 1:2, size:]
-    assert torch.equal(cpu.rope(alone, positions, table.cos(), table.sin()), turned[:, 1:2])
     up = normal(seed, 3, 21, size)
     linear = reference.head_linear(heads[..., :size].contiguous(), up)
     assert torch.equal(cpu.head_linear(heads[..., :size], up), linear)
     absorbed = cpu.absorb(heads, up, positions, table.cos(), table.sin())
-    assert torch.equal(absorbed, torch.cat([linear, turned], dim=2))
     assert torch.equal(absorbed, reference.absorb(heads, up, positions, table.cos(), table.sin()))
 
 
@@ -114,9 +134,41 @@ def test_mlp(
     gate_up, down = weight(2 * inner, hidden, seed), weight(hidden, inner, seed + 1)
     x = reference.quantize(normal(seed, tokens, hidden), ActivationFormat.INT8)
     assert torch.equal(cpu.mlp(x, gate_up, down), reference.mlp(x, gate_up, down))
+    residual = normal(seed + 2, tokens, hidden)
+    assert torch.equal(cpu.mlp(x, gate_up, down, residual), reference.mlp(x, gate_up, down, residual))
 
 
-@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.int8, torch.float8_e4m3fn])
+KV_DTYPES = torch.float32, torch.int8, torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@FEW
+@given(st.integers(1, 70), st.integers(1, 140), st.integers(1, 20), st.integers(0, 9), st.integers(0, 99))
+def test_write_kv(
+    cpu: CpuKernels, kv_dtype: torch.dtype, tokens: int, rank: int, half: int, beside: int, seed: int
+) -> None:
+    kernels, reference = CpuKernels(2, cpu.variant, kv_dtype), ReferenceKernels(kv_dtype=kv_dtype)
+    rows, table = normal(seed, tokens, beside + rank + 2 * half)[:, beside:], normal(seed, 40, half)
+    rows[::5] *= 1e-20
+    generator = torch.Generator().manual_seed(seed)
+    positions, slots = torch.randint(0, 40, (tokens,), generator=generator), torch.randperm(72, generator=generator)
+    norm = normal(seed + 1, rank)
+    for weight in (norm, norm.bfloat16()):
+        arguments = slots[:tokens].contiguous(), rows, weight, 1e-6, positions, table.cos(), table.sin()
+        pages = [empty_pages(each, 12, 6, rank, 2 * half) for each in (kernels, reference)]
+        for each, own in zip((kernels, reference), pages, strict=True):
+            each.write_kv(own, *arguments)
+        if kv_dtype is torch.float32 and cpu.splits_floats:
+            expected = pages[1].flatten(0, 1)[slots[:tokens]]
+            high = expected.bfloat16()
+            parts = torch.cat([high, (expected - high.float()).bfloat16()], dim=1)
+            assert torch.equal(pages[0].view(torch.bfloat16).flatten(0, 1)[slots[:tokens]], parts)
+        else:
+            assert torch.equal(pages[0].view(torch.uint8), pages[1].view(torch.uint8))
+    kernels.close()
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @FEW
 @given(
     st.integers(1, 150),

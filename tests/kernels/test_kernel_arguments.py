@@ -28,26 +28,33 @@ W8 = int8_weight(5, 8)
 X4, W4 = normal(1, 3, 32), int4_weight(5, 32)
 HEADS = normal(3, 3, 2, 8)
 TABLE = normal(4, 10, 4)
-ONE_PAIR = normal(9, 10, 1)
+ONE_PAIR, UP = normal(9, 10, 1), normal(1, 2, 5, 6)
 POSITIONS = torch.tensor([0, 9, 3])
 PAGES = normal(5, 4, 2, 8)
 CONFIG = GateConfig(2, 1, 1, True, 1.0)
 BIAS = torch.zeros(5)
 BATCH, _ = paged([2, 1], [3, 4], 2, 0, 1)
 ONE_PAGE = BATCH.page_table[:, :1].contiguous()
-LATENT, KEYS = X[:, :6].contiguous(), X[:, 6:].contiguous()
 Q = normal(6, 3, 2, 8)
 EXPERTS = expert_weights(Int8Matrix, 2, 32, 32)
 TOKEN, EXPERT = pairs(3, 2, 4)
 QUANTIZED = Activations(ActivationFormat.INT8, torch.ones(3, 32, dtype=torch.int8), torch.ones(3))
+FLOATS, MLP = Activations(ActivationFormat.FLOAT, X, None), (int8_weight(64, 32), int8_weight(32, 32))
 
 
 def attend(k: Kernels, batch: PagedBatch, rank: int = 6) -> Tensor:
     return k.mla_attention(Q, PAGES.to(k.kv_dtype), batch, 1.0, rank)
 
 
-def write(k: Kernels, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
-    k.write_kv(PAGES.to(k.kv_dtype), slots, latent, k_rope)
+def write(
+    k: Kernels,
+    slots: Tensor = POSITIONS - POSITIONS,
+    rows: Tensor = X,
+    norm: Tensor = X[0, :6],
+    positions: Tensor = POSITIONS,
+    sin: Tensor = ONE_PAIR,
+) -> None:
+    k.write_kv(PAGES.to(k.kv_dtype), slots, rows, norm, 1e-6, positions, ONE_PAIR, sin)
 
 
 def run(
@@ -87,12 +94,20 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
     "int4 group": ("linear: x has K = 8, not a multiple of 32", lambda k: k.linear(X, W4)),
     "int4 multipliers": ("weight.multipliers is int8", lambda k: k.linear(X4, with_multipliers(torch.int8))),
     "heads": ("head_linear: weight is", lambda k: k.head_linear(HEADS, normal(1, 3, 4, 8))),
-    "rope odd": ("rope: x has 7", lambda k: k.rope(HEADS[..., :7].contiguous(), POSITIONS, TABLE, TABLE)),
-    "rope positions": ("rope: positions is int32", lambda k: k.rope(HEADS, POSITIONS.int(), TABLE, TABLE)),
-    "rope table": ("rope: sin is", lambda k: k.rope(HEADS, POSITIONS, TABLE, TABLE[:5])),
-    "rope range": ("positions\\[1\\] is 10, expected 0 to 9", lambda k: k.rope(HEADS, POSITIONS + 1, TABLE, TABLE)),
-    "kv slots": ("slots\\[0\\] is -1, expected 0 to 7", lambda k: write(k, POSITIONS - 1, LATENT, KEYS)),
-    "kv width": ("write_kv: pages is", lambda k: write(k, POSITIONS, X, X)),
+    "int8 rows": ("linear: x.scale is float32 \\[2\\]", lambda k: k.linear(replace(QUANTIZED, scale=BIAS[:2]), W4)),
+    "rows for floats": ("linear: x is int8 Activations, expected a Tensor", lambda k: k.linear(QUANTIZED, W)),
+    "floats as rows": ("linear: x.format is float, expected int8", lambda k: k.linear(FLOATS, W8)),
+    "residual": ("linear: residual is float32 \\[5, 8\\]", lambda k: k.linear(X, W, W)),
+    "int8 residual": ("linear: residual is float32 \\[5, 8\\]", lambda k: k.linear(X, W8, W)),
+    "mlp residual": ("mlp: residual is float32 \\[5, 8\\]", lambda k: k.mlp(QUANTIZED, *MLP, W)),
+    "kv odd": ("write_kv: 3 columns are rotated, which are not pairs", lambda k: write(k, norm=X[0, :5])),
+    "kv norm": ("write_kv: rows is .* than the 8 of norm", lambda k: write(k, norm=X[0])),
+    "kv positions": ("write_kv: positions is int32", lambda k: write(k, positions=POSITIONS.int())),
+    "kv table": ("write_kv: sin is", lambda k: write(k, sin=ONE_PAIR[:5])),
+    "kv range": ("positions\\[1\\] is 10, expected 0 to 9", lambda k: write(k, positions=POSITIONS + 1)),
+    "kv slots": ("slots\\[0\\] is -1, expected 0 to 7", lambda k: write(k, POSITIONS - 1)),
+    "kv width": ("write_kv: pages is", lambda k: write(k, rows=normal(1, 3, 10))),
+    "absorb range": ("positions\\[1\\] is 10", lambda k: k.absorb(HEADS, UP, POSITIONS + 1, ONE_PAIR, ONE_PAIR)),
     "rank": ("mla_attention: kv_lora_rank is 9", lambda k: attend(k, BATCH, 9)),
     "queries": ("query_start", lambda k: attend(k, replace(BATCH, query_start=torch.tensor([0, 1, 2]).int()))),
     "backwards": ("sequence", lambda k: attend(k, replace(BATCH, query_start=torch.tensor([0, 4, 3]).int()))),
@@ -114,10 +129,9 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
     "rows range": ("rows\\[1\\] is 9, expected 0 to 4", lambda k: k.take_rows(W, POSITIONS)),
     "rows dtype": ("take_rows: rows is int32", lambda k: k.take_rows(W, POSITIONS.int())),
     "rows table": ("take_rows: table is float16", lambda k: k.take_rows(W.half(), POSITIONS)),
-    "add": ("add: y is float32 \\[5, 8\\]", lambda k: k.add(X, W)),
     "columns": ("rms_norm: x .* nor columns", lambda k: k.rms_norm(normal(1, 8, 3).T, X[0], 1e-6)),
     "rows repeated": ("rms_norm: x .* nor columns", lambda k: k.rms_norm(X[:1].expand(3, 8), X[0], 1e-6)),
-    "heads apart": ("rope: x .* nor columns", lambda k: k.rope(normal(1, 3, 4, 8)[:, ::3], POSITIONS, TABLE, TABLE)),
+    "heads apart": ("head_linear: x .* nor columns", lambda k: k.head_linear(normal(1, 3, 4, 6)[:, ::3], UP)),
     "absorb": ("absorb: q is .* than the 8", lambda k: k.absorb(HEADS, normal(1, 2, 4, 8), POSITIONS, TABLE, TABLE)),
     "mlp": ("both must be of one kind", lambda k: k.mlp(QUANTIZED, int8_weight(64, 32), int4_weight(32, 32))),
     "mlp sizes": ("weights.down", lambda k: k.mlp(QUANTIZED, int8_weight(64, 32), int8_weight(32, 31))),
@@ -134,8 +148,8 @@ BAD_CALLS: dict[str, tuple[str, Callable[[Kernels], object]]] = {
 
 # What only the contents of tensors tell.
 OF_CONTENTS = (
-    "rope range", "kv slots", "queries", "backwards", "context", "positions", "no page", "page range", "few pages",
-    "rows range", "token range", "expert range",
+    "absorb range", "kv range", "kv slots", "queries", "backwards", "context", "positions", "no page", "page range",
+    "few pages", "rows range", "token range", "expert range",
 )  # fmt: skip
 
 OF_STRIDES = ("rows repeated", "heads apart")
@@ -156,15 +170,13 @@ def test_no_rows_are_fine(kernels: Kernels) -> None:
     assert kernels.linear(X[:0], W8).shape == (0, 5)
     assert kernels.linear(X4[:0], W4).shape == (0, 5)
     assert kernels.rms_norm(X[:0], X[0], 1e-6).shape == (0, 8)
-    assert kernels.rope(HEADS[:0], none, TABLE, TABLE).shape == (0, 2, 8)
     assert kernels.silu_mul(X[:0]).shape == (0, 4)
     assert kernels.quantize(X[:0], ActivationFormat.INT8).values.shape == (0, 8)
     assert kernels.gate(X[:0], W, BIAS, CONFIG)[0].shape == (0, 2)
-    kernels.write_kv(PAGES.to(kernels.kv_dtype), none, X[:0, :6], X[:0, 6:].contiguous())
+    write(kernels, none, X[:0], positions=none)
     empty, _ = paged([], [], 2, 0, 0)
     assert kernels.mla_attention(Q[:0], PAGES.to(kernels.kv_dtype), empty, 1.0, 6).shape == (0, 2, 6)
     assert kernels.take_rows(W, none).shape == (0, 8)
-    assert kernels.add(X[:0], X[:0]).shape == (0, 8)
-    assert kernels.absorb(HEADS[:0], normal(1, 2, 5, 6), none, ONE_PAIR, ONE_PAIR).shape == (0, 2, 7)
+    assert kernels.absorb(HEADS[:0], UP, none, ONE_PAIR, ONE_PAIR).shape == (0, 2, 7)
     pair = TOKEN[:0]
     assert kernels.experts(QUANTIZED, pair, pair, EXPERTS).shape == (0, 32)

@@ -21,7 +21,7 @@ from flyray.kernels.protocol import (
     Kernels,
     activation_format,
 )
-from flyray.kernels.reference import ReferenceKernels
+from flyray.kernels.reference import ReferenceKernels, rotate
 
 FEW = settings(max_examples=25, deadline=None)
 
@@ -45,8 +45,10 @@ def test_linear(kernels: Kernels, tokens: int, inner: int, outputs: int, bfloat:
     x, weight = normal(seed, tokens, inner), normal(seed + 1, outputs, inner)
     weight = weight.bfloat16() if bfloat else weight
     bound = product_error(kernels, weight) * (x.abs().double() @ weight.abs().double().T)
-    error = (kernels.linear(x, weight).double() - x.double() @ weight.double().T).abs()
-    assert bool((error <= bound).all())
+    product = kernels.linear(x, weight)
+    assert bool(((product.double() - x.double() @ weight.double().T).abs() <= bound).all())
+    residual = normal(seed + 2, tokens, outputs)
+    assert torch.equal(kernels.linear(x, weight, residual), residual + product)
 
 
 @FEW
@@ -58,6 +60,8 @@ def test_int8_linear_against_numpy(kernels: Kernels, tokens: int, inner: int, ou
     sums = np.rint(x / scale).astype(np.int64) @ weight.values.numpy().astype(np.int64).T
     expected = sums.astype(np.float32) * (scale * weight.scale.numpy()[None])
     assert np.array_equal(kernels.linear(torch.from_numpy(x), weight).numpy(), expected)
+    rows, residual = kernels.quantize(torch.from_numpy(x), ActivationFormat.INT8), normal(seed + 1, tokens, outputs)
+    assert np.array_equal(kernels.linear(rows, weight, residual).numpy(), residual.numpy() + expected)
 
 
 def test_an_int8_linear_keeps_rows_that_are_zero_or_not_finite_visible(kernels: Kernels) -> None:
@@ -90,13 +94,16 @@ def test_rms_norm(kernels: Kernels, tokens: int, size: int, bfloat: bool) -> Non
 
 @FEW
 @given(st.integers(0, 5), st.integers(1, 4), st.integers(1, 20))
-def test_rope_is_a_complex_product(kernels: Kernels, tokens: int, heads: int, half: int) -> None:
-    x = normal(5, tokens, heads, 2 * half)
+def test_a_rotation_is_a_complex_product(kernels: Kernels, tokens: int, heads: int, half: int) -> None:
+    x = normal(5, tokens, heads, 3 + 2 * half)
     positions = torch.randint(0, 30, (tokens,), generator=torch.Generator().manual_seed(6))
     angles = torch.rand(30, half, generator=torch.Generator().manual_seed(7), dtype=torch.float64) * 6
     turn = torch.polar(torch.ones_like(angles), angles)[positions][:, None, :]
-    expected = torch.view_as_real(torch.view_as_complex(x.double().unflatten(-1, (half, 2))) * turn).flatten(-2)
-    assert_near(kernels.rope(x, positions, angles.cos().float(), angles.sin().float()), expected, 1e-6)
+    pairs = x[..., 3:].double().unflatten(-1, (half, 2)).contiguous()
+    expected = torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
+    queries = kernels.absorb(x, normal(6, heads, 5, 3), positions, angles.cos().float(), angles.sin().float())
+    rounded = kernels.query_dtype is torch.bfloat16
+    assert_near(queries[..., 5:].float(), expected, 2.0**-8 if rounded else 1e-6)
 
 
 def bytes_of(pages: Tensor) -> Tensor:
@@ -107,9 +114,12 @@ def test_write_kv_touches_only_its_slots(attending: Kernels) -> None:
     kernels = attending
     pages = normal(8, 4, 3, entry_width(kernels.kv_dtype, 5, 2)).to(kernels.kv_dtype)
     before = pages.clone()
-    slots = torch.tensor([11, 0, 5])
-    latent, k_rope = normal(9, 3, 5), normal(10, 3, 2)
-    kernels.write_kv(pages, slots, latent, k_rope)
+    slots, positions, angles = torch.tensor([11, 0, 5]), torch.tensor([2, 0, 3]), normal(10, 4, 1)
+    # Columns of a wider matrix, whose squares have the same sum in any order.
+    rows, norm = torch.round(normal(9, 3, 12) * 3)[:, 3:10], normal(11, 5).bfloat16()
+    kernels.write_kv(pages, slots, rows, norm, 1e-6, positions, angles.cos(), angles.sin())
+    latent = ReferenceKernels().rms_norm(rows[:, :5], norm, 1e-6)
+    k_rope = rotate(rows[:, None, 5:], positions, angles.cos(), angles.sin())[:, 0]
     others = [i for i in range(12) if i not in (11, 0, 5)]
     assert torch.equal(bytes_of(pages)[others], bytes_of(before)[others])
     if kernels.kv_dtype in ROUNDED:

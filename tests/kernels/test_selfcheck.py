@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from kernel_cases import MATRIX_KINDS, paged
@@ -68,8 +70,8 @@ class NotANumber(ReferenceKernels):
 class ScaleHalved(ReferenceKernels):
     """Writes entries in INT8 whose scales are half as large."""
 
-    def write_kv(self, pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
-        super().write_kv(pages, slots, latent / 2, k_rope)
+    def write_kv(self, pages: Tensor, slots: Tensor, rows: Tensor, norm: Tensor, *others: Any) -> None:
+        super().write_kv(pages, slots, rows, norm / 2, *others)
 
 
 def test_wrong_entries_in_8_bits_are_caught() -> None:

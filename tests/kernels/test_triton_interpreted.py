@@ -134,10 +134,10 @@ for rows in (slice(0, 7), slice(2, 5), slice(6, 7)):
 # Entries of KV pages to the bit, and attention over them in the dtypes that the interpreter multiplies rightly.
 ENTRIES = """
 import torch
-from kernel_cases import cached, normal, paged
+from kernel_cases import cached, normal, paged, unchanged
 from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.triton.attention import AttentionTile, mla_attention
-from flyray.kernels.triton.rows import write_kv
+from flyray.kernels.triton.rows import rms_norm, write_kv
 
 RANK, TILE = 38, AttentionTile(16, 32, 16, 4, 1)
 batch, total = paged([3, 1], [45, 20], 8, 1, 2)
@@ -151,7 +151,8 @@ for dtype in (torch.int8, torch.float8_e4m3fn):
     actual = mla_attention(q, pages, batch, 0.3, RANK, TILE)
     assert torch.allclose(actual, reference.mla_attention(q, pages, batch, 0.3, RANK), rtol=0, atol=1e-5), dtype
     pages.view(torch.uint8).fill_(0xFF)
-    write_kv(pages, slots, rows[slots][:, :RANK].contiguous(), rows[slots][:, RANK:].contiguous())
+    x, norm, eps, *_ = unchanged(rows[slots], RANK)
+    write_kv(pages, slots, rms_norm(x[:, :RANK], norm, eps), x[:, RANK:].contiguous())
     assert torch.equal(pages.view(torch.uint8), expected.view(torch.uint8)), dtype
 actual = mla_attention(q, finite.half(), batch, 0.3, RANK, TILE)
 expected = ReferenceKernels().mla_attention(q, finite, batch, 0.3, RANK)

@@ -104,20 +104,6 @@ def mla_decode_fwd(
         o[sequence] = (shares.to(BF16).double() @ keys[:, :512]).to(BF16)
 
 
-def concat_and_cache_mla(
-    kv_c: Tensor, k_pe: Tensor, kv_cache: Tensor, slot_mapping: Tensor, kv_cache_dtype: str, scale: Tensor
-) -> None:
-    tokens = len(slot_mapping)
-    _takes(kv_c, BF16, (tokens, kv_c.shape[1]))
-    _takes(k_pe, BF16, (tokens, k_pe.shape[1]))
-    _takes(kv_cache, BF16, (*kv_cache.shape[:2], kv_c.shape[1] + k_pe.shape[1]))
-    _takes(slot_mapping, torch.int64, (tokens,))
-    _takes(scale, torch.float32, (1,))
-    assert kv_cache_dtype == "auto"
-    written = slot_mapping >= 0
-    kv_cache.view(-1, kv_cache.shape[2])[slot_mapping[written]] = torch.cat([kv_c, k_pe], dim=1)[written]
-
-
 def biased_grouped_topk(
     gating_output: Tensor, correction_bias: Tensor, topk_weights: Tensor, topk_ids: Tensor, num_expert_group: int,
     topk_group: int, need_renorm: bool, routed_scaling_factor: float,
@@ -157,22 +143,6 @@ def silu_and_mul(out: Tensor, input: Tensor) -> None:
     _takes(out, BF16, (len(input), size))
     _takes(input, BF16, (len(input), 2 * size))
     out.copy_(torch.nn.functional.silu(input[:, :size].float()) * input[:, size:].float())
-
-
-def rope_cached_positions_2c_fwd_inplace(
-    input_x: Tensor, input_y: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, rotate_style: int,
-    reuse_freqs_front_part: bool, nope_first: bool,
-) -> None:  # fmt: skip
-    one, tokens, _, size = input_x.shape
-    _takes(positions, torch.int64, (one, tokens))
-    for table in (cos, sin):
-        _takes(table, torch.float32, (len(table), 1, 1, size // 2))
-    assert (rotate_style, reuse_freqs_front_part, nope_first) == (1, True, False)
-    for each in (input_x, input_y):
-        _takes(each, torch.float32, (one, tokens, each.shape[2], size))
-        c, s = cos[positions, 0], sin[positions, 0]
-        even, odd = each[..., 0::2].clone(), each[..., 1::2].clone()
-        each[..., 0::2], each[..., 1::2] = even * c - odd * s, even * s + odd * c
 
 
 def gemm_a8w8(XQ: Tensor, WQ: Tensor, x_scale: Tensor, w_scale: Tensor, dtype: torch.dtype, splitK: int) -> Tensor:
@@ -300,8 +270,7 @@ def _takes(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     run.__name__: run
     for run in (
-        mla_decode_fwd, concat_and_cache_mla, biased_grouped_topk, rms_norm, per_token_quant_hip, silu_and_mul,
-        rope_cached_positions_2c_fwd_inplace, gemm_a8w8, fused_moe, shuffle_weight, pack_int8_to_packed_int4,
-        shuffle_scale_for_int4,
+        mla_decode_fwd, biased_grouped_topk, rms_norm, per_token_quant_hip, silu_and_mul, gemm_a8w8, fused_moe,
+        shuffle_weight, pack_int8_to_packed_int4, shuffle_scale_for_int4,
     )
 }  # fmt: skip

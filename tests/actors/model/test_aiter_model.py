@@ -1,4 +1,4 @@
-"""A model of Kimi-K2.5's attention whose entries AITER, emulated from its documentation, writes and reads."""
+"""A model of Kimi-K2.5's attention whose entries AITER, emulated from its documentation, reads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOKENS = torch.randint(0, 96, (21,), generator=torch.Generator().manual_seed(3))
 
 
 def composed(format: str, orders: SourceOrder) -> ComposedKernels:
-    base = ReferenceKernels()
+    base = ReferenceKernels(kv_dtype=torch.bfloat16)
     source = AiterSource(base, "gfx942", AiterKernels(base, emulated(recorded()["main, August 2026"]), listed_keys))
     shapes = kernel_shapes(CONFIG, {format}, rounded_linears((), ()), 6, torch.bfloat16, 16)
     return compose("both", base, [source], choose([source, BackendSource(base)], shapes, orders))
