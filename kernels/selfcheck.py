@@ -325,8 +325,8 @@ class _Check:
         residual = self._floats(_TOKENS, hidden)
 
         def run(k: Kernels, t: _Mover) -> Tensor:
-            both = (Int8Weight(t(each.values[0]), t(each.scale[0], exact=True)) for each in (gate_up, down))
-            return k.mlp(t.activations(x), *both, t(residual))
+            first, second = (Int8Weight(t(each.values[0]), t(each.scale[0], exact=True)) for each in (gate_up, down))
+            return k.mlp(t.activations(x), first, second, t(residual))
 
         self._both("mlp[Int8Weight]", run, exact)
 
