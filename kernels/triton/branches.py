@@ -42,7 +42,7 @@ class Branches:
 
     def join(self) -> None:
         """What begins from now on is behind all branches."""
-        if self._open:
+        if self._side is not None and self._open:
             torch.cuda.current_stream().wait_stream(self._side)
             self._open.clear()
 
