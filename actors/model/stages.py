@@ -89,12 +89,14 @@ class ModelStages:
         pages, angles = self.kv.values[layer], (batch.positions, self._cos, self._sin)
         low = self._normed_linear(hidden, weights.input_norm, config.rms_norm_eps, weights.down)
         rank = config.q_lora_rank or 0
-        kernels.write_kv(pages, batch.slots, low[:, rank:], weights.kv_norm, LATENT_NORM_EPS, *angles)
+        entries, eps = low[:, rank:], LATENT_NORM_EPS
+        self._branch(len(low), lambda: kernels.write_kv(pages, batch.slots, entries, weights.kv_norm, eps, *angles))
         if weights.q_norm is None:
             q = self._normed_linear(hidden, weights.input_norm, config.rms_norm_eps, weights.q_b)
         else:
             q = self._normed_linear(low[:, :rank], weights.q_norm, LATENT_NORM_EPS, weights.q_b)
         q = kernels.absorb(q.unflatten(1, (-1, config.qk_head_dim)), weights.w_uk, *angles)
+        self._join()
         latent = kernels.mla_attention(q, pages, batch, self._scale, config.kv_lora_rank)
         return kernels.head_linear(latent, weights.w_uv).flatten(1)
 

@@ -98,8 +98,7 @@ class TritonKernels:
         self, x: Tensor, weight: Tensor, eps: float, floats: bool = True
     ) -> tuple[Tensor, Activations]:
         self._check.rms_norm(x, weight)
-        normed, rows = row_kernels.rms_norm_quantize(x, weight, float(eps))
-        return normed if floats else normed[:0], rows
+        return row_kernels.rms_norm_quantize(x, weight, float(eps), floats)
 
     def linear(self, x: Tensor | Activations, weight: LinearWeight, residual: Tensor | None = None) -> Tensor:
         if isinstance(weight, IntegerWeight):
@@ -140,10 +139,8 @@ class TritonKernels:
         cos: Tensor,
         sin: Tensor,
     ) -> None:
-        rank = self._check.write_kv(pages, slots, rows, norm, positions, cos, sin)[1]
-        latent = row_kernels.rms_norm(rows[:, :rank], norm, float(eps))
-        key = row_kernels.rope(rows[:, None, rank:], positions, cos, sin)
-        row_kernels.write_kv(pages, slots, latent, key[:, 0])
+        self._check.write_kv(pages, slots, rows, norm, positions, cos, sin)
+        row_kernels.write_kv(pages, slots, rows, norm, float(eps), positions, cos, sin)
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         self._check.mla_attention(q, pages, batch, kv_lora_rank)

@@ -20,38 +20,49 @@ _BLOCK = 1024
 
 
 @triton.jit
-def rms_norm_rows(x, weight, out, codes, scale, stride, size, eps, SIZE: tl.constexpr, QUANTIZED: tl.constexpr):
-    """Rows of x `stride` apart to out [T, size], and where QUANTIZED in INT8 to codes and scale."""
+def _normed(x, weight, column, size, eps):
+    """x [size] at columns that are as many as a power of 2, normed; zeros beyond them."""
+    inside = column < size
+    value = tl.load(x + column, mask=inside, other=0.0)
+    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)  # on its way while the sum is made
+    mean = tl.div_rn(tl.sum(value * value, 0), size * 1.0)
+    inverse = tl.div_rn(1.0, tl.sqrt_rn(mean + eps))
+    return value * inverse * factor
+
+
+@triton.jit
+def rms_norm_rows(
+    x, weight, out, codes, scale, stride, size, eps,
+    SIZE: tl.constexpr, FLOATS: tl.constexpr, QUANTIZED: tl.constexpr,
+):  # fmt: skip
+    """Rows of x `stride` apart to out [T, size] where FLOATS, and where QUANTIZED in INT8 to codes and scale."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, SIZE)
     inside = column < size
-    value = tl.load(x + row * stride + column, mask=inside, other=0.0)
-    mean = tl.div_rn(tl.sum(value * value, 0), size * 1.0)
-    inverse = tl.div_rn(1.0, tl.sqrt_rn(mean + eps))
-    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    value = value * inverse * factor
-    tl.store(out + row * size + column, value, mask=inside)
+    value = _normed(x + row * stride, weight, column, size, eps)
+    if FLOATS:
+        tl.store(out + row * size + column, value, mask=inside)
     if QUANTIZED:
         store_quantized(value, row * size + column, inside, codes, scale, row, False)
 
 
 @triton.jit
-def rope_rows(x, positions, cos, sin, out, stride, pairs, half, length, PAIRS: tl.constexpr):
-    """`pairs` = H * R / 2 pairs of one token a program, whose values of H heads start `stride` apart; a position
-    outside the tables gives NaN."""
-    row = tl.program_id(0).to(tl.int64)
-    pair = tl.arange(0, PAIRS)
-    inside = pair < pairs
-    position = tl.load(positions + row)
-    known = inside & (position >= 0) & (position < length)
-    angle = position * half + pair % half
-    c = tl.load(cos + angle, mask=known, other=float("nan"))
-    s = tl.load(sin + angle, mask=known, other=float("nan"))
-    even = tl.load(x + row * stride + pair * 2, mask=inside, other=0.0)
-    odd = tl.load(x + row * stride + pair * 2 + 1, mask=inside, other=0.0)
-    at = (row * pairs + pair) * 2
-    tl.store(out + at, even * c - odd * s, mask=inside)
-    tl.store(out + at + 1, even * s + odd * c, mask=inside)
+def _inside(number, limit):
+    """1 where a number is within 0..limit - 1, else 0."""
+    return tl.where((number >= 0) & (number < limit), 1, 0)
+
+
+@triton.jit
+def _turned(x, cos, sin, position, pair, pairs, length):
+    """The pairs of one key x, rotated: their even and their odd values, NaN where the tables have no such position and
+    zeros beyond the key."""
+    known = pair < pairs * _inside(position, length)
+    missing = tl.where(pair < pairs, float("nan"), 0.0)
+    c = tl.load(cos + position * pairs + pair, mask=known, other=0.0)
+    s = tl.load(sin + position * pairs + pair, mask=known, other=0.0)
+    even = tl.load(x + pair * 2, mask=known, other=0.0)
+    odd = tl.load(x + pair * 2 + 1, mask=known, other=0.0)
+    return tl.where(known, even * c - odd * s, missing), tl.where(known, even * s + odd * c, missing)
 
 
 @triton.jit
@@ -90,41 +101,50 @@ def combine_slots(slots, weights, shared, residual, out, size, TOP_K: tl.constex
 
 
 @triton.jit
-def write_entries(pages, slots, latent, k_rope, rank, rope, limit, PARTS: tl.constexpr, SIZE: tl.constexpr):
+def write_entries(
+    pages, slots, rows, norm, positions, cos, sin, stride, rank, pairs, length, limit, eps,
+    RANK_2: tl.constexpr, PAIRS_2: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
     """One token a program, its entry as PARTS times its width of bfloat16; a slot outside the pages is not written."""
     row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + row)
-    column = tl.arange(0, SIZE)
-    low = tl.load(latent + row * rank + column, mask=column < rank, other=0.0)
-    high = tl.load(k_rope + row * rope + column - rank, mask=(column >= rank) & (column < rank + rope), other=0.0)
-    inside = (column < rank + rope) & (slot >= 0) & (slot < limit)
-    value = tl.where(column < rank, low, high)
-    entry = pages + slot * ((rank + rope) * PARTS) + column
+    slot, position = tl.load(slots + row), tl.load(positions + row)
+    column, pair = tl.arange(0, RANK_2), tl.arange(0, PAIRS_2)
+    latent = _normed(rows + row * stride, norm, column, rank, eps)
+    even, odd = _turned(rows + row * stride + rank, cos, sin, position, pair, pairs, length)
+    width, once = rank + 2 * pairs, _inside(slot, limit)
+    entry = pages + slot * (width * PARTS)
+    _store_parts(entry + column, latent, column < rank * once, width, PARTS)
+    _store_parts(entry + rank + 2 * pair, even, pair < pairs * once, width, PARTS)
+    _store_parts(entry + rank + 2 * pair + 1, odd, pair < pairs * once, width, PARTS)
+
+
+@triton.jit
+def _store_parts(place, value, inside, width, PARTS: tl.constexpr):
     first, second = two_parts(value)
-    tl.store(entry, first, mask=inside)
+    tl.store(place, first, mask=inside)
     if PARTS == 2:
-        tl.store(entry + rank + rope, second, mask=inside)
+        tl.store(place + width, second, mask=inside)
 
 
 @triton.jit
 def write_rounded_entries(
-    pages, keys, scales, slots, latent, k_rope, rank, rope, limit, size, key_at, scale_at,
-    RANK_2: tl.constexpr, ROPE_2: tl.constexpr, FP8: tl.constexpr,
+    pages, keys, scales, slots, rows, norm, positions, cos, sin, stride, rank, pairs, length, limit, eps,
+    size, key_at, scale_at, RANK_2: tl.constexpr, PAIRS_2: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """One token a program, its entry as `kv_entries` says, of `size` bytes; key_at and scale_at in bytes. pages, keys
     and scales: the same memory as codes, bfloat16 and float32. A slot outside the pages is not written."""
     row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + row)
-    if (slot < 0) | (slot >= limit):
-        return
-    column, turned, word = tl.arange(0, RANK_2), tl.arange(0, ROPE_2), tl.arange(0, 4)
-    code, scale = quantized_row(tl.load(latent + row * rank + column, mask=column < rank, other=0.0), FP8)
-    key = tl.load(k_rope + row * rope + turned, mask=turned < rope, other=0.0)
-    tl.store(pages + slot * size + column, code, mask=column < key_at)
-    place = keys + (slot * size + key_at) // 2 + turned
-    tl.store(place, nearest_bfloat(key), mask=turned < (scale_at - key_at) // 2)
+    slot, position = tl.load(slots + row), tl.load(positions + row)
+    once = _inside(slot, limit)
+    column, pair, word = tl.arange(0, RANK_2), tl.arange(0, PAIRS_2), tl.arange(0, 4)
+    code, scale = quantized_row(_normed(rows + row * stride, norm, column, rank, eps), FP8)
+    even, odd = _turned(rows + row * stride + rank, cos, sin, position, pair, pairs, length)
+    tl.store(pages + slot * size + column, code, mask=column < key_at * once)
+    place, inside = keys + (slot * size + key_at) // 2 + 2 * pair, pair < (scale_at - key_at) // 4 * once
+    tl.store(place, nearest_bfloat(even), mask=inside)
+    tl.store(place + 1, nearest_bfloat(odd), mask=inside)
     place = scales + (slot * size + scale_at) // 4 + word
-    tl.store(place, tl.where(word == 0, scale, 0.0), mask=word < (size - scale_at) // 4)
+    tl.store(place, tl.where(word == 0, scale, 0.0), mask=word < (size - scale_at) // 4 * once)
 
 
 def take_rows(table: Tensor, rows: Tensor) -> Tensor:
@@ -137,39 +157,37 @@ def take_rows(table: Tensor, rows: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return _norm(x, weight, eps, None, None)
+    out = _floats(x)
+    _norm(x, weight, eps, out, None)
+    return out
 
 
-def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Activations]:
+def rms_norm_quantize(x: Tensor, weight: Tensor, eps: float, floats: bool) -> tuple[Tensor, Activations]:
+    out = _floats(x[: len(x) if floats else 0])
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scale = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    return _norm(x, weight, eps, codes, scale), Activations(ActivationFormat.INT8, codes, scale)
+    rows = Activations(ActivationFormat.INT8, codes, torch.empty(len(x), dtype=torch.float32, device=x.device))
+    _norm(x, weight, eps, out if floats else None, rows)
+    return out, rows
 
 
-def _norm(x: Tensor, weight: Tensor, eps: float, codes: Tensor | None, scale: Tensor | None) -> Tensor:
+def _floats(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=torch.float32, device=x.device)
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None, rows: Activations | None) -> None:
     tokens, size = x.shape
-    out = torch.empty((tokens, size), dtype=torch.float32, device=x.device)
     if tokens:
-        width = triton.next_power_of_2(size)
+        width, unused = triton.next_power_of_2(size), x
+        codes, scale = (unused, unused) if rows is None else (rows.values, rows.scale)
         rms_norm_rows[(tokens,)](
-            x, weight, out, out if codes is None else codes, out if scale is None else scale, row_stride(x), size, eps,
-            width, codes is not None, num_warps=min(max(width // 512, 1), 16), enable_fp_fusion=False,
+            x, weight, unused if out is None else out, codes, scale, row_stride(x), size, eps,
+            width, out is not None, rows is not None, num_warps=_warps(width), enable_fp_fusion=False,
         )  # fmt: skip
-    return out
 
 
-def rope(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    tokens, heads, size = x.shape
-    if heads > 1:
-        x = x.contiguous()
-    out = torch.empty((tokens, heads, size), dtype=torch.float32, device=x.device)
-    if x.numel():
-        pairs = heads * size // 2
-        width = triton.next_power_of_2(pairs)
-        rope_rows[(tokens,)](
-            x, positions, cos, sin, out, x.stride(0), pairs, size // 2, cos.shape[0], width, enable_fp_fusion=False
-        )
-    return out
+def _warps(width: int) -> int:
+    """Of a program that has a row in its registers."""
+    return min(max(width // 512, 1), 16)
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -189,23 +207,28 @@ def combine(slots: Tensor, weights: Tensor, shared: Tensor, residual: Tensor) ->
     return out
 
 
-def write_kv(pages: Tensor, slots: Tensor, latent: Tensor, k_rope: Tensor) -> None:
-    tokens, rank = latent.shape
-    limit = pages.shape[0] * pages.shape[1]
-    if tokens and pages.dtype in ROUNDED:
-        layout, fp8 = EntryLayout.of(rank, k_rope.shape[1]), pages.dtype is torch.float8_e4m3fn
+def write_kv(
+    pages: Tensor, slots: Tensor, rows: Tensor, norm: Tensor, eps: float, positions: Tensor, cos: Tensor, sin: Tensor
+) -> None:
+    """`Kernels.write_kv` in one launch."""
+    tokens, rank, pairs = len(rows), len(norm), cos.shape[1]
+    if not tokens:
+        return
+    values = rows, norm, positions, cos, sin, row_stride(rows), rank, pairs, len(cos), pages.shape[0] * pages.shape[1]
+    options = {"num_warps": _warps(triton.next_power_of_2(rank)), "enable_fp_fusion": False}
+    if pages.dtype in ROUNDED:
+        layout, fp8 = EntryLayout.of(rank, 2 * pairs), pages.dtype is torch.float8_e4m3fn
         write_rounded_entries[(tokens,)](
             pages.view(torch.uint8) if fp8 else pages, pages.view(torch.bfloat16), pages.view(torch.float32),
-            slots, latent, k_rope, rank, k_rope.shape[1], limit, layout.size, layout.key, layout.scale,
-            triton.next_power_of_2(layout.key), triton.next_power_of_2(layout.scale - layout.key), fp8,
-            enable_fp_fusion=False,
+            slots, *values, eps, layout.size, layout.key, layout.scale,
+            triton.next_power_of_2(layout.key), triton.next_power_of_2((layout.scale - layout.key) // 4), fp8,
+            **options,
         )  # fmt: skip
-    elif tokens:
-        width = triton.next_power_of_2(rank + k_rope.shape[1])
+    else:
         write_entries[(tokens,)](
-            pages.view(torch.bfloat16), slots, latent, k_rope, rank, k_rope.shape[1], limit,
-            pages.dtype.itemsize // 2, width,
+            pages.view(torch.bfloat16), slots, *values, eps,
+            triton.next_power_of_2(rank), triton.next_power_of_2(pairs), pages.dtype.itemsize // 2, **options,
         )  # fmt: skip
 
 
-__all__ = ["combine", "rms_norm", "rms_norm_quantize", "rope", "silu_mul", "take_rows", "write_kv"]
+__all__ = ["combine", "rms_norm", "rms_norm_quantize", "silu_mul", "take_rows", "write_kv"]

@@ -134,10 +134,10 @@ for rows in (slice(0, 7), slice(2, 5), slice(6, 7)):
 # Entries of KV pages to the bit, and attention over them in the dtypes that the interpreter multiplies rightly.
 ENTRIES = """
 import torch
-from kernel_cases import cached, normal, paged, unchanged
+from kernel_cases import cached, empty_pages, normal, paged, unchanged
 from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.triton.attention import AttentionTile, mla_attention
-from flyray.kernels.triton.rows import rms_norm, write_kv
+from flyray.kernels.triton.rows import rms_norm_quantize, write_kv
 
 RANK, TILE = 38, AttentionTile(16, 32, 16, 4, 1)
 batch, total = paged([3, 1], [45, 20], 8, 1, 2)
@@ -151,9 +151,22 @@ for dtype in (torch.int8, torch.float8_e4m3fn):
     actual = mla_attention(q, pages, batch, 0.3, RANK, TILE)
     assert torch.allclose(actual, reference.mla_attention(q, pages, batch, 0.3, RANK), rtol=0, atol=1e-5), dtype
     pages.view(torch.uint8).fill_(0xFF)
-    x, norm, eps, *_ = unchanged(rows[slots], RANK)
-    write_kv(pages, slots, rms_norm(x[:, :RANK], norm, eps), x[:, RANK:].contiguous())
+    write_kv(pages, slots, *unchanged(rows[slots], RANK))
     assert torch.equal(pages.view(torch.uint8), expected.view(torch.uint8)), dtype
+# Normed and turned, in floats too; small whole numbers have the same sum of squares in any order.
+x, norm, angles = normal(5, 9, 3 + RANK + 8).mul(3).round()[:, 3:], normal(6, RANK), (normal(7, 9, 4), normal(8, 9, 4))
+slots, positions = torch.arange(9).flip(0), torch.arange(9)
+_, normed = rms_norm_quantize(x[:, :RANK], norm, 1e-6, False)
+assert torch.equal(normed.values, reference.rms_norm_quantize(x[:, :RANK], norm, 1e-6)[1].values)
+for dtype in (torch.int8, torch.float32):
+    reference = ReferenceKernels(kv_dtype=dtype)
+    expected = empty_pages(reference, 3, 3, RANK, 8)
+    pages = expected.clone()
+    reference.write_kv(expected, slots, x, norm, 1e-6, positions, *angles)
+    write_kv(pages, slots, x, norm, 1e-6, positions, *angles)
+    if dtype is torch.float32:  # entries of two parts
+        pages = pages.view(torch.bfloat16).unflatten(2, (2, -1)).float().sum(2)
+    assert torch.allclose(pages.float(), expected.float(), rtol=2**-14 if dtype is torch.float32 else 0, atol=0), dtype
 actual = mla_attention(q, finite.half(), batch, 0.3, RANK, TILE)
 expected = ReferenceKernels().mla_attention(q, finite, batch, 0.3, RANK)
 assert torch.allclose(actual, expected, rtol=0, atol=1e-2)
