@@ -104,12 +104,10 @@ class TritonKernels:
         if isinstance(weight, IntegerWeight):
             self._check.integer_linear(x, weight, residual)
             rows = x if isinstance(x, Activations) else quantize(x, ActivationFormat.INT8)
-            product = integer_linear(rows, weight, self._linears)
-        else:
-            self._check.linear("linear", x, weight, residual)
-            assert isinstance(x, Tensor)
-            product = linear(x, weight, self._linears)
-        return product if residual is None else residual + product
+            return integer_linear(rows, weight, self._linears, residual=residual)
+        self._check.linear("linear", x, weight, residual)
+        assert isinstance(x, Tensor)
+        return linear(x, weight, self._linears, residual)
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         self._check.head_linear(x, weight)
@@ -121,8 +119,8 @@ class TritonKernels:
         nobody = torch.empty(0, dtype=torch.int32, device=self.device)
         self._check.experts(x, nobody, nobody, single_expert(gate_up, down))
         self._check.residual("mlp", residual, len(x.values), len(down.scale))
-        product = integer_linear(gated_hidden(x, gate_up, self._linears), down, self._linears, in_turn=True)
-        return product if residual is None else residual + product
+        hidden = gated_hidden(x, gate_up, self._linears)
+        return integer_linear(hidden, down, self._linears, in_turn=True, residual=residual)
 
     def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         self._check.absorb(q, weight, positions, cos, sin)

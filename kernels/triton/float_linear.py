@@ -103,16 +103,15 @@ def float_parts(x: Tensor, weight: Tensor, tuning: LinearTuning) -> Tensor:
     """`linear` as the sums of its chunks of K, [chunks, T, N], which are to be added in their order; [1, T, N] where
     there are so many programs that each takes all of K."""
     (tokens, inner), outputs = x.shape, weight.shape[0]
-    size, rows = token_tile(tokens), 64
+    size, rows, options = _launch(tokens, outputs, tuning, 256)
     grid = (triton.cdiv(outputs, rows), triton.cdiv(max(tokens, 1), size))
     chunks = triton.cdiv(inner, _CHUNK)
     if grid[0] * grid[1] >= tuning.programs or chunks == 1 or tokens == 0:
         return head_linear(x[:, None], weight[None], tuning)[None, :, 0]
     parts = torch.empty((chunks, tokens, outputs), dtype=torch.float32, device=x.device)
     float_products[(*grid, chunks)](
-        x, weight, parts, tokens, outputs, 1, inner, chunks, size, rows, _COLUMNS, _CHUNK, True,
-        num_warps=4, num_stages=tuning.floats, enable_fp_fusion=True,
-    )  # fmt: skip
+        x, weight, parts, tokens, outputs, 1, inner, chunks, size, rows, _COLUMNS, _CHUNK, True, **options
+    )
     return parts
 
 
@@ -121,14 +120,27 @@ def head_linear(x: Tensor, weight: Tensor, tuning: LinearTuning) -> Tensor:
     (tokens, heads, inner), outputs = x.shape, weight.shape[1]
     out = torch.empty((tokens, heads, outputs), dtype=torch.float32, device=x.device)
     if out.numel():
-        size, rows = token_tile(tokens), 128 if 64 < tokens <= 256 and outputs % 128 == 0 else 64
-        grid = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size), heads)
+        size, rows, options = _launch(tokens, outputs, tuning, 64)
+        grid, chunks = (triton.cdiv(outputs, rows), triton.cdiv(tokens, size), heads), triton.cdiv(inner, _CHUNK)
         float_products[grid](
-            x, weight, out, tokens, outputs, heads, inner, triton.cdiv(inner, _CHUNK),
-            size, rows, _COLUMNS, _CHUNK, False,
-            num_warps=4, num_stages=tuning.floats, enable_fp_fusion=True,
-        )  # fmt: skip
+            x, weight, out, tokens, outputs, heads, inner, chunks, size, rows, _COLUMNS, _CHUNK, False, **options
+        )
     return out
+
+
+def _launch(tokens: int, outputs: int, tuning: LinearTuning, narrow: int) -> tuple[int, int, dict[str, int]]:
+    """Tokens and rows of weights of a program, and how it is compiled. Up to `narrow` tokens it takes 64 rows.
+
+    Where it takes 128 and as many tokens, their parts are made for twice the products, by twice the warps; AMD's have
+    no registers for it. Few tokens leave room for the loads of most of a chunk at once. AMD's smaller matrix
+    instruction is named, for by itself the compiler takes one or the other by the number of tokens, and they need not
+    add in the same order."""
+    size = token_tile(tokens)
+    wide = tokens > narrow and outputs % 128 == 0 and (size == 64 or not tuning.amd)
+    rows, warps = (128, 8 if size == 128 else 4) if wide else (64, 4)
+    if tuning.amd:
+        return size, rows, {"num_warps": warps, "num_stages": 2, "enable_fp_fusion": True, "matrix_instr_nonkdim": 16}
+    return size, rows, {"num_warps": warps, "num_stages": 6 if size <= 32 else 3, "enable_fp_fusion": True}
 
 
 __all__ = ["float_parts", "head_linear", "linear", "token_tile"]

@@ -100,21 +100,27 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class LinearTuning:
-    """What fits a GPU; no bit depends on it. table: of its integer products. releases: threads of a warp that each
-    release what they stored, 0 where a barrier orders the stores of all (`integer_products`). programs: of a float
-    product; below so many K is cut, about two a multiprocessor. floats: stages of its pipeline."""
+    """What fits a GPU; no bit depends on it. table: of its integer products. amd: whether it is one of AMD's."""
 
     table: LinearTable
     arrivals: Arrivals
-    releases: int
-    programs: int
-    floats: int
+    amd: bool
+
+    @property
+    def releases(self) -> int:
+        """Threads of a warp that each release what they stored; 0 where a barrier orders the stores of all
+        (`integer_products`)."""
+        return 64 if self.amd else 0
+
+    @property
+    def programs(self) -> int:
+        """Of a float product: below so many K is cut, about two a multiprocessor."""
+        return 512 if self.amd else 264
 
 
 def linear_tuning(gpu: str, device: torch.device) -> LinearTuning:
-    """gpu: as in the table of tiles. A program of AMD's has 64 KiB, where an H200's has 227."""
-    sizes = (64, 512, 2) if gpu.startswith("gfx") else (0, 264, 3)
-    return LinearTuning(LinearTable.of(gpu), Arrivals(device), *sizes)
+    """gpu: as in the table of tiles."""
+    return LinearTuning(LinearTable.of(gpu), Arrivals(device), gpu.startswith("gfx"))
 
 
 __all__ = ["LINEAR_NAMES", "LinearRegime", "LinearTable", "LinearTile", "LinearTuning", "linear_tuning"]

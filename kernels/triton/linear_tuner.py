@@ -106,8 +106,8 @@ def _forms(case: LinearCase) -> Iterator[tuple[int, int, int, int, int, int]]:
         for size in (64, 128, 256):
             yield 64, size, 128, 4, 3, 0
             yield 128, size, 128, 8, 3, 0
-            yield 64, size, 256, 4, 2, 0
             if size <= 128:
+                yield 64, size, 256, 4, 2, 0
                 yield 64, size, 256, 4, 3, 0
                 yield 128, size, 256, 8, 3, 0
     else:
@@ -132,11 +132,11 @@ def best_linear_tiles(
 ) -> dict[str, list[list[int]]]:
     """The rows of `LinearTable.parse` by their names; prints every time. bandwidth: bytes a second that the GPU reads,
     of which a share is printed."""
-    tuning, amd = linear_tuning(gpu, device), gpu.startswith("gfx")
-    _compile([(case, candidates(case, amd)) for case in some], tuning, _architecture(gpu, device))
+    tuning = linear_tuning(gpu, device)
+    _compile([(case, candidates(case, tuning.amd)) for case in some], tuning, _architecture(gpu, device))
     table: dict[str, list[list[int]]] = {}
     for case in some:
-        times = dict(_times(case, candidates(case, amd), tuning, device))
+        times = dict(_times(case, candidates(case, tuning.amd), tuning, device))
         best = min(times, key=lambda tile: times[tile])
         shown = " ".join(f"{_words(tile)}:{us:.1f}" for tile, us in sorted(times.items(), key=lambda item: item[1]))
         share, rate = case.bytes / times[best] / bandwidth * 1e6, case.operations / times[best] / 1e6
@@ -196,7 +196,7 @@ def _only(case: LinearCase, tile: LinearTile, tuning: LinearTuning, device: torc
     """What launches this tile, whatever the table says."""
     table = LinearTable({(case.kind, case.outputs, case.inner): (LinearRegime(case.tokens, tile),)})
     arrivals = tuning.arrivals if device is None else Arrivals(device)
-    return LinearTuning(table, arrivals, tuning.releases, tuning.programs, tuning.floats)
+    return LinearTuning(table, arrivals, tuning.amd)
 
 
 def _architecture(gpu: str, device: torch.device) -> str:

@@ -36,16 +36,16 @@ for kind in (Int4Matrix, Int8Matrix):
     shapes = PairShapes(4, 12, 3, 288, 96)
     actual = run_experts(x, token, expert, tile_experts(weights), shapes, TileTable.of("default"))
     assert torch.equal(actual, reference.experts(x, token, expert, weights)), kind
-def tuned(tile, releases=0):
+def tuned(tile, amd=False):
     table = {(kind, 1, 1): (LinearRegime(1, tile),) for kind in LINEAR_NAMES}
-    return LinearTuning(LinearTable(table), Arrivals(torch.device("cpu")), releases, 264, 2)
+    return LinearTuning(LinearTable(table), Arrivals(torch.device("cpu")), amd)
 
 
 # Whole and in parts, of which the last is shorter, for CUDA and for AMD; beyond the last row, token and column of K;
 # twice, so that counters must be zero again; unpacked in memory; stored in pieces.
 ONE, SPLIT, AMD = LinearTile(64, 16, 256, 1, 4, 3), LinearTile(32, 16, 64, 2, 2, 2), LinearTile(64, 64, 128, 2, 1, 2, 1)
-for tokens, tile, releases in ((3, ONE, 0), (3, SPLIT, 0), (70, AMD, 64)):
-    x, residual, tuning = normal(2, tokens, 160), normal(8, tokens, 70), tuned(tile, releases)
+for tokens, tile, amd in ((3, ONE, False), (3, SPLIT, False), (70, AMD, True)):
+    x, residual, tuning = normal(2, tokens, 160), normal(8, tokens, 70), tuned(tile, amd)
     rows = reference.quantize(x, ActivationFormat.INT8)
     for weight in (int8_weight(70, 160), int4_weight(70, 160)):
         expected = reference.linear(x, weight)
