@@ -1,5 +1,6 @@
 """Absorbed latent attention over pages. A query's context is cut into splits that its own length alone decides, and a
-second kernel merges them in order: its bits are the same in decode, in prefill and in any chunk.
+second kernel merges them in order: its bits are the same in decode, in prefill and in any chunk. Entries are read for
+scores and again for values, in pieces; where registers and shared memory allow it, `attention_blocks` reads them once.
 
 Pages of bfloat16 are multiplied as they are, all heads of a query in one program, queries and shares rounded to
 bfloat16 too: 2^-8 of a product at most. Words of float32 pages hold an entry as two bfloat16 parts, and so are queries
@@ -22,8 +23,11 @@ from torch import Tensor
 from ..kv_entries import EntryLayout
 from ..protocol import PagedBatch
 from .arithmetic import exact_bfloat, from_e4m3, two_parts
+from .attention_blocks import BlockTile, attend
 
 _LOG2_E = 1.4426950408889634
+_SM_90 = frozenset({"sm_90", "H20", "H100", "H200", "H800", "GH200"})
+"""The architecture, and words of names such as "NVIDIA H200"."""
 _MAX_SPLITS = 64
 _PROGRAMS = 528
 """Splits of a query run one after another in a program where that still leaves so many: four a multiprocessor."""
@@ -43,14 +47,17 @@ class AttentionTile:
     stages: int
 
 
-def attention_tile(kv_dtype: torch.dtype, gpu: str) -> AttentionTile:
-    """gpu: "gfx942", whose blocks have 64 KiB of LDS, or "cuda"."""
+def attention_tile(kv_dtype: torch.dtype, gpu: str) -> AttentionTile | BlockTile:
+    """gpu: by `tiles.gpu_name`. Queries and two blocks of bfloat16 entries fit into a multiprocessor of sm_90, and of
+    no other GPU that is known here; a gfx942's programs have 64 KiB of LDS."""
     exact = kv_dtype is torch.float32
-    if gpu == "gfx942":
+    if gpu.startswith("gfx"):
         return AttentionTile(16, 128, 32, 4, 1) if exact else AttentionTile(64, 64, 64, 8, 1)
     if exact:
         return AttentionTile(16, 128, 32, 4, 1)
-    return AttentionTile(64, 256 if kv_dtype is torch.bfloat16 else 128, 64, 4, 2)
+    if kv_dtype is torch.bfloat16:
+        return AttentionTile(64, 256, 64, 4, 2) if _SM_90.isdisjoint(gpu.split()) else BlockTile()
+    return AttentionTile(64, 128, 64, 4, 2)
 
 
 @triton.jit
@@ -215,7 +222,9 @@ def merge_splits(
     tl.store(out + row * LATENT + latent, tl.div_rn(result, total + tl.zeros_like(result)), mask=latent < LATENT)
 
 
-def mla_attention(q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, rank: int, tile: AttentionTile) -> Tensor:
+def mla_attention(
+    q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, rank: int, tile: AttentionTile | BlockTile
+) -> Tensor:
     """`Kernels.mla_attention`: q [T, H, L + R] float32 or bfloat16, pages [num_pages, page_size, W] as `rows.write_kv`
     writes them -> [T, H, L] float32. With pages in 8 bits products are of q's dtype."""
     queries, heads, width = q.shape
@@ -223,6 +232,9 @@ def mla_attention(q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, ran
     sequences, max_pages = batch.page_table.shape
     out = torch.empty((queries, heads, rank), dtype=torch.float32, device=q.device)
     if not out.numel():
+        return out
+    if isinstance(tile, BlockTile):
+        attend(q.to(pages.dtype), pages, batch, scale, out, tile)
         return out
     rounded = {torch.int8: 1, torch.float8_e4m3fn: 2}.get(pages.dtype, 0)
     parts = 2 if pages.dtype is torch.float32 else 1

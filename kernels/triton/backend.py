@@ -82,7 +82,7 @@ class TritonKernels:
         gpu = gpu or ("default" if described else gpu_name(device))
         self._tiles, self._linears = TileTable.of(gpu), linear_tuning(gpu, device)
         self.branch_rows, self._branches = branch_rows, Branches(device)
-        self._attention = attention_tile(kv_dtype, "gfx942" if gpu.startswith("gfx") else "cuda")
+        self._attention = attention_tile(kv_dtype, gpu)
 
     def prepare(self, weights: ExpertWeights) -> TiledExperts:
         """The experts of one layer in the layout that `experts` multiplies; made once, on loading."""

@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from kernel_cases import MATRIX_KINDS, expert_weights, int4_weight, int8_weight, normal, pairs
+from kernel_cases import MATRIX_KINDS, expert_weights, int4_weight, int8_weight, normal, paged, pairs
 from moved_kernels import moved
 from test_graphs import ANGLES, BATCH, EMBEDDING, LATENT_NORM, PAGES, empty_pages
 from test_selfcheck import KIMI
 from torch import Tensor
 
-from flyray.kernels.protocol import ActivationFormat, ExpertMatrix, Int4Matrix, Int8Matrix, activation_format
+from flyray.kernels.protocol import (
+    ActivationFormat,
+    ExpertMatrix,
+    Int4Matrix,
+    Int8Matrix,
+    PagedBatch,
+    activation_format,
+)
 from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.selfcheck import KernelMismatch, self_check
 
@@ -73,6 +80,20 @@ def test_float_linears_give_a_row_the_same_bits_at_any_number_of_rows(gpu: Trito
         whole = gpu.linear(x, weight)
         for rows in (slice(0, 1), slice(5, 38), slice(100, 300)):
             assert torch.equal(gpu.linear(x[rows], weight), whole[rows])
+
+
+@pytest.mark.parametrize("rows", [1, 8, 33, 40, 140])
+def test_attention_gives_a_query_the_same_bits_among_any_others(gpu: TritonKernels, rows: int) -> None:
+    """Of Kimi-K2.5's widths, in a prompt and in decode: one program a query, several, and contexts of several units."""
+    batch, total = paged([2300], [2300], 16, 3, 5)
+    pages = (normal(6, total, 16, 576) * 0.3).to(gpu.device, gpu.kv_dtype)
+    q = (normal(7, 2300, 64, 576) * 0.3).to(gpu.device, gpu.query_dtype)
+    prompt = gpu.mla_attention(q, pages, moved(batch, gpu.device), 0.14, 512)
+    positions = torch.tensor([2047, 63, 64, 2048, 777, 2299, 0, 1000]).repeat(18)[:rows]
+    begins, table = torch.arange(rows + 1, dtype=torch.int32), batch.page_table.repeat(rows, 1)
+    decode = PagedBatch(begins, (positions + 1).to(torch.int32), table, positions, positions)
+    seen = gpu.mla_attention(q[positions.cuda()], pages, moved(decode, gpu.device), 0.14, 512)
+    assert torch.equal(seen, prompt[positions.cuda()])
 
 
 def test_graphs(gpu: TritonKernels) -> None:

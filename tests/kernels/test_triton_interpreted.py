@@ -137,6 +137,7 @@ import torch
 from kernel_cases import cached, empty_pages, normal, paged, unchanged
 from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.triton.attention import AttentionTile, mla_attention
+from flyray.kernels.triton.attention_blocks import BlockTile
 from flyray.kernels.triton.rows import rms_norm_quantize, write_kv
 
 RANK, TILE = 38, AttentionTile(16, 32, 16, 4, 1)
@@ -170,6 +171,19 @@ for dtype in (torch.int8, torch.float32):
 actual = mla_attention(q, finite.half(), batch, 0.3, RANK, TILE)
 expected = ReferenceKernels().mla_attention(q, finite, batch, 0.3, RANK)
 assert torch.allclose(actual, expected, rtol=0, atol=1e-2)
+# One program a query, a block each, and what lies between; 45 entries are longer than what one program adds up. What
+# the interpreter multiplies is NumPy's: only a GPU can show that its own products are equal.
+BLOCKS = [BlockTile(16, 8, 16, 4, 2, 4, programs, 4, 4, 1) for programs in (4, 17, 400)]
+whole, *others = (mla_attention(q, finite, batch, 0.3, RANK, tile) for tile in BLOCKS)
+assert torch.allclose(whole, expected, rtol=0, atol=1e-5)
+assert all(torch.equal(whole, other) for other in others)
+far = finite.clone()
+far[..., 0] *= 400.0  # blocks of no weight beside others
+near, *others = (mla_attention(q, far, batch, 0.3, RANK, tile) for tile in BLOCKS)
+assert all(torch.equal(near, other) for other in others)
+assert torch.allclose(near, ReferenceKernels().mla_attention(q, far, batch, 0.3, RANK), rtol=1e-4, atol=1e-4)
+finite[int(batch.page_table[1, 0]), 0, 3] = torch.nan
+assert all(mla_attention(q, finite, batch, 0.3, RANK, tile)[3].isnan().all() for tile in BLOCKS)
 """
 
 
