@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from ..kernels.protocol import Graph, Kernels, PagedBatch, Sampled, SamplingRow
 from ..kernels.sampling import SamplingRows
 from .step_answer import StepAnswer
 from .step_batch import StepBatch
-from .step_plan import NewToken
+from .step_plan import NewTokens
 
 Inputs = TypeVar("Inputs")
 
@@ -43,26 +42,14 @@ class DecodeInputs:
         query_start = torch.arange(rows + 1, dtype=torch.int32)
         self.paged = PagedBatch(query_start, context_len, page_table, positions, slots)
         self.sampling = SamplingRows([SamplingRow(0.0, 1.0, 0, 0, 0)] * rows)
-        # Between two steps this code is cold, and so is all that it calls: plain Python has the least to fetch.
         self._tokens, self._positions, self._slots, self._context_len, self._table = (
-            each.numpy().reshape(-1).data for each in (self.tokens, positions, slots, context_len, page_table)
+            each.numpy() for each in (self.tokens, positions, slots, context_len, page_table)
         )
-        self._pages: list[tuple[int, ...]] = [()] * rows
-        self._max_pages = max_pages
 
     def take(self, batch: StepBatch) -> None:
         """Writes a step's numbers."""
-        size = batch.page_size
-        for row, (token, length, pages) in enumerate(zip(batch.ids, batch.lengths, batch.pages, strict=True)):
-            position = length - 1
-            self._tokens[row] = token
-            self._positions[row] = position
-            self._slots[row] = pages[-1] * size + position % size
-            self._context_len[row] = length
-            if pages is not self._pages[row]:
-                place = row * self._max_pages
-                self._table[place : place + len(pages)] = array("i", pages)
-                self._pages[row] = pages
+        self._tokens[:], self._positions[:], self._slots[:] = batch.ids, batch.positions, batch.slots
+        self._context_len[:], self._table[:, : batch.table.shape[1]] = batch.lengths, batch.table
         if batch.plain:
             self.sampling.put(batch.sampling)
 
@@ -70,9 +57,9 @@ class DecodeInputs:
         """From now on every run leaves its tokens in these tensors."""
         self._drawn, self._logprobs = sampled.tokens.numpy().data, sampled.logprobs.numpy().data
 
-    def answer(self, sequences: Sequence[int]) -> StepAnswer:
+    def answer(self, sequences: tuple[int, ...]) -> StepAnswer:
         """What the last run has drawn for these sequences."""
-        return StepAnswer(tuple(map(NewToken, sequences, self._drawn.tolist(), self._logprobs.tolist())), ())
+        return StepAnswer(NewTokens(sequences, tuple(self._drawn.tolist()), tuple(self._logprobs.tolist())), ())
 
 
 class CapturedStep(Generic[Inputs]):

@@ -9,6 +9,7 @@ import zmq
 
 from .link import CLIENT_QUEUE, LinkPlace, Links
 from .request import Cancel, EngineStatus, Generate, Progress, ProgressBatch, StatusQuery
+from .step_news import StepNews
 from .wire import WireError, decode, encode
 
 # A prompt of 262,144 tokens takes 1.3 MB.
@@ -46,12 +47,12 @@ class ClientPort:
                 self.dropped += 1
                 continue
             if frames[0] in self._absent:
-                self.send(frames[0], tuple(self._absent.pop(frames[0])))
+                self.send(frames[0], StepNews(items=self._absent.pop(frames[0])))
             yield frames[0], message
 
-    def send(self, client: bytes, items: tuple[Progress, ...]) -> bool:
+    def send(self, client: bytes, news: StepNews) -> bool:
         """Sends a client its news; False if the client is given up."""
-        if self._send(client, ProgressBatch(self._engine, items)):
+        if self._send(client, news.batch(self._engine)):
             return True
         self._absent.setdefault(client, [])
         while len(self._absent) > MOST_ABSENT:

@@ -77,15 +77,12 @@ class _HostPlace:
         """offset: the place of the first given token."""
         if self.copied is not None:
             self.copied.synchronize()
-        count, paged = len(batch.ids), batch.paged
+        count = len(batch.ids)
         given, source, positions, slots = self._numbers
-        given[:count] = batch.tokens.numpy()
-        source[:count] = np.where(given[:count] < 0, -1 - given[:count], offset + np.arange(count))
-        positions[:count] = paged.positions.numpy()
-        slots[:count] = paged.slots.numpy()
-        self._context_len[:count] = paged.context_len.numpy()
-        table = paged.page_table.numpy()
-        self._table[:count, : table.shape[1]] = table
+        given[:count], positions[:count], slots[:count] = batch.ids, batch.positions, batch.slots
+        source[:count] = np.where(batch.ids < 0, -1 - batch.ids, offset + np.arange(count))
+        self._context_len[:count] = batch.lengths
+        self._table[:count, : batch.table.shape[1]] = batch.table
         if count:
             like = int(self._context_len[:count].argmin())
             self._numbers[:, count:rows] = self._numbers[:, like, None]

@@ -81,7 +81,7 @@ class GoldenClient:
         while waiting:
             if not self._socket.poll(max(0, int((deadline - time.monotonic()) * 1000))):
                 raise GoldenPromptError(f"the golden prompt had no answer within {self._timeout_s:g} s")
-            for item in decode_as(self._socket.recv(), ProgressBatch).items:
+            for item in decode_as(self._socket.recv(), ProgressBatch).news:
                 if item.finish == "error":
                     raise GoldenPromptError(f"the golden prompt failed: {item.error}")
                 before = runs[item.request]

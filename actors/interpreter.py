@@ -20,7 +20,7 @@ from .exchange import Exchange
 from .link import LinkError
 from .sequence import COLOCATED, Stage, StageProgram
 from .stage_actions import Buffers, Part, StageActions
-from .step_answer import Answer, Answered, StageError, StepAnswer
+from .step_answer import Answer, Answered, StageError, StepAnswer, joined
 from .step_batch import StepBatch
 from .step_plan import StageTime
 
@@ -146,9 +146,7 @@ class Interpreter:
                     times.append(StageTime(stage.name, begin, time.perf_counter_ns()))
         if self.collector is not None:
             self.collector.tokens += sum(len(batch.ids) for batch in actions.batches)
-        answers = [buffers[stage.writes[0]] for stage in order if stage.kind == "sample"]
-        tokens = tuple(token for answer in answers for token in answer.tokens)
-        return StepAnswer(tokens, tuple(scores for answer in answers for scores in answer.scores))
+        return joined([buffers[stage.writes[0]] for stage in order if stage.kind == "sample"])
 
     def _run_joined(self, kernels: JoiningKernels, order: Sequence[Stage], buffers: Buffers) -> None:
         """Parts that only compute are handed to the kernels together."""

@@ -62,7 +62,7 @@ class LiveRequest:
 
     @property
     def decoding(self) -> bool:
-        return not self.prefilling and self.sampled < self.request.max_tokens
+        return self.position >= self.prefill and self.sampled < self.request.max_tokens
 
     @property
     def scoring(self) -> bool:
@@ -87,6 +87,13 @@ class LiveRequest:
         """Brings `keys` up to the text, for a request that shares pages."""
         if self.shares:
             extend_keys(self.keys, self.text, page_size)
+
+    def take(self, token: int) -> str:
+        """Adds a sampled token, but for one that stops it; returns how the request ends with it, "" if it goes on."""
+        if token in self.request.stop_tokens:
+            return "stop"
+        self.text.append(token)
+        return "length" if self.generated == self.request.max_tokens else ""
 
     def add_scores(self, scores: PromptScores) -> None:
         self.scores.extend(scores.logprobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .expert_state import UNKNOWN, ExpertState
@@ -65,13 +66,27 @@ class Progress:
     cached_tokens: int = 0
 
 
-@message(version=1)
+@message(version=2)
 @dataclass(frozen=True)
 class ProgressBatch:
-    """One message a step to each client, with all its requests' news."""
+    """One message a step to each client, with all its requests' news.
+
+    requests, tokens, logprobs: columns, of requests that have one token more and nothing else to tell. items: all
+    other news.
+    """
 
     engine: str
     items: tuple[Progress, ...]
+    requests: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+    @property
+    def news(self) -> Iterator[Progress]:
+        """All of it, one by one."""
+        for request, token, logprob in zip(self.requests, self.tokens, self.logprobs, strict=True):
+            yield Progress(request, (token,), (logprob,), (), "", "")
+        yield from self.items
 
 
 @message(version=1)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import replace
 
-from .request import Generate, Progress
+from .request import Generate
+from .step_news import StepNews
 
 
 class RequestBook:
@@ -41,15 +41,18 @@ class RequestBook:
             self.close(client, request)
         return mine
 
-    def deliver(self, news: Iterable[Progress]) -> dict[bytes, tuple[Progress, ...]]:
+    def deliver(self, news: StepNews) -> dict[bytes, StepNews]:
         """Sorts news by client, under the client's names; finished requests are removed."""
-        by_client: dict[bytes, list[Progress]] = defaultdict(list)
-        for progress in news:
-            owner = self._owners.get(progress.request)
-            if owner is None:
-                continue  # its client is gone, and the scheduler had not heard yet
-            client, request = owner
-            if progress.finish:
-                self.close(client, request)
-            by_client[client].append(Progress(**{**vars(progress), "request": request}))
-        return {client: tuple(items) for client, items in by_client.items()}
+        by_client: dict[bytes, StepNews] = defaultdict(StepNews)
+        owners = self._owners  # has none of a client that is gone, where the scheduler had not heard yet
+        for name, token, logprob in zip(news.requests, news.tokens, news.logprobs, strict=True):
+            if name in owners:
+                client, request = owners[name]
+                by_client[client].add(request, token, logprob)
+        for progress in news.items:
+            if progress.request in owners:
+                client, request = owners[progress.request]
+                if progress.finish:
+                    self.close(client, request)
+                by_client[client].items.append(replace(progress, request=request))
+        return by_client

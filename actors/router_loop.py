@@ -22,6 +22,7 @@ from .request_book import RequestBook
 from .scheduler import Scheduler, SchedulerError
 from .sent_steps import SentSteps
 from .shard_group import ShardGroup, ShardLost
+from .step_news import StepNews
 from .step_plan import StepResult
 
 _WAKE = "inproc://router-wake"
@@ -195,7 +196,7 @@ class RouterLoop:
         if not error and not self.ready and client != self._golden:
             error = "the engine is still starting"
         if error:
-            self._clients.send(client, (Progress(message.request, (), (), (), "error", error),))
+            self._clients.send(client, StepNews(items=[Progress(message.request, (), (), (), "error", error)]))
             return
         request = self._book.open(client, message)
         if request is None:
@@ -204,7 +205,7 @@ class RouterLoop:
             return
         refusal = self._scheduler.add(request)
         if refusal is not None:
-            self._deliver([refusal])
+            self._deliver(StepNews(items=[refusal]))
 
     def _send_step(self) -> bool:
         plans = self._scheduler.schedule(self._recordings.wanted, self._placement)
@@ -214,13 +215,13 @@ class RouterLoop:
         if self._placement != self._placed and self._switching < 0:
             self._switching = step
         self._results[step] = []
-        tokens = max(sum(len(part.tokens) or 1 for part in plan.slices) for plan in plans.values())
-        program = self._micro_batches.program(tokens, max(len(plan.slices) for plan in plans.values()))
+        tokens = max(plan.rows for plan in plans.values())
+        program = self._micro_batches.program(tokens, max(plan.sequences for plan in plans.values()))
         if plans[0].trace:
             self._traced[step] = tokens, program
         self._sent.send(step, tokens)
         self._shards.send({shard: replace(plan, program=program) for shard, plan in plans.items()})
-        if any(plan.slices for plan in plans.values()):  # a step that only ends sequences shows nothing
+        if tokens:  # a step that only ends sequences shows nothing
             self._recordings.sent(step)
         return True
 
@@ -255,14 +256,14 @@ class RouterLoop:
             names = ", ".join(f"shard {shard}" for shard in silent)
             raise ShardLost(f"{names} did not answer step {step} within {self._step_timeout_s:g} s")
 
-    def _deliver(self, news: list[Progress]) -> None:
-        for client, items in self._book.deliver(news).items():
-            if not self._clients.send(client, items):
-                self._give_up(client, items)
+    def _deliver(self, news: StepNews) -> None:
+        for client, mine in self._book.deliver(news).items():
+            if not self._clients.send(client, mine):
+                self._give_up(client, mine)
 
-    def _give_up(self, client: bytes, unsent: tuple[Progress, ...]) -> None:
+    def _give_up(self, client: bytes, unsent: StepNews) -> None:
         """Cancels the requests of a client that is gone or reads nothing."""
-        for progress in unsent:
+        for progress in unsent.items:
             if progress.finish:
                 self._clients.remember_lost(client, progress.request)
         for request, name in self._book.close_all(client):
@@ -321,5 +322,5 @@ class RouterLoop:
         self._sent.clear()
         self._traced.clear()
         self._shards.unregister(self._poller)
-        self._deliver(self._scheduler.fail_all(reason))
+        self._deliver(StepNews(items=self._scheduler.fail_all(reason)))
         self._answer(self._recordings.end())

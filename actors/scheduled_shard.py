@@ -102,9 +102,19 @@ class ScheduledShard:
                 break
         return None
 
+    def needs_page(self, live: LiveRequest) -> bool:
+        """Whether the sequence's next token goes to a page that it does not have yet."""
+        return len(live.pages) * self._config.page_size <= live.position
+
     def has_page(self, live: LiveRequest) -> bool:
-        """Whether the sequence's next token has a page to go to."""
-        return len(live.pages) * self._config.page_size > live.position or bool(live.reserved) or self.free_pages > 0
+        """Whether there is a page more for the sequence."""
+        return bool(live.reserved) or self.free_pages > 0
+
+    def add_page(self, live: LiveRequest) -> int:
+        """The sequence's next page, of which the shard is told."""
+        self._hand_over(live, 1)
+        live.told = len(live.pages)
+        return live.pages[-1]
 
     def catch_up(self, live: LiveRequest) -> None:
         """Moves a prefill over what others have run since, or are running in this very step."""
@@ -125,7 +135,7 @@ class ScheduledShard:
         live.move(len(found) * self._config.page_size, from_cache=True)
 
     def take(self, live: LiveRequest, count: int) -> Slice:
-        """The sequence's next `count` tokens, with the pages they need; moves the sequence on."""
+        """The next `count` tokens that the sequence began with, with the pages they need; moves the sequence on."""
         request, start, end = live.request, live.position, live.position + count
         missing = -(-end // self._config.page_size) - len(live.pages)
         new_pages: tuple[int, ...] = ()
@@ -137,9 +147,6 @@ class ScheduledShard:
         sample = end >= live.prefill and request.max_tokens > 0
         live.sampled += sample
         live.in_flight += 1
-        if start >= live.prefill:
-            live.position = end
-            return Slice(live.number, start, (), new_pages, sample)
         live.move(end, from_cache=False)
         self.register(live)
         next_token = request.prompt[end] if live.scoring and end < len(request.prompt) else -1

@@ -7,15 +7,27 @@ from dataclasses import dataclass
 
 from .live_request import LiveRequest
 from .scheduler_config import SchedulerConfig
-from .step_plan import NewToken, PromptScores, Slice, StepResult
+from .step_plan import Decodes, NewTokens, PromptScores, Slice, StepResult
 
 
 class SchedulerError(ValueError):
     """Results that do not fit the plans: a bug or a foreign message, never a client's mistake."""
 
 
-Work = tuple[tuple[LiveRequest, Slice], ...]
-"""What one shard runs in a step: slices, and whose they are."""
+@dataclass(frozen=True)
+class Work:
+    """What one shard runs in a step. decoding: whose `decodes` are; slices: of prompts, each with whose it is.
+
+    sampled: the sequences that get a token, in their order.
+    """
+
+    decoding: tuple[LiveRequest, ...]
+    decodes: Decodes
+    slices: tuple[tuple[LiveRequest, Slice], ...]
+
+    @property
+    def sampled(self) -> tuple[int, ...]:
+        return self.decodes.sequences + tuple(part.sequence for _, part in self.slices if part.sample)
 
 
 @dataclass(frozen=True)
@@ -46,22 +58,23 @@ class ScheduledStep:
         return {result.shard: result for result in results}
 
 
-def _check_tokens(where: str, work: Work, tokens: Sequence[NewToken]) -> None:
-    asked = sorted(part.sequence for _, part in work if part.sample)
-    got = sorted(item.sequence for item in tokens)
-    if got != asked:
-        raise SchedulerError(f"{where}: tokens of sequences {got}, expected of {asked}")
+def _check_tokens(where: str, work: Work, tokens: NewTokens) -> None:
+    if tokens.sequences != work.sampled:
+        raise SchedulerError(f"{where}: tokens of sequences {tokens.sequences}, expected of {work.sampled}")
+    count, sizes = len(tokens.sequences), (len(tokens.tokens), len(tokens.logprobs), len(tokens.tops))
+    if sizes not in ((count, count, count), (count, count, 0)):
+        raise SchedulerError(f"{where}: {sizes} tokens, log probabilities and tops of {count} sequences")
 
 
 def _check_scores(where: str, work: Work, scores: Sequence[PromptScores]) -> None:
-    if not scores and not any(live.scoring for live, _ in work):
+    if not scores and not any(live.scoring for live, _ in work.slices):
         return
-    due = [(part.sequence, part.start, _scores_of(live, part)) for live, part in work]
+    due = [(part.sequence, part.start, _scores_of(live, part)) for live, part in work.slices]
     asked = sorted(item for item in due if item[2])
     got = sorted((item.sequence, item.start, len(item.logprobs)) for item in scores if item.logprobs)
     if got != asked:
         raise SchedulerError(f"{where}: scores (sequence, start, count) {got}, expected {asked}")
-    compares = {part.sequence for live, part in work if live.request.compare}
+    compares = {part.sequence for live, part in work.slices if live.request.compare}
     for item in scores:
         wanted = len(item.logprobs) if item.sequence in compares and not item.error else 0
         if (len(item.divergences), len(item.agreements)) != (wanted, wanted):
@@ -71,6 +84,4 @@ def _check_scores(where: str, work: Work, scores: Sequence[PromptScores]) -> Non
 
 def _scores_of(live: LiveRequest, part: Slice) -> int:
     """How many log probabilities a slice must answer with."""
-    if not live.scoring or not part.tokens:
-        return 0
-    return len(part.tokens) - (part.next_token < 0)
+    return len(part.tokens) - (part.next_token < 0) if live.scoring else 0

@@ -35,7 +35,8 @@ from .request import Generate, Progress
 from .scheduled_shard import ScheduledShard
 from .scheduled_step import ScheduledStep, SchedulerError, Work
 from .scheduler_config import SchedulerConfig
-from .step_plan import NewToken, PromptScores, Slice, StepPlan, StepResult
+from .step_news import StepNews
+from .step_plan import Decodes, NewTokens, PromptScores, Slice, StepPlan, StepResult
 
 __all__ = ["Scheduler", "SchedulerConfig", "SchedulerError", "SchedulerStats"]
 
@@ -128,39 +129,32 @@ class Scheduler:
 
         placement: as in `StepPlan`."""
         self._admit()
-        work = tuple(self._work(shard) for shard in self._shards)
-        if not any(work) and not any(shard.ends for shard in self._shards):
+        every = tuple(self._work(shard) for shard in self._shards)
+        runs = any(work.decoding or work.slices for work in every)
+        if not runs and not any(shard.ends for shard in self._shards):
             return None
-        decodes = all(part.sample and not part.tokens for slices in work for _, part in slices)
-        rows = max(map(len, work)) if decodes else 0
-        plans = {index: self._plan(index, slices, trace, rows, placement) for index, slices in enumerate(work)}
-        self._in_flight.append(ScheduledStep(self._next_step, work))
+        rows = 0 if any(work.slices for work in every) else max(len(work.decoding) for work in every)
+        plans = {index: self._plan(index, work, trace, rows, placement) for index, work in enumerate(every)}
+        self._in_flight.append(ScheduledStep(self._next_step, every))
         self._next_step += 1
         return plans
 
-    def complete(self, results: Sequence[StepResult]) -> list[Progress]:
+    def complete(self, results: Sequence[StepResult]) -> StepNews:
         """Takes in the results of the oldest step in flight, one of every shard in any order.
 
-        Returns the news of its requests in order of admission; cancelled ones have none. Raises `SchedulerError`, with
-        nothing changed, if the results are not those the plans ask for, or one bears an error (then `fail_all`).
+        Returns the news of its requests; cancelled ones have none. Raises `SchedulerError`, with nothing changed, if
+        the results are not those the plans ask for, or one bears an error (then `fail_all`).
         """
         if not self._in_flight:
             raise SchedulerError("results have come, but no step is in flight")
         step = self._in_flight[0]
         by_shard = step.check(self.config, results)
         self._in_flight.popleft()
-        news: list[tuple[int, Progress]] = []
+        news = StepNews()
         for shard, work in enumerate(step.work):
-            tokens = {item.sequence: item for item in by_shard[shard].tokens}
-            scores = {item.sequence: item for item in by_shard[shard].scores}
-            for live, part in work:
-                live.in_flight -= 1
-                if live.done:
-                    continue
-                progress = self._advance(live, part, tokens.get(part.sequence), scores.get(part.sequence))
-                if progress is not None:
-                    news.append((part.sequence, progress))
-        return [progress for _, progress in sorted(news, key=lambda item: item[0])]
+            self._take_decodes(work, by_shard[shard].tokens, news)
+            self._take_slices(work, by_shard[shard], news)
+        return news
 
     def _admit(self) -> None:
         while self._waiting:
@@ -184,18 +178,38 @@ class Scheduler:
 
     def _work(self, shard: ScheduledShard) -> Work:
         """What a shard runs in the next step: decodes, then prefill chunks as far as the budget goes."""
-        decodes = [live for live in shard.running if live.decoding]
-        work = [(live, shard.take(live, 1)) for live in decodes if live.running and self._find_page(shard, live)]
-        budget = self.config.max_batch_tokens - len(work)
-        for live in shard.running:
+        decoding, decodes = self._decodes(shard)
+        budget = self.config.max_batch_tokens - len(decoding)
+        slices = []
+        for live in [live for live in shard.running if live.prefilling]:
             if not budget:
                 break
-            if live.prefilling:
-                shard.catch_up(live)
-                count = min(budget, live.prefill - live.position)
-                work.append((live, shard.take(live, count)))
-                budget -= count
-        return tuple(work)
+            shard.catch_up(live)
+            count = min(budget, live.prefill - live.position)
+            slices.append((live, shard.take(live, count)))
+            budget -= count
+        return Work(decoding, decodes, tuple(slices))
+
+    def _decodes(self, shard: ScheduledShard) -> tuple[tuple[LiveRequest, ...], Decodes]:
+        """All that decode and have a page, moved on by a token."""
+        decoding: list[LiveRequest] = []
+        page_rows, new_pages = [], []
+        for live in [live for live in shard.running if live.decoding]:
+            if not live.running:  # preempted for one before it
+                continue
+            if shard.needs_page(live):
+                if not self._find_page(shard, live):
+                    continue
+                page_rows.append(len(decoding))
+                new_pages.append(shard.add_page(live))
+            decoding.append(live)
+        starts = tuple([live.position for live in decoding])
+        for live in decoding:
+            live.position += 1
+            live.sampled += 1
+            live.in_flight += 1
+        numbers = tuple([live.number for live in decoding])
+        return tuple(decoding), Decodes(numbers, starts, tuple(page_rows), tuple(new_pages))
 
     def _find_page(self, shard: ScheduledShard, live: LiveRequest) -> bool:
         """Preempts until the sequence has a page for its next token; False if it is preempted itself, or must wait."""
@@ -210,7 +224,7 @@ class Scheduler:
 
     def _plan(self, index: int, work: Work, trace: bool, decode_rows: int, placement: int) -> StepPlan:
         shard, starts = self._shards[index], []
-        for live, _ in work:
+        for live, _ in work.slices:
             if not live.started:
                 live.started = True
                 starts.append(live.start)
@@ -222,16 +236,38 @@ class Scheduler:
             program=self.config.program,
             ends=ends,
             starts=tuple(starts),
-            slices=tuple(part for _, part in work),
+            decodes=work.decodes,
+            slices=tuple(part for _, part in work.slices),
             trace=trace,
             decode_rows=decode_rows,
             placement=placement,
         )
 
+    def _take_decodes(self, work: Work, tokens: NewTokens, news: StepNews) -> None:
+        for row, live in enumerate(work.decoding):
+            live.in_flight -= 1
+            if live.done:
+                continue
+            finish = self._take_token(live, tokens.tokens[row])
+            if finish or live.request.sampling.top_logprobs:
+                news.items.append(self._told(live, tokens, row, finish))
+            else:
+                news.add(live.request.request, tokens.tokens[row], tokens.logprobs[row])
+
+    def _take_slices(self, work: Work, result: StepResult, news: StepNews) -> None:
+        scores, row = {item.sequence: item for item in result.scores}, len(work.decoding)
+        for live, part in work.slices:
+            live.in_flight -= 1
+            if not live.done:
+                progress = self._advance(live, part, result.tokens, row, scores.get(part.sequence))
+                if progress is not None:
+                    news.items.append(progress)
+            row += part.sample
+
     def _advance(
-        self, live: LiveRequest, part: Slice, token: NewToken | None, scores: PromptScores | None
+        self, live: LiveRequest, part: Slice, tokens: NewTokens, row: int, scores: PromptScores | None
     ) -> Progress | None:
-        """Takes in what one slice gave; None if there is nothing to tell the client yet."""
+        """Takes in what one slice gave, if it is sampled a token in this row; None if there is nothing to tell yet."""
         request, finish = live.request, ""
         if scores is not None and scores.error:
             self._finish(live)
@@ -239,25 +275,32 @@ class Scheduler:
         if scores is not None:
             live.add_scores(scores)
         prompt_ends = not live.told_prompt and part.start + len(part.tokens) == len(request.prompt)
-        if prompt_ends:
-            finish = "" if request.max_tokens else "length"
-        tokens: tuple[int, ...] = ()
-        logprobs: tuple[float, ...] = ()
-        if token is not None and token.token in request.stop_tokens:
-            finish = "stop"
-        elif token is not None:
-            tokens, logprobs = (token.token,), (token.logprob,)
-            live.text.append(token.token)
-            finish = "length" if live.generated == request.max_tokens else ""
+        if part.sample:
+            finish = self._take_token(live, tokens.tokens[row])
+            news = self._told(live, tokens, row, finish)
+        elif prompt_ends and not request.max_tokens:
+            self._finish(live)
+            news = Progress(request.request, (), (), (), "length", "")
+        else:
+            return None
+        return self._with_prompt(live, news) if prompt_ends else news
+
+    def _take_token(self, live: LiveRequest, token: int) -> str:
+        """Returns how the request ends with this token, "" if it goes on."""
+        finish = live.take(token)
         if live.running:
             self._shards[live.shard].register(live)
+        return finish
+
+    def _told(self, live: LiveRequest, tokens: NewTokens, row: int, finish: str) -> Progress:
+        """The token of this row as news, which ends the request where it finishes."""
         if finish:
             self._finish(live)
-        if not (finish or tokens):
-            return None
-        top = (token.top,) if token is not None and tokens and request.sampling.top_logprobs else ()
-        news = Progress(request.request, tokens, logprobs, (), finish, "", top_logprobs=top)
-        return self._with_prompt(live, news) if prompt_ends else news
+        if finish == "stop":
+            return Progress(live.request.request, (), (), (), finish, "")
+        top = (tokens.tops[row],) if live.request.sampling.top_logprobs else ()
+        new = (tokens.tokens[row],), (tokens.logprobs[row],)
+        return Progress(live.request.request, *new, (), finish, "", top_logprobs=top)
 
     def _with_prompt(self, live: LiveRequest, news: Progress) -> Progress:
         """Adds what is told of the prompt, once."""

@@ -42,14 +42,14 @@ from .overrides import Overrides
 from .program_check import check
 from .random_weights import random_shard
 from .sequence import StageProgram
+from .sequence_table import PlanError, SequenceTable
 from .shard_check import check_kernels
 from .shard_group import HELLO
 from .stage_actions import DataParallelActions, StageActions, TensorParallelActions
 from .statistics_plan import StatisticsError, StatisticsPlan
 from .statistics_writer import ShardStatistics
 from .step_answer import Answer
-from .step_batch import PlanError, SequenceTable
-from .step_plan import StageTime, StepPlan, StepResult
+from .step_plan import NewTokens, StageTime, StepPlan, StepResult
 from .weights import load_shard
 from .wire import WireError, decode_as, encode
 from .zmq_end import ZmqEnd
@@ -202,7 +202,7 @@ class Shard:
         self._router_gone = self._plans.get_monitor_socket()
         if isinstance(self._exchange, ZmqEnd):
             self._exchange.connect(self._links, addresses, (self._interrupt, self._router_gone))
-        self._plans.send(encode(StepResult(start.engine, start.epoch, HELLO, start.shard, (), (), (), "")))
+        self._plans.send(encode(StepResult(start.engine, start.epoch, HELLO, start.shard, NewTokens(), (), (), "")))
         self._thread = threading.Thread(target=self._run, name=f"shard-{start.shard}", daemon=True)
         self._thread.start()
         return ShardReport(start.shard, kv.num_pages, bytes_read, time.monotonic() - begin, checks)
@@ -399,10 +399,9 @@ class Shard:
         except Exception as error:
             self._fail(running.step, error)
             return
-        for item in answer.tokens:
-            self._table.sampled(running.step, item.sequence, item.token)
+        self._table.sampled(running.step, answer.tokens)
         self._steps += 1
-        tokens, scores = (answer.tokens, answer.scores) if self._answers else ((), ())
+        tokens, scores = (answer.tokens, answer.scores) if self._answers else (NewTokens(), ())
         told = tokens, scores, tuple(running.times), ""
         self._plans.send(encode(StepResult(start.engine, start.epoch, running.step, start.shard, *told)))
 
@@ -412,4 +411,6 @@ class Shard:
         if not isinstance(error, StageError | PlanError):
             logger.exception("shard %d, step %d", start.shard, step)
         self._error = f"step {step}: {error}" if isinstance(error, StageError | PlanError) else repr(error)
-        self._plans.send(encode(StepResult(start.engine, start.epoch, step, start.shard, (), (), (), self._error)))
+        self._plans.send(
+            encode(StepResult(start.engine, start.epoch, step, start.shard, NewTokens(), (), (), self._error))
+        )

@@ -20,7 +20,7 @@ from .model.stages import ModelStages, Routing
 from .stage_program import Stage, StageKind
 from .step_answer import StepAnswer, new_tokens
 from .step_batch import Scored, StepBatch, StepInputs, rows_on
-from .step_plan import PromptScores
+from .step_plan import NewTokens, PromptScores
 
 # Rows of logits that are made at once to score a prompt: 128 rows of 163,840 float32 are 84 MB.
 SCORED_ROWS = 128
@@ -133,7 +133,7 @@ class StageActions(Generic[Links]):
 
     def _samples(self, stage: Stage) -> bool:
         """Whether any row needs logits but to be scored."""
-        return self.every_row or bool(self.batches[stage.micro_batch].sampled_rows)
+        return self.every_row or bool(self.batches[stage.micro_batch].sampled)
 
     def _no_logits(self) -> Tensor:
         return torch.empty((0, self.stages.config.vocab_size), device=self.kernels.device)
@@ -164,7 +164,7 @@ class StageActions(Generic[Links]):
     def _sample(self, stage: Stage, buffers: Buffers) -> StepAnswer:
         batch, logits = self.batches[stage.micro_batch], buffers[stage.reads[0]]
         if not batch.sampled:
-            return StepAnswer((), logits.scores)
+            return StepAnswer(NewTokens(), logits.scores)
         sampled = self.kernels.sample(logits.values, rows_on(batch.sampling, self.kernels.device))
         return StepAnswer(new_tokens(batch, sampled), logits.scores)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..kernels.protocol import Greedy, Sampled
 from .step_batch import StepBatch
-from .step_plan import NewToken, PromptScores
+from .step_plan import NewTokens, PromptScores, Top
 
 
 class StageError(Exception):
@@ -23,7 +24,7 @@ class StageError(Exception):
 class StepAnswer:
     """What one step of a shard gives."""
 
-    tokens: tuple[NewToken, ...]
+    tokens: NewTokens
     scores: tuple[PromptScores, ...]
 
 
@@ -60,7 +61,7 @@ class AnswerPlace:
         self._numbers = torch.zeros((2, rows), dtype=torch.float32, pin_memory=pinned)
         self._event = device_event(device)
 
-    def answer(self, sampled: Greedy, sequences: Sequence[int]) -> Answer:
+    def answer(self, sampled: Greedy, sequences: tuple[int, ...]) -> Answer:
         """The answer of the step that was begun last: `sampled`, of which the first rows are of these sequences."""
         for here, there in zip(
             (self._tokens, *self._numbers), (sampled.tokens, sampled.logprobs, sampled.largest), strict=True
@@ -68,7 +69,7 @@ class AnswerPlace:
             here[: len(there)].copy_(there, non_blocking=True)
         if self._event is not None:
             self._event.record()
-        return _OnItsWay(tuple(sequences), self._event, self._tokens, self._numbers)
+        return _OnItsWay(sequences, self._event, self._tokens, self._numbers)
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,10 @@ class _OnItsWay:
             self.event.synchronize()
         count = len(self.sequences)
         tokens, (logprobs, largest) = self.tokens[:count].tolist(), self.numbers[:, :count].tolist()
-        for row, value in enumerate(largest):
-            if not math.isfinite(value):
-                raise StageError(f"sample: the largest of logits row {row} is {value}, expected a finite number")
-        return StepAnswer(tuple(map(NewToken, self.sequences, tokens, logprobs)), ())
+        if not all(map(math.isfinite, largest)):
+            row, value = next((row, value) for row, value in enumerate(largest) if not math.isfinite(value))
+            raise StageError(f"sample: the largest of logits row {row} is {value}, expected a finite number")
+        return StepAnswer(NewTokens(self.sequences, tuple(tokens), tuple(logprobs)), ())
 
 
 def device_event(device: torch.device) -> torch.Event | None:
@@ -99,11 +100,27 @@ def device_event(device: torch.device) -> torch.Event | None:
     return torch.Event(device) if accelerated else None
 
 
-def new_tokens(batch: StepBatch, sampled: Sampled) -> tuple[NewToken, ...]:
+def new_tokens(batch: StepBatch, sampled: Sampled) -> NewTokens:
     """The tokens of a step's sampled sequences; waits for the device."""
-    tops: list[tuple[tuple[int, float], ...]] = [()] * len(batch.sampled)
+    tops: tuple[Top, ...] = ()
     if sampled.top_tokens.shape[1]:
         best = zip(sampled.top_tokens.tolist(), sampled.top_logprobs.tolist(), batch.sampling, strict=True)
-        tops = [tuple(zip(ids, values, strict=True))[: row.top_logprobs] for ids, values, row in best]
-    each = zip(batch.sampled, sampled.tokens.tolist(), sampled.logprobs.tolist(), tops, strict=True)
-    return tuple(NewToken(*token) for token in each)
+        tops = tuple(tuple(zip(ids, values, strict=True))[: row.top_logprobs] for ids, values, row in best)
+    return NewTokens(batch.sampled, tuple(sampled.tokens.tolist()), tuple(sampled.logprobs.tolist()), tops)
+
+
+def joined(parts: Sequence[StepAnswer]) -> StepAnswer:
+    """The answers of a step's parts as one."""
+    if len(parts) == 1:
+        return parts[0]
+    tops: list[Top] = []
+    if any(part.tokens.tops for part in parts):
+        for part in parts:
+            tops.extend(part.tokens.tops or [()] * len(part.tokens.tokens))
+    tokens = NewTokens(
+        tuple(chain.from_iterable(part.tokens.sequences for part in parts)),
+        tuple(chain.from_iterable(part.tokens.tokens for part in parts)),
+        tuple(chain.from_iterable(part.tokens.logprobs for part in parts)),
+        tuple(tops),
+    )
+    return StepAnswer(tokens, tuple(chain.from_iterable(part.scores for part in parts)))

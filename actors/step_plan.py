@@ -63,15 +63,30 @@ class SequenceStart:
     history: tuple[int, ...] = ()
 
 
-@message(version=2)
+@message(version=1)
+@dataclass(frozen=True)
+class Decodes:
+    """Sequences that run the token they sampled last, and sample the next one: a row each, whose columns these are.
+
+    sequences. starts: the position of each one's token, which follows its last one. page_rows, new_pages: the rows that
+    need one more KV page for it, and that page.
+    """
+
+    sequences: tuple[int, ...] = ()
+    starts: tuple[int, ...] = ()
+    page_rows: tuple[int, ...] = ()
+    new_pages: tuple[int, ...] = ()
+
+
+@message(version=3)
 @dataclass(frozen=True)
 class Slice:
-    """The tokens of one sequence that run this step.
+    """The tokens of one sequence that run this step, as given: of its prompt, or of all it had when it was preempted.
 
     start: position of the first token. It follows the sequence's last one, or lies at the beginning of a page further
-    on, for what is between comes from the prefix cache. tokens: the ids to run; empty means one token, the one the
-    shard sampled last. new_pages: the sequence's last KV pages from now on: with those before them that it keeps, they
-    hold its tokens up to the slice's end, and no page is left over. Of pages that the cache gave it writes none.
+    on, for what is between comes from the prefix cache. tokens: the ids to run, at least one. new_pages: the sequence's
+    last KV pages from now on: with those before them that it keeps, they hold its tokens up to the slice's end, and no
+    page is left over. Of pages that the cache gave it writes none.
     sample: whether the last position is sampled (not so in the middle of a chunked prefill). next_token: with
     `score_prompt`, the prompt token that follows the slice, which the last position scores; -1 at the prompt's end and
     where nothing is scored.
@@ -85,14 +100,14 @@ class Slice:
     next_token: int = -1
 
 
-@message(version=3)
+@message(version=4)
 @dataclass(frozen=True)
 class StepPlan:
-    """One step of one shard. All shards get a plan each step, also with no slices: they hold experts for the others.
+    """One step of one shard. All shards get a plan each step, also an empty one: they hold experts for the others.
 
     A shard first drops the sequences in `ends` (their pages may be another's in this very plan), then takes up
-    `starts`, then runs `slices`, at most one a sequence. Sequence numbers are never used again. decode_rows: the slices
-    of the shard that has the most, where all slices of all shards go on with a sampled token and are sampled; else 0.
+    `starts`, then runs `decodes` and behind them `slices`, a sequence once. Sequence numbers are never used again.
+    decode_rows: the decodes of the shard that has the most, where no shard has slices; else 0.
     placement: the last change of experts' places that this step runs with (`ExpertMover`); 0 before the first.
     """
 
@@ -106,20 +121,34 @@ class StepPlan:
     trace: bool
     decode_rows: int = 0
     placement: int = 0
+    decodes: Decodes = Decodes()
+
+    @property
+    def rows(self) -> int:
+        """Tokens that run."""
+        return len(self.decodes.sequences) + sum(len(part.tokens) for part in self.slices)
+
+    @property
+    def sequences(self) -> int:
+        """How many run."""
+        return len(self.decodes.sequences) + len(self.slices)
 
 
-@message(version=2)
+Top = tuple[tuple[int, float], ...]
+"""The most probable tokens of a row with their log probabilities, best first."""
+
+
+@message(version=1)
 @dataclass(frozen=True)
-class NewToken:
-    """A sampled token; `logprob` is its log probability under the model (temperature 1).
-
-    top: the `Sampling.top_logprobs` most probable tokens with their log probabilities, best first.
+class NewTokens:
+    """Sampled tokens in the order of the plan, columns. logprobs: each one's log probability under the model
+    (temperature 1). tops: of each the `Sampling.top_logprobs` most probable tokens; empty where nobody asks for any.
     """
 
-    sequence: int
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+    sequences: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    tops: tuple[Top, ...] = ()
 
 
 @message(version=2)
@@ -153,7 +182,7 @@ class StageTime:
     end: int
 
 
-@message(version=1)
+@message(version=2)
 @dataclass(frozen=True)
 class StepResult:
     """A shard's answer to a plan. `error` is empty or says what failed; then nothing else counts."""
@@ -162,7 +191,7 @@ class StepResult:
     epoch: int
     step: int
     shard: int
-    tokens: tuple[NewToken, ...]
+    tokens: NewTokens
     scores: tuple[PromptScores, ...]
     stages: tuple[StageTime, ...]
     error: str

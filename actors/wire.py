@@ -22,6 +22,7 @@ T = TypeVar("T")
 Check = Callable[[Any], Any]
 
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
+_SCALARS = (int, float, str, bool, bytes)
 
 
 class WireError(ValueError):
@@ -145,14 +146,13 @@ def decode_as(data: bytes, kind: type[T]) -> T:
 
 def _codec_of(hint: Any) -> tuple[Check, Check]:
     """(pack, unpack) of a field of this type."""
-    if hint is int:
-        return _check_int, _check_int
-    if hint in (float, str, bool, bytes):
-        check = _exactly(hint)
+    if hint in _SCALARS:
+        check = _scalar(hint)
         return check, check
     if typing.get_origin(hint) is tuple and len(args := typing.get_args(hint)) == 2 and args[1] is Ellipsis:
-        if args[0] is int:
-            return _check_ints, _check_ints
+        if args[0] in _SCALARS:
+            check = _column(args[0])
+            return check, check
         pack, unpack = _codec_of(args[0])
         return _each(pack), _each(unpack)
     if typing.get_origin(hint) is tuple and typing.get_args(hint):
@@ -166,6 +166,10 @@ def _codec_of(hint: Any) -> tuple[Check, Check]:
     )
 
 
+def _scalar(kind: type) -> Check:
+    return _check_int if kind is int else _exactly(kind)
+
+
 def _check_int(value: Any) -> int:
     if type(value) is not int:
         raise _Mismatch(f"expected int, got {_describe(value)}")
@@ -174,13 +178,20 @@ def _check_int(value: Any) -> int:
     return value
 
 
-def _check_ints(values: Any) -> tuple[int, ...]:
-    """A tuple of ints; prompts are thousands long, so the common case stays out of the interpreter."""
-    if type(values) is not tuple:
-        raise _Mismatch(f"expected a tuple, got {_describe(values)}")
-    if values and (set(map(type, values)) != {int} or min(values) < _INT_MIN or max(values) > _INT_MAX):
-        return _each(_check_int)(values)
-    return values
+def _column(kind: type) -> Check:
+    """The codec of a tuple of scalars; prompts are thousands long, so the common case stays out of the interpreter."""
+    only, one_by_one = {kind}, _each(_scalar(kind))
+
+    def check(values: Any) -> tuple[Any, ...]:
+        if type(values) is not tuple:
+            raise _Mismatch(f"expected a tuple, got {_describe(values)}")
+        if values and set(map(type, values)) != only:
+            return one_by_one(values)
+        if values and kind is int and (min(values) < _INT_MIN or max(values) > _INT_MAX):
+            return one_by_one(values)
+        return values
+
+    return check
 
 
 def _exactly(kind: type) -> Check:

@@ -157,7 +157,7 @@ class EngineClient:
             logger.exception("%s sent what is no message", self._address)
             return
         if isinstance(message, ProgressBatch):
-            for progress in message.items:
+            for progress in message.news:
                 self._tell(progress)
         elif isinstance(message, EngineStatus):
             answer = self._queries.get(message.query)

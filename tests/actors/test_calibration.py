@@ -35,10 +35,10 @@ from flyray.actors.request import Generate
 from flyray.actors.scheduler import Scheduler
 from flyray.actors.scheduler_config import SchedulerConfig
 from flyray.actors.sequence import COLOCATED, sequence
+from flyray.actors.sequence_table import SequenceTable
 from flyray.actors.stage_actions import DataParallelActions
 from flyray.actors.statistics import Statistics, StatisticsPlan
 from flyray.actors.statistics_writer import ShardStatistics, StatisticsFolder
-from flyray.actors.step_batch import SequenceTable
 from flyray.actors.step_plan import Sampling, StepResult
 from flyray.actors.weights import load_shard
 from flyray.kernels.cpu.backend import CpuKernels

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from decode_rows import decodes
 from pretend_device import pretend_device
 from tiny_checkpoint import write_tiny
 from torch import Tensor
@@ -20,15 +21,16 @@ from flyray.actors.model.kv_pages import KvPages
 from flyray.actors.model.layer_weights import ShardWeights
 from flyray.actors.model.stages import ModelStages
 from flyray.actors.sequence import sequence
+from flyray.actors.sequence_table import SequenceTable
 from flyray.actors.stage_actions import DataParallelActions
-from flyray.actors.step_batch import SequenceTable, StepBatch
-from flyray.actors.step_plan import NewToken, Sampling, SequenceStart, Slice, StageTime, StepPlan
+from flyray.actors.step_plan import NewTokens, Sampling, SequenceStart, Slice, StageTime, StepPlan
 from flyray.actors.weights import load_shard
 from flyray.kernels.protocol import Activations, Kernels
 from flyray.kernels.select import CPU_BACKENDS, select_kernels
 from flyray.kernels.torch_kernels import TorchKernels
 
 PAGE, PAGES = 4, 40
+PLAN = StepPlan("e", 0, 0, "p", (), (), (), False)
 GREEDY = Sampling(0.0, 1.0, 0, 0)
 DRAWN = Sampling(1.5, 0.95, 40, 0, min_p=0.01)
 PENALIZED = Sampling(
@@ -82,30 +84,27 @@ class Engine:
     table: SequenceTable
     step: int = 0
 
-    def run(self, slices: list[Slice], starts: tuple[SequenceStart, ...] = (), timed: bool = False) -> list[NewToken]:
-        plan = StepPlan("e", 0, self.step, "p", (), starts, tuple(slices), False)
-        batch: StepBatch = self.table.apply(plan)
+    def run(self, plan: StepPlan, timed: bool = False) -> NewTokens:
         times: list[StageTime] | None = [] if timed else None
-        answer = self.interpreter.run(self.step, batch, times)
-        for item in answer.tokens:
-            self.table.sampled(plan.step, item.sequence, item.token)
+        answer = self.interpreter.run(self.step, self.table.apply(plan), times)
+        self.table.sampled(self.step, answer.tokens)
         self.step += 1
-        return list(answer.tokens)
+        return answer.tokens
 
-    def begin(self, *samplings: Sampling) -> list[NewToken]:
+    def begin(self, *samplings: Sampling) -> NewTokens:
         """All prompts in one step, drawn in these ways in turn."""
         how = itertools.cycle(samplings or (GREEDY,))
         starts = tuple(
             SequenceStart(s, replace(next(how), seed=s), False, history=prompt) for s, prompt in enumerate(PROMPTS)
         )
-        slices = [Slice(s, 0, prompt, pages(s, 0, len(prompt)), True) for s, prompt in enumerate(PROMPTS)]
-        return self.run(slices, starts)
+        slices = tuple(Slice(s, 0, prompt, pages(s, 0, len(prompt)), True) for s, prompt in enumerate(PROMPTS))
+        return self.run(replace(PLAN, starts=starts, slices=slices))
 
-    def decode(self, sequences: tuple[int, ...], lengths: dict[int, int], timed: bool = False) -> list[NewToken]:
-        slices = [Slice(s, lengths[s], (), pages(s, lengths[s], 1), True) for s in sequences]
+    def decode(self, sequences: tuple[int, ...], lengths: dict[int, int], timed: bool = False) -> NewTokens:
+        rows = decodes(*((s, lengths[s], pages(s, lengths[s], 1)) for s in sequences))
         for s in sequences:
             lengths[s] += 1
-        return self.run(slices, timed=timed)
+        return self.run(replace(PLAN, decodes=rows), timed)
 
 
 def pages(number: int, start: int, count: int) -> tuple[int, ...]:
@@ -204,7 +203,7 @@ def test_a_replay_that_is_refused_is_a_stage_error(checkpoint: Checkpoint) -> No
     lengths = {s: len(prompt) for s, prompt in enumerate(PROMPTS)}
     bench.decode((0,), lengths)
     with pytest.raises(StageError, match=r"decode step of 1 rows: take_rows: rows\[0\] is 256, expected 0 to 255"):
-        bench.run([Slice(0, lengths[0], (256,), pages(0, lengths[0], 1), True)])
+        bench.run(replace(PLAN, slices=(Slice(0, lengths[0], (256,), pages(0, lengths[0], 1), True),)))
 
 
 def test_the_steps_used_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

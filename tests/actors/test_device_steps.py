@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from decode_rows import decodes
 from pretend_device import pretend_device
 from tiny_checkpoint import write_tiny
 from torch import Tensor
@@ -21,10 +22,10 @@ from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.kv_pages import KvPages
 from flyray.actors.model.stages import ModelStages
 from flyray.actors.sequence import sequence
+from flyray.actors.sequence_table import SequenceTable
 from flyray.actors.stage_actions import DataParallelActions
 from flyray.actors.step_answer import Answer, Answered, AnswerPlace, StageError
-from flyray.actors.step_batch import SequenceTable
-from flyray.actors.step_plan import NewToken, Sampling, SequenceStart, Slice, StepPlan
+from flyray.actors.step_plan import NewTokens, Sampling, SequenceStart, Slice, StepPlan
 from flyray.actors.weights import load_shard
 from flyray.kernels.protocol import Greedy, Kernels, T
 from flyray.kernels.reference import ReferenceKernels
@@ -32,6 +33,7 @@ from flyray.kernels.torch_kernels import TorchKernels
 
 PAGE, PAGES = 4, 120
 CPU = torch.device("cpu")
+PLAN = StepPlan("e", 0, 0, "p", (), (), (), False)
 GREEDY = Sampling(0.0, 1.0, 0, 0)
 PROMPTS = {s: tuple((7 * s + 3 * place) % 97 for place in range(2 + s % 5)) for s in range(11)}
 
@@ -53,33 +55,31 @@ class Engine:
     most: int = 0
     lengths: dict[int, int] = field(default_factory=lambda: {s: len(prompt) for s, prompt in PROMPTS.items()})
     running: list[tuple[int, Answer]] = field(default_factory=list)
-    told: list[NewToken] = field(default_factory=list)
+    told: list[NewTokens] = field(default_factory=list)
 
     def begin(self, **changes: Sampling) -> None:
         starts = tuple(
             SequenceStart(s, changes.get(f"s{s}", GREEDY), False, history=prompt) for s, prompt in PROMPTS.items()
         )
-        self._run([Slice(s, 0, prompt, pages(s, 0, len(prompt)), True) for s, prompt in PROMPTS.items()], starts)
+        slices = tuple(Slice(s, 0, prompt, pages(s, 0, len(prompt)), True) for s, prompt in PROMPTS.items())
+        self._run(replace(PLAN, starts=starts, slices=slices))
 
     def decode(self, sequences: tuple[int, ...], ends: tuple[int, ...] = ()) -> None:
-        slices = [Slice(s, self.lengths[s], (), pages(s, self.lengths[s], 1), True) for s in sequences]
+        rows = decodes(*((s, self.lengths[s], pages(s, self.lengths[s], 1)) for s in sequences))
         for s in sequences:
             self.lengths[s] += 1
-        self._run(slices, (), ends, len(slices))
+        self._run(replace(PLAN, ends=ends, decodes=rows, decode_rows=len(sequences)))
 
-    def finish(self) -> list[NewToken]:
+    def finish(self) -> list[NewTokens]:
         while self.running:
             self._take()
         return self.told
 
-    def _run(
-        self, slices: list[Slice], starts: tuple[SequenceStart, ...], ends: tuple[int, ...] = (), rows: int = 0
-    ) -> None:
-        plan = StepPlan("e", 0, self.step, "p", ends, starts, tuple(slices), False, rows)
+    def _run(self, plan: StepPlan) -> None:
         while len(self.running) > (self.ahead and self.table.can_follow(plan)):
             self._take()
         batch = self.table.apply(plan)
-        answer = self.interpreter.begin(self.step, batch, rows, None if self.ahead else [])
+        answer = self.interpreter.begin(self.step, batch, plan.decode_rows, None if self.ahead else [])
         self.table.promise(self.step, batch)
         self.running.append((self.step, answer))
         self.most = max(self.most, len(self.running))
@@ -89,9 +89,9 @@ class Engine:
 
     def _take(self) -> None:
         step, answer = self.running.pop(0)
-        for item in answer.wait().tokens:
-            self.table.sampled(step, item.sequence, item.token)
-            self.told.append(item)
+        tokens = answer.wait().tokens
+        self.table.sampled(step, tokens)
+        self.told.append(tokens)
 
 
 def pages(number: int, start: int, count: int) -> tuple[int, ...]:
@@ -106,7 +106,7 @@ def engine(checkpoint: Checkpoint, kernels: Kernels, ahead: bool) -> Engine:
     return Engine(interpreter, SequenceTable(PAGES, PAGE), ahead)
 
 
-def run(bench: Engine, **changes: Sampling) -> list[NewToken]:
+def run(bench: Engine, **changes: Sampling) -> list[NewTokens]:
     bench.begin(**changes)
     every = tuple(PROMPTS)
     for turn in (every, every, every[:9], every[8::-1], (3, 1), (1,), (0, 1, 2), every[1:]):
@@ -190,9 +190,8 @@ def test_padding_copies_the_row_with_the_shortest_context() -> None:
     slices = (Slice(0, 0, (5, 6, 7, 8, 9), pages(0, 0, 5), True), Slice(1, 0, (11, 12), pages(1, 0, 2), True))
     batch = table.apply(StepPlan("e", 0, 0, "p", (), starts, slices, False))
     table.promise(0, batch)
-    table.sampled(0, 1, 44)
-    decodes = (Slice(0, 5, (), (), True), Slice(1, 2, (), (), True))
-    batch = table.apply(StepPlan("e", 0, 1, "p", (), (), decodes, False, 2))
+    table.sampled(0, NewTokens((1,), (44,), (-1.0,)))
+    batch = table.apply(replace(PLAN, step=1, decodes=decodes((0, 5), (1, 2)), decode_rows=2))
     assert batch.tokens.tolist() == [-1 - 4, 44]
     inputs = DeviceInputs(8, 3, CPU)
     inputs.last[:5] = torch.tensor([60, 61, 62, 63, 64])
@@ -220,4 +219,5 @@ def test_logits_of_which_no_token_can_be_taken(value: float) -> None:
         answer.wait()
     kept = Greedy(found.tokens[:1], found.logprobs[:1], found.largest[:1])
     told = AnswerPlace(4, CPU).answer(kept, (7,)).wait().tokens
-    assert told == (NewToken(7, 1, pytest.approx(float(logits[0].log_softmax(0)[1]), abs=1e-6)),)
+    assert (told.sequences, told.tokens) == ((7,), (1,))
+    assert told.logprobs == pytest.approx((float(logits[0].log_softmax(0)[1]),), abs=1e-6)

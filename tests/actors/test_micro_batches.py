@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,10 +11,10 @@ from flyray.actors.measured_costs import stage_costs
 from flyray.actors.micro_batches import MicroBatchChoice
 from flyray.actors.request import TracedStep
 from flyray.actors.sequence import COLOCATED, LayerPlan, sequence
+from flyray.actors.sequence_sampler import SequenceSampler
 from flyray.actors.stage_program import ATTENTIONS, Attention
 from flyray.actors.step_batch import StepBatch
-from flyray.actors.step_plan import StageTime
-from flyray.kernels.protocol import SamplingRow
+from flyray.actors.step_plan import Sampling, SequenceStart, StageTime
 
 LAYERS = LayerPlan(6, 1)
 
@@ -81,25 +82,25 @@ def test_parts_of_a_step_are_together_the_step(sequences: list[tuple[int, bool]]
     for rows, _ in sequences:
         bounds.append(bounds[-1] + rows)
     sampled = [number for number, (_, samples) in enumerate(sequences) if samples]
-    row = SamplingRow(0.0, 1.0, 0, 0, 0)
+    sampler = SequenceSampler(SequenceStart(0, Sampling(0.0, 1.0, 0, 0), False))
     whole = StepBatch(
-        range(bounds[-1]),
-        bounds,
-        [rows for rows, _ in sequences],
-        [(number,) for number in range(len(sequences))],
+        np.arange(bounds[-1]),
+        np.array(bounds),
+        np.array([rows for rows, _ in sequences]),
+        np.arange(len(sequences), dtype=np.int32)[:, None],
         16,
         tuple(sampled),
-        tuple(bounds[number + 1] - 1 for number in sampled),
-        (row,) * len(sampled),
+        np.array([bounds[number + 1] - 1 for number in sampled], np.int64),
+        (sampler,) * len(sampled),
         (),
         True,
     )
     split = whole.split(parts)
     assert len(split) == parts
-    assert [token for part in split for token in part.ids] == list(whole.ids)
-    assert [length for part in split for length in part.lengths] == whole.lengths
+    assert [token for part in split for token in part.ids] == whole.ids.tolist()
+    assert [length for part in split for length in part.lengths] == whole.lengths.tolist()
     assert [number for part in split for number in part.sampled] == sampled
-    assert [part.ids[row] for part in split for row in part.sampled_rows] == list(whole.sampled_rows)
+    assert [part.ids[row] for part in split for row in part.sampled_rows] == whole.sampled_rows.tolist()
     longest = max((rows for rows, _ in sequences), default=0)
     for part in split:
         assert part.bounds[0] == 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from flyray.actors.recordings import LONGEST_TRACE, Recordings
 from flyray.actors.request import StatusQuery
-from flyray.actors.step_plan import StageTime, StepResult
+from flyray.actors.step_plan import NewTokens, StageTime, StepResult
 
 
 def results(step: int) -> list[StepResult]:
     stages = (StageTime("embed", step, step + 1),)
-    return [StepResult("engine", 0, step, shard, (), (), stages, "") for shard in range(2)]
+    return [StepResult("engine", 0, step, shard, NewTokens(), (), stages, "") for shard in range(2)]
 
 
 def test_each_has_the_steps_that_were_sent_after_its_query() -> None:

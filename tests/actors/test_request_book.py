@@ -2,6 +2,7 @@
 
 from flyray.actors.request import Generate, Progress
 from flyray.actors.request_book import RequestBook
+from flyray.actors.step_news import StepNews
 from flyray.actors.step_plan import Sampling
 
 
@@ -19,11 +20,14 @@ def test_news_reach_their_clients_under_the_clients_names() -> None:
     assert one is not None
     assert two is not None
     assert one.request != two.request
-    delivered = book.deliver([news(one.request), news(two.request, "stop"), news("99/unknown")])
-    assert delivered == {b"one": (news("same"),), b"two": (news("same", "stop"),)}
+    told = StepNews(["99/gone", one.request], [4, 5], [-2.0, -1.0], [news(two.request, "stop"), news("99/unknown")])
+    assert book.deliver(told) == {
+        b"one": StepNews(["same"], [5], [-1.0]),
+        b"two": StepNews(items=[news("same", "stop")]),
+    }
     assert book.close(b"two", "same") is None  # it was finished
     assert book.close(b"one", "same") == one.request
-    assert book.deliver([news(one.request)]) == {}
+    assert book.deliver(StepNews([one.request], [5], [-1.0], [news(one.request)])) == {}
 
 
 def test_a_name_is_free_again_once_its_request_is_finished() -> None:
@@ -31,7 +35,7 @@ def test_a_name_is_free_again_once_its_request_is_finished() -> None:
     first = book.open(b"me", generate("name"))
     assert first is not None
     assert book.open(b"me", generate("name")) is None
-    book.deliver([news(first.request, "length")])
+    book.deliver(StepNews(items=[news(first.request, "length")]))
     second = book.open(b"me", generate("name"))
     assert second is not None
     assert second.request != first.request

@@ -19,7 +19,7 @@ from flyray.actors.scheduler import Scheduler, SchedulerConfig
 from flyray.actors.sequence import LayerPlan, sequence
 from flyray.actors.shard_group import HELLO, ShardGroup
 from flyray.actors.step_pace import StepPace
-from flyray.actors.step_plan import Sampling, StepPlan, StepResult
+from flyray.actors.step_plan import NewTokens, Sampling, StepPlan, StepResult
 from flyray.actors.wire import decode_as, encode
 
 CONFIG = SchedulerConfig("engine", 0, 1, 8, 4, 8, 8, 32, 9, "colocated")
@@ -58,7 +58,7 @@ class Played:
         return decode_as(self.client.recv(), EngineStatus)
 
     def answer(self, step: int) -> None:
-        self.shard.send(encode(StepResult("engine", 0, step, 0, (), (), (), "")))
+        self.shard.send(encode(StepResult("engine", 0, step, 0, NewTokens(), (), (), "")))
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def played(socket_folder: str) -> Iterator[Played]:
     turned = loop._turned = WatchedCondition()
     loop.ready = True
     shard, client = others.connect(zmq.DEALER, group.addresses[0]), others.connect(zmq.DEALER, clients.address)
-    shard.send(encode(StepResult("engine", 0, HELLO, 0, (), (), (), "")))
+    shard.send(encode(StepResult("engine", 0, HELLO, 0, NewTokens(), (), (), "")))
     group.await_shards(WAIT_S)
     thread = threading.Thread(target=loop.run, daemon=True)
     thread.start()

@@ -9,6 +9,7 @@ import pytest
 from simulated_shards import MISSING, Bench, expected, generate
 
 from flyray.actors.scheduler import SchedulerError
+from flyray.actors.step_plan import NewTokens
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,8 @@ from flyray.actors.scheduler import SchedulerError
         ({"epoch": 2}, r"expected \('kimi', 3, 0\)"),
         ({"engine": "other"}, r"expected \('kimi', 3, 0\)"),
         ({"shard": 1}, r"results of shards \[1, 1\], expected one of each of 2"),
-        ({"tokens": ()}, r"tokens of sequences \[\], expected of \[0\]"),
+        ({"tokens": NewTokens()}, r"tokens of sequences \(\), expected of \(0,\)"),
+        ({"tokens": NewTokens((0,), (1, 2), (-1.0,))}, r"\(2, 1, 0\) tokens, log probabilities and tops of 1 seq"),
         ({"scores": ()}, r"scores .* \[\], expected \[\(0, 0, 2\)\]"),
         ({"error": "out of memory"}, "step 0, shard 0: out of memory"),
     ],

@@ -7,13 +7,14 @@ import zlib
 from typing import Any
 
 import pytest
+from decode_rows import decodes
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from simulated_shards import CONFIG, MISSING, VOCAB, Bench, expected, generate, next_token
 
 from flyray.actors.request import Generate, Progress
 from flyray.actors.scheduler import Scheduler, SchedulerConfig, SchedulerError
-from flyray.actors.step_plan import Sampling
+from flyray.actors.step_plan import Sampling, StepPlan
 
 # What prompts may begin with.
 SHARED = tuple(place * place % VOCAB for place in range(16))
@@ -154,16 +155,13 @@ TestScheduler = SchedulerMachine.TestCase
 def test_a_prompt_runs_in_chunks_and_then_decodes() -> None:
     bench = Bench(dataclasses.replace(CONFIG, shards=1))
     bench.add(generate("a", range(8), 3))
-    parts = []
+    found: list[StepPlan] = []
     while (plans := bench.schedule()) is not None:
-        parts.extend(plans[0].slices)
+        found.append(plans[0])
         bench.complete()
-    assert [(part.start, len(part.tokens), part.new_pages, part.sample) for part in parts] == [
-        (0, 6, (0, 1), False),
-        (6, 2, (), True),
-        (8, 0, (2,), True),
-        (9, 0, (), True),
-    ]
+    slices = [(part.start, len(part.tokens), part.new_pages, part.sample) for plan in found for part in plan.slices]
+    assert slices == [(0, 6, (0, 1), False), (6, 2, (), True)]
+    assert [plan.decodes for plan in found[2:4]] == [decodes((0, 8, (2,))), decodes((0, 9))]
     assert bench.answers["a"] == expected(generate("a", range(8), 3))
 
 
@@ -176,7 +174,7 @@ def test_decodes_are_not_held_up_by_prefills() -> None:
     for _ in range(7):
         plans = bench.schedule()
         assert plans is not None
-        assert [len(part.tokens) for part in plans[0].slices] == [0, 2]
+        assert (len(plans[0].decodes.sequences), [len(part.tokens) for part in plans[0].slices]) == (1, [2])
         bench.complete()
     assert bench.answers["a"].finish == "length"
 
@@ -278,7 +276,7 @@ def test_a_stop_found_late_drops_the_token_on_its_way() -> None:
     assert bench.complete() == []
     plans = bench.schedule()
     assert plans is not None
-    assert (plans[0].ends, plans[0].slices) == ((0,), ())
+    assert (plans[0].ends, plans[0].sequences) == ((0,), 0)
     bench.complete()
     assert bench.schedule() is None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import zmq
+from decode_rows import decodes
 from tiny_checkpoint import TINY, write_tiny
 
 from flyray.actors import shard, step_answer
@@ -24,7 +25,7 @@ from flyray.actors.sequence import COLOCATED, sequence
 from flyray.actors.shard import Shard, ShardStart
 from flyray.actors.shard_group import HELLO
 from flyray.actors.socket_folder import SocketFolder
-from flyray.actors.step_plan import Sampling, SequenceStart, Slice, StepPlan, StepResult
+from flyray.actors.step_plan import NewTokens, Sampling, SequenceStart, Slice, StepPlan, StepResult
 from flyray.actors.wire import decode_as, encode
 from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.select import select_kernels
@@ -124,14 +125,14 @@ def test_it_continues_a_prompt_as_one_process_does(bench: Bench, checkpoint: Pat
     model = SingleProcessModel.load(checkpoint, "w4a8", select_kernels("cpu", 1), 32)
     logprobs = model.prefill(PROMPT).log_softmax(dim=-1)
     result = bench.ask(FIRST)
-    tokens = [result.tokens[0].token]
+    tokens = [result.tokens.tokens[0]]
     assert result.error == ""
     assert result.scores[0].logprobs == tuple(float(logprobs[row, token]) for row, token in enumerate(PROMPT[1:]))
-    assert result.tokens[0].logprob == pytest.approx(float(logprobs[-1].max()), abs=2e-6)
+    assert result.tokens.logprobs[0] == pytest.approx(float(logprobs[-1].max()), abs=2e-6)
     for step in range(1, 5):
-        part = Slice(1, len(PROMPT) + step - 1, (), (6,) if step == 4 else (), True)
-        result = bench.ask(replace(FIRST, step=step, starts=(), slices=(part,)))
-        tokens.append(result.tokens[0].token)
+        row = 1, len(PROMPT) + step - 1, (6,) if step == 4 else ()
+        result = bench.ask(replace(FIRST, step=step, starts=(), slices=(), decodes=decodes(row)))
+        tokens.append(result.tokens.tokens[0])
         assert result.stages == ()
     assert tokens == model.generate(PROMPT, 5)
     stats = bench.shard.stats()
@@ -145,7 +146,7 @@ def test_random_weights_need_nothing_but_the_configuration(tmp_path: Path) -> No
     bench = Bench(tmp_path, "random")
     try:
         result = bench.run().ask(FIRST)
-        assert [result.tokens[0].token] == model.generate(PROMPT, 1)
+        assert [result.tokens.tokens[0]] == model.generate(PROMPT, 1)
         assert bench.report.bytes_read == 0
     finally:
         bench.close()
@@ -178,24 +179,25 @@ def test_steps_of_a_device_are_begun_before_the_one_before_them_is_done(
     monkeypatch.setattr(step_answer, "device_event", lambda _: LateEvent())
     bench = Bench(checkpoint).run()
     expected = SingleProcessModel.load(checkpoint, "w4a8", ReferenceKernels(), 32).generate(PROMPT, 6)
-    tokens = [bench.ask(FIRST).tokens[0].token]
-    decodes = [
+    tokens = [bench.ask(FIRST).tokens.tokens[0]]
+    steps = [
         replace(
             FIRST,
             step=step,
             starts=(),
             decode_rows=1,
-            slices=(Slice(1, 4 + step, (), (6,) if step == 4 else (), True),),
+            slices=(),
+            decodes=decodes((1, 4 + step, (6,) if step == 4 else ())),
         )
         for step in range(1, 6)
     ]
-    for plans in (decodes[:2], decodes[2:4], [decodes[4], replace(FIRST, step=6, starts=(), slices=(), ends=(1,))]):
+    for plans in (steps[:2], steps[2:4], [steps[4], replace(FIRST, step=6, starts=(), slices=(), ends=(1,))]):
         for plan in plans:
             bench.router.send(encode(plan))
         for plan in plans:
             result = bench.receive()
             assert (result.step, result.error) == (plan.step, "")
-            tokens += [item.token for item in result.tokens]
+            tokens += result.tokens.tokens
     assert tokens == expected
     assert bench.shard.stats().sequences == 0
     bench.close()
@@ -229,7 +231,7 @@ def test_plans_of_another_engine_or_epoch_are_dropped_and_counted(bench: Bench) 
 def test_what_goes_wrong_in_a_step_is_its_result(bench: Bench, plan: StepPlan, named: str) -> None:
     result = bench.ask(plan)
     assert result.error.startswith(named)
-    assert result.tokens == ()
+    assert result.tokens == NewTokens()
     assert bench.shard.stats().error == result.error
 
 

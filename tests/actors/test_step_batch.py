@@ -5,13 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from decode_rows import decodes
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flyray.actors.request import Generate
 from flyray.actors.scheduler import Scheduler, SchedulerConfig
-from flyray.actors.step_batch import PlanError, SequenceTable, StepBatch
-from flyray.actors.step_plan import NewToken, PromptScores, Sampling, SequenceStart, Slice, StepPlan, StepResult
+from flyray.actors.sequence_table import PlanError, SequenceTable
+from flyray.actors.step_batch import StepBatch
+from flyray.actors.step_plan import (
+    Decodes,
+    NewTokens,
+    PromptScores,
+    Sampling,
+    SequenceStart,
+    Slice,
+    StepPlan,
+    StepResult,
+)
 
 GREEDY = Sampling(0.0, 1.0, 0, 0)
 PLAN = StepPlan("engine", 0, 0, "colocated-1", (), (), (), False)
@@ -31,11 +42,11 @@ def test_a_prompt_then_the_sampled_token() -> None:
     assert batch.tokens.tolist() == [5, 6, 7, 8, 9]
     assert batch.paged.slots.tolist() == [12, 13, 14, 15, 4]
     assert batch.paged.context_len.tolist() == [5]
-    assert (batch.sampled, batch.sampled_rows) == ((1,), (4,))
+    assert (batch.sampled, batch.sampled_rows.tolist()) == ((1,), [4])
     assert batch.sampling[0].position == 5
     assert batch.scored[0].targets == (6, 7, 8, 9)
-    table.sampled(0, 1, 44)
-    batch = table.apply(replace(PLAN, step=1, slices=(Slice(1, 5, (), (), True),)))
+    table.sampled(0, NewTokens((1,), (44,), (-1.0,)))
+    batch = table.apply(replace(PLAN, step=1, decodes=decodes((1, 5))))
     assert batch.tokens.tolist() == [44]
     assert batch.paged.positions.tolist() == [5]
     assert batch.paged.slots.tolist() == [5]
@@ -51,7 +62,18 @@ def test_a_prompt_then_the_sampled_token() -> None:
         (replace(PLAN, ends=(7,)), "ends sequence 7, which is not here"),
         (replace(PLAN, starts=(START,)), "starts sequence 1, which is here already"),
         (replace(PLAN, slices=(Slice(7, 0, (1,), (0,), True),)), "runs sequence 7, which is not here"),
-        (replace(PLAN, slices=(Slice(1, 3, (), (), True),)), "sequence 1 has no sampled token"),
+        (replace(PLAN, slices=(Slice(1, 3, (), (), True),)), "sequence 1 got a slice without tokens"),
+        (replace(PLAN, decodes=decodes((7, 0))), "runs sequence 7, which is not here"),
+        (replace(PLAN, decodes=decodes((1, 3))), "sequence 1 has no sampled token"),
+        (replace(PLAN, decodes=decodes((1, 2))), "has 3 tokens in 1 pages of 4; a slice of 1 from 2 with 0 new"),
+        (
+            replace(PLAN, decodes=decodes((1, 3, (5,)))),
+            "in 2 pages of 4; a slice of 1 from 3 with 1 new pages does not",
+        ),
+        (replace(PLAN, decodes=decodes((1, 3, (60,)))), r"got pages \(60,\), the cache has 60"),
+        (replace(PLAN, decodes=decodes((1, 3), (1, 3))), "the plan's decodes do not fit each other"),
+        (replace(PLAN, decodes=Decodes((1,), (3, 3))), "the plan's decodes do not fit each other"),
+        (replace(PLAN, decodes=Decodes((1,), (3,), (1,), (5,))), "have a page for row 1, they have 1"),
         (
             replace(PLAN, slices=(Slice(1, 2, (1,), (), True),)),
             "has 3 tokens in 1 pages of 4; a slice of 1 from 2 with",
@@ -142,17 +164,16 @@ def test_with_the_scheduler_every_sequence_sees_its_own_tokens(
             break
         batch = table.apply(plan := plans.pop(0))
         account.write(batch)
-        rows = [part.sequence for part in plan.slices]
+        rows = [*plan.decodes.sequences, *(part.sequence for part in plan.slices)]
         tokens = [next_token(account.read(batch, rows.index(sequence))) for sequence in batch.sampled]
-        for sequence, token in zip(batch.sampled, tokens, strict=True):
-            table.sampled(0, sequence, token)
+        news = NewTokens(batch.sampled, tuple(tokens), (-1.0,) * len(tokens))
+        table.sampled(0, news)
         ends = batch.paged.query_start.tolist()[1:]
         assert list(batch.sampled_rows) == [ends[rows.index(sequence)] - 1 for sequence in batch.sampled]
         # A target as its own score, so that the scores spell the prompt.
         scores = [PromptScores(each.sequence, each.start, tuple(map(float, each.targets))) for each in batch.scored]
-        news = [NewToken(*each, -1.0) for each in zip(batch.sampled, tokens, strict=True)]
-        result = StepResult("engine", 0, plan.step, 0, tuple(news), tuple(scores), (), "")
-        for progress in scheduler.complete([result]):
+        result = StepResult("engine", 0, plan.step, 0, news, tuple(scores), (), "")
+        for progress in scheduler.complete([result]).batch("engine").news:
             found[progress.request][0].extend(progress.tokens)
             found[progress.request][1].extend(map(int, progress.scores))
     assert found == wanted

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import zmq
+from decode_rows import decodes
 from tiny_checkpoint import write_tiny
 
 from flyray.actors import shard as shard_module
@@ -21,7 +22,7 @@ from flyray.actors.shard import Shard, ShardStart
 from flyray.actors.shard_group import HELLO
 from flyray.actors.socket_folder import SocketFolder
 from flyray.actors.stage_program import Attention
-from flyray.actors.step_plan import Sampling, SequenceStart, Slice, StepPlan, StepResult
+from flyray.actors.step_plan import NewTokens, Sampling, SequenceStart, Slice, StepPlan, StepResult
 from flyray.actors.wire import decode_as, encode
 from flyray.kernels.protocol import LinearWeight
 from flyray.kernels.torch_kernels import TorchKernels
@@ -100,7 +101,10 @@ class Bench:
         shards = len(self.routers)
         starts = tuple(start for start in plan.starts if start.sequence % shards == shard)
         slices = tuple(part for part in plan.slices if part.sequence % shards == shard)
-        return replace(plan, starts=starts, slices=slices, ends=tuple(s for s in plan.ends if s % shards == shard))
+        rows = zip(plan.decodes.sequences, plan.decodes.starts, strict=True)
+        mine = decodes(*(row for row in rows if row[0] % shards == shard))
+        ends = tuple(s for s in plan.ends if s % shards == shard)
+        return replace(plan, starts=starts, slices=slices, ends=ends, decodes=mine)
 
     def close(self) -> None:
         for shard in self.shards:
@@ -124,11 +128,10 @@ def plans(keep: Path) -> list[StepPlan]:
         Slice(3, 0, long[:140], tuple(range(4, 22)), False, long[140]),
     )
     steps = [replace(first, starts=starts, slices=slices)]
-    decodes = [Slice(1, 17, (), (), True), Slice(2, 1, (), (), True)]
-    steps.append(replace(first, slices=(*decodes, Slice(3, 140, long[140:], (22,), True))))
-    both = (Slice(1, 18, (), (), True), Slice(2, 2, (), (), True))
-    steps += [replace(first, slices=both, trace=True), replace(first, slices=(Slice(1, 19, (), (), True),))]
-    steps.append(replace(first, slices=(Slice(1, 20, (), (), True),)))
+    last = Slice(3, 140, long[140:], (22,), True)
+    steps.append(replace(first, decodes=decodes((1, 17), (2, 1)), slices=(last,)))
+    steps.append(replace(first, decodes=decodes((1, 18), (2, 2)), trace=True))
+    steps += [replace(first, decodes=decodes((1, at))) for at in (19, 20)]
     steps.append(replace(first, ends=(1, 2, 3)))
     return [replace(plan, step=step) for step, plan in enumerate(steps)]
 
@@ -138,6 +141,10 @@ def run(bench: Bench, keep: Path) -> list[list[StepResult]]:
         return [bench.ask(plan) for plan in plans(keep)]
     finally:
         bench.close()
+
+
+def rows_of(result: StepResult) -> list[tuple[int, int, float]]:
+    return list(zip(result.tokens.sequences, result.tokens.tokens, result.tokens.logprobs, strict=True))
 
 
 def told(results: Sequence[StepResult]) -> tuple[object, object]:
@@ -159,14 +166,14 @@ def test_shards_give_the_bits_of_one(
         for one, several in zip(expected, found, strict=True):
             assert [result.error for result in several] == [""] * shards
             assert told(several) == told(one)
-            assert all((result.tokens, result.scores) == ((), ()) for result in several[1:])
+            assert all((result.tokens, result.scores) == (NewTokens(), ()) for result in several[1:])
             if one[0].stages:
                 names = [stage.name for stage in bench.shape.program.stages[COLOCATED]]
                 assert all([stage.name for stage in result.stages] == names for result in several)
         assert [shard.stats().sequences for shard in bench.shards] == [0] * shards
         assert [shard.stats().dropped for shard in bench.shards] == [0] * shards
         assert (tmp_path / f"{shards}").read_bytes() == (tmp_path / "one").read_bytes()
-    assert sum(len(results[0].tokens) for results in expected) == 2 + 3 + 2 + 1 + 1
+    assert sum(len(results[0].tokens.tokens) for results in expected) == 2 + 3 + 2 + 1 + 1
 
 
 @pytest.mark.parametrize(("attention", "shards"), [("data_parallel", 2), ("data_parallel", 3), ("tensor_parallel", 2)])
@@ -181,8 +188,7 @@ def test_micro_batches_give_the_bits_of_one(
     found = run(bench, tmp_path / "two")
     for one, several in zip(expected, found, strict=True):
         assert [result.error for result in several] == [""] * shards
-        tokens = sorted((token for result in several for token in result.tokens), key=lambda each: each.sequence)
-        assert tokens == list(one[0].tokens)
+        assert sorted(row for result in several for row in rows_of(result)) == rows_of(one[0])
         assert [scores for result in several for scores in result.scores] == list(one[0].scores)
         if one[0].stages:
             # The timed step runs the first two sequences: on one shard both, or one on each of two.
@@ -219,8 +225,8 @@ def test_steps_of_devices_are_begun_before_those_before_them_are_done(
     first = StepPlan("engine", 4, 0, "", (), starts, slices, False)
     steps = [first]
     for step in range(1, 6):
-        parts = tuple(Slice(number, at + step, (), (), True) for number, at in ((1, 16), (2, 0)))
-        steps.append(replace(first, step=step, starts=(), slices=parts, decode_rows=2))
+        rows = decodes((1, 16 + step), (2, step))
+        steps.append(replace(first, step=step, starts=(), slices=(), decodes=rows, decode_rows=2))
     config = EngineConfig(str(checkpoint), precision="w4a8")
     found = []
     for changed in (config, replace(config, shards=3, attention="tensor_parallel")):
@@ -236,7 +242,7 @@ def test_steps_of_devices_are_begun_before_those_before_them_are_done(
         assert [[result.error for result in each] for each in told] == [[""] * changed.shards] * 6
         found.append([each[0].tokens for each in told])
     assert found[0] == found[1]
-    assert sum(map(len, found[0])) == 12
+    assert sum(len(tokens.tokens) for tokens in found[0]) == 12
 
 
 def test_a_shard_holds_its_slice_and_all_pages(checkpoint: Path) -> None:

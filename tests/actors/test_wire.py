@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flyray.actors import request, step_plan
 from flyray.actors.request import Cancel, EngineStatus, Generate, ProgressBatch
-from flyray.actors.step_plan import NewToken, Sampling, Slice, StepPlan, StepResult
+from flyray.actors.step_plan import NewTokens, Sampling, Slice, StageTime, StepPlan, StepResult
 from flyray.actors.wire import WireError, decode, decode_as, encode, message
 
 SCALARS = {
@@ -49,7 +49,7 @@ class Everything:
     text: str
     flag: bool
     raw: bytes
-    inner: NewToken
+    inner: StageTime
     table: tuple[tuple[int, ...], ...]
     names: tuple[str, ...]
 
@@ -125,18 +125,18 @@ def test_deep_nesting_is_refused(depth: int) -> None:
 
 
 def test_floats_keep_infinity_and_nan() -> None:
-    assert decode(encode(NewToken(1, 2, -math.inf))) == NewToken(1, 2, -math.inf)
-    assert math.isnan(decode_as(encode(NewToken(1, 2, math.nan)), NewToken).logprob)
+    assert decode(encode(NewTokens((1,), (2,), (-math.inf,)))) == NewTokens((1,), (2,), (-math.inf,))
+    assert math.isnan(decode_as(encode(NewTokens((1,), (2,), (math.nan,))), NewTokens).logprobs[0])
 
 
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (NewToken(True, 2, 0.0), "NewToken.sequence: expected int, got bool True"),
-        (NewToken(1, 2**63, 0.0), "NewToken.token: 9223372036854775808 does not fit 64 bits"),
-        (NewToken(1, 2, 0), "NewToken.logprob: expected float, got int 0"),
-        (NewToken(1, 2, 0.0, ((3,),)), "NewToken.top: item 0: expected a tuple of 2, got tuple"),
-        (NewToken(1, 2, 0.0, ((3, 0.0), (3, 4))), "NewToken.top: item 1: item 1: expected float, got int 4"),
+        (StageTime("a", True, 2), "StageTime.begin: expected int, got bool True"),
+        (StageTime("a", 2**63, 2), "StageTime.begin: 9223372036854775808 does not fit 64 bits"),
+        (NewTokens((1,), (2,), (0.5, 0)), "NewTokens.logprobs: item 1: expected float, got int 0"),
+        (NewTokens(tops=(((3,),),)), "NewTokens.tops: item 0: item 0: expected a tuple of 2, got tuple"),
+        (NewTokens(tops=(((3, 0.0), (3, 4)),)), "NewTokens.tops: item 0: item 1: item 1: expected float, got int 4"),
         (Slice(1, 0, (1, True), (), True), "Slice.tokens: item 1: expected int, got bool True"),
         (Slice(1, 0, [1], (), True), "Slice.tokens: expected a tuple, got list"),
         (dataclasses.replace(PLAN, slices=list(PLAN.slices)), "StepPlan.slices: expected a tuple, got list"),
@@ -162,9 +162,9 @@ def test_wrong_values_are_refused_where_they_are_made(value: object, text: str) 
         (["Cancel", 1], "Cancel: has 0 fields, expected 1"),
         (["Cancel", 1, "a", "b"], "Cancel: has 2 fields, expected 1"),
         (["Cancel", 1, b"a"], "Cancel.request: expected str, got bytes b'a'"),
-        (["NewToken", 2, 2**64 - 1, 0, 0.0, []], "NewToken.sequence: 18446744073709551615 does not fit 64 bits"),
+        (["StageTime", 1, "a", 2**64 - 1, 0], "StageTime.begin: 18446744073709551615 does not fit 64 bits"),
         (
-            ["ProgressBatch", 1, "e", [["Cancel", 1, "a"]]],
+            ["ProgressBatch", 2, "e", [["Cancel", 1, "a"]], [], [], []],
             "ProgressBatch.items: item 0: expected Progress, got tuple",
         ),
         ({"Cancel": 1}, "not a message: dict"),
@@ -213,9 +213,9 @@ def test_bad_declarations_are_refused() -> None:
 
 
 def test_results_are_small() -> None:
-    """A decode step of 128 sequences answers in a few kilobytes."""
-    tokens = tuple(NewToken(index, 1000 + index, -0.5) for index in range(128))
-    assert len(encode(StepResult("kimi", 1, 5, 0, tokens, (), (), ""))) < 4096
+    """A decode step of 128 sequences answers in two kilobytes."""
+    tokens = NewTokens(tuple(range(128)), tuple(range(1000, 1128)), (-0.5,) * 128)
+    assert len(encode(StepResult("kimi", 1, 5, 0, tokens, (), (), ""))) < 2048
 
 
 def _holds_nan(value: object) -> bool:

@@ -361,7 +361,7 @@ def test_bytes_that_are_no_request_are_dropped_counted_and_hurt_nobody(engine: E
             assert socket.poll(1000 * PATIENCE_S), "the good request was not answered"
             batch = decode(socket.recv())
             assert isinstance(batch, ProgressBatch)
-            tokens += batch.items[0].tokens
+            tokens += [token for progress in batch.news for token in progress.tokens]
     finally:
         links.close()
     assert run(dropped()) - before == len(strange) + 1

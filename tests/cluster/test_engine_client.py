@@ -6,7 +6,8 @@ import asyncio
 
 from flyray.actors.client_port import ClientMessage, ClientPort
 from flyray.actors.link import LinkPlace, Links
-from flyray.actors.request import Cancel, Generate, Progress
+from flyray.actors.request import Cancel, Generate
+from flyray.actors.step_news import StepNews
 from flyray.actors.step_plan import Sampling
 from flyray.cluster.engine_client import EngineClient
 
@@ -58,8 +59,8 @@ async def received(port: ClientPort, kind: type[ClientMessage]) -> bytes:
         await asyncio.sleep(0.01)
 
 
-def token(number: int) -> tuple[Progress, ...]:
-    return (Progress("r", (number,), (0.0,), (), "", ""),)
+def token(number: int) -> StepNews:
+    return StepNews(["r"], [number], [0.0])
 
 
 def test_an_answer_whose_connection_broke_ends_and_is_cancelled() -> None:

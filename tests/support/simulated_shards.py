@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 
 from flyray.actors.request import Generate, Progress
 from flyray.actors.scheduler import Scheduler, SchedulerConfig
-from flyray.actors.step_plan import NewToken, PromptScores, Sampling, SequenceStart, Slice, StepPlan, StepResult
+from flyray.actors.step_plan import (
+    Decodes,
+    NewTokens,
+    PromptScores,
+    Sampling,
+    SequenceStart,
+    Slice,
+    StepPlan,
+    StepResult,
+)
 from flyray.actors.wire import decode, encode
 
 VOCAB = 9
@@ -116,19 +125,18 @@ class SimulatedShard:
             assert all(start.sequence != other.sequence for other in self.started)
             self.started.append(start)
             self.held[start.sequence] = Held(start, [], [])
-        assert len({part.sequence for part in plan.slices}) == len(plan.slices)
-        count = sum(len(part.tokens) or 1 for part in plan.slices)
-        assert count <= self.config.max_batch_tokens
-        self.ran += count
-        kinds = [bool(part.tokens) for part in plan.slices]
-        assert kinds == sorted(kinds), "decodes come before prefills"
+        parts = [*self._decodes(plan.decodes), *plan.slices]
+        assert len({part.sequence for part in parts}) == len(parts) == plan.sequences
+        assert all(part.tokens for part in plan.slices)
+        assert plan.rows == sum(len(part.tokens) or 1 for part in parts) <= self.config.max_batch_tokens
+        self.ran += plan.rows
         # As in each layer of the model: all write, then all read.
-        for part in plan.slices:
+        for part in parts:
             self._write(self.held[part.sequence], part)
-        written = [self._read(self.held[part.sequence]) for part in plan.slices]
-        tokens: list[NewToken] = []
+        written = [self._read(self.held[part.sequence]) for part in parts]
+        tokens: list[tuple[int, int, float]] = []
         scores: list[PromptScores] = []
-        for part, seen in zip(plan.slices, written, strict=True):
+        for part, seen in zip(parts, written, strict=True):
             held = self.held[part.sequence]
             if part.tokens and held.start.score_prompt:
                 known = seen if part.next_token < 0 else [*seen, part.next_token]
@@ -136,9 +144,16 @@ class SimulatedShard:
                 scores.append(self.scores(held.start, part.start, values))
             if part.sample:
                 token = next_token(seen)
-                tokens.append(NewToken(part.sequence, token, logprob(seen, token)))
+                tokens.append((part.sequence, token, logprob(seen, token)))
                 held.tokens = [*seen, token]
-        return StepResult(plan.engine, plan.epoch, plan.step, self.index, tuple(tokens), tuple(scores), (), "")
+        news = NewTokens(*zip(*tokens, strict=True)) if tokens else NewTokens()
+        return StepResult(plan.engine, plan.epoch, plan.step, self.index, news, tuple(scores), (), "")
+
+    def _decodes(self, decodes: Decodes) -> list[Slice]:
+        """Each as a slice of its own without tokens."""
+        pages = dict(zip(decodes.page_rows, decodes.new_pages, strict=True))
+        rows = enumerate(zip(decodes.sequences, decodes.starts, strict=True))
+        return [Slice(number, at, (), (pages[row],) if row in pages else (), True) for row, (number, at) in rows]
 
     def _write(self, held: Held, part: Slice) -> None:
         """Takes up a slice's pages and writes its tokens, each with all before it in its sequence."""
@@ -210,7 +225,7 @@ class Bench:
         return plans
 
     def complete(self) -> list[Progress]:
-        news = self.scheduler.complete(self.results.popleft()[::-1])
+        news = list(self.scheduler.complete(self.results.popleft()[::-1]).batch("").news)
         assert len({item.request for item in news}) == len(news)
         for item in news:
             self.note(item)
