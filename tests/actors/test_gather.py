@@ -20,6 +20,7 @@ from flyray.kernels.protocol import ActivationFormat, Activations
 SHARDS, EXPERTS, HIDDEN, TOP_K = 3, 8, 5, 3
 COLUMNS = PartColumns(heads=(4, 3, 2), logits=(6, 5, 5))
 POINT = ExchangePoint(0, 1, 0)
+TIMEOUT_S = 60.0  # nothing here takes so long unless it hangs
 
 
 @dataclass
@@ -35,7 +36,7 @@ def group(socket_folder: str) -> Iterator[Group]:
     links = [Links(None) for _ in range(SHARDS)]
     placement = LayerPlacement.contiguous(EXPERTS, SHARDS, redundant=2)
     routes = [ExpertRoutes(shard, placement, 2, alike=True) for shard in range(SHARDS)]
-    gathers = [ZmqGather("engine", 7, each, HIDDEN, 0.5, COLUMNS) for each in routes]
+    gathers = [ZmqGather("engine", 7, each, HIDDEN, TIMEOUT_S, COLUMNS) for each in routes]
     place = LinkPlace(folder=socket_folder)
     addresses = [each.open(own, place) for each, own in zip(gathers, links, strict=True)]
     for each, own in zip(gathers, links, strict=True):
@@ -91,13 +92,10 @@ def test_what_does_not_fit_is_refused(group: Group) -> None:
     second.send_part(POINT, "heads", torch.zeros(2, 4))  # as many columns as the first shard's
     third.send_part(POINT, "heads", torch.zeros(2, 2))
     first.send_part(POINT, "heads", torch.zeros(3, 4))
-    with pytest.raises(LinkError, match=r"layer 1: no heads message from shard 1 within 0.5 s"):
-        first.receive_whole(POINT, "heads")
-    assert first.dropped == 1
     second.send_part(POINT, "heads", torch.zeros(3, 3))
-    first.send_part(POINT, "heads", torch.zeros(3, 4))
     with pytest.raises(LinkError, match="layer 1: shard 2 sent the heads of 2 rows, there are 3"):
         first.receive_whole(POINT, "heads")
+    assert first.dropped == 1, "and waited for the next one of shard 1"
     second.send_outputs(POINT, second.own_pairs(POINT, *_rows()), torch.zeros(0, HIDDEN))
     first.begin_step(1)
     assert first.dropped == 1
