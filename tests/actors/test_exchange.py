@@ -332,7 +332,9 @@ def test_a_silent_peer_is_named(socket_folder: str) -> None:
     links, point = Links(None), ExchangePoint(0, 3, 0)
     try:
         exchange = ZmqExchange("engine", 7, routes(0, 2), HIDDEN, 0.01)
-        exchange.connect(links, [exchange.open(links, LinkPlace(folder=socket_folder)), f"ipc://{socket_folder}/nobody"])
+        exchange.connect(
+            links, [exchange.open(links, LinkPlace(folder=socket_folder)), f"ipc://{socket_folder}/nobody"]
+        )
         exchange.dispatch(point, *_none())
         with pytest.raises(LinkError, match=r"layer 3: no dispatch message from shard 1 within 0.01 s"):
             exchange.receive_dispatch(point)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -175,15 +176,11 @@ def test_damage_is_named(gathered: Path, damage: Callable[[Path], None], named: 
 def test_a_full_disk_is_named_when_the_files_are_made() -> None:
     # A file system in memory refuses such a size at once; others might fill the disk before.
     huge = replace(PLAN, layers=(1,), hidden_size=1 << 45, moments_block=0)
-    folder = Path("/dev/shm") / f"flyray-test-{id(huge)}"
-    folder.mkdir()
-    try:
-        with pytest.raises(StatisticsError, match=r"layer-001-.*-002\.safetensors: \d+ bytes cannot be reserved"):
-            ShardStatistics(folder, huge, 0)
-    finally:
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+    with (
+        TemporaryDirectory(dir="/dev/shm", prefix="flyray-test-") as folder,
+        pytest.raises(StatisticsError, match=r"layer-001-.*-002\.safetensors: \d+ bytes cannot be reserved"),
+    ):
+        ShardStatistics(Path(folder), huge, 0)
 
 
 def test_they_belong_to_a_model_in_any_format(tmp_path: Path) -> None:

@@ -18,8 +18,17 @@ from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.select import select_kernels
 
 
-def threads_of_this_process() -> int:
-    return len(os.listdir("/proc/self/task"))
+def threads() -> set[str]:
+    """Of this process, by their numbers."""
+    return set(os.listdir("/proc/self/task"))
+
+
+def gone(which: set[str]) -> bool:
+    """Waits until these threads are: one that was joined may stand there for a moment yet."""
+    deadline = time.monotonic() + 60
+    while which & threads() and time.monotonic() < deadline:
+        pass
+    return not which & threads()
 
 
 def test_a_missing_library_says_how_to_build_it(tmp_path: Path) -> None:
@@ -57,24 +66,25 @@ def test_refuses_an_unknown_backend_variant_or_operation() -> None:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 def test_closing_joins_the_threads_and_refuses_later_calls() -> None:
-    before = threads_of_this_process()
+    others = threads()
     kernels = CpuKernels(4)
-    assert threads_of_this_process() == before + 3
+    own = threads() - others
+    assert len(own) == 3
     kernels.close()
     kernels.close()
-    assert threads_of_this_process() == before
+    assert gone(own)
     with pytest.raises(LibraryError, match="closed"):
         kernels.linear(torch.zeros(1, 4), torch.zeros(2, 4))
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="reads threads' states in /proc")
 def test_threads_sleep_when_there_is_nothing_to_do() -> None:
-    others = set(os.listdir("/proc/self/task"))
+    others = threads()
     kernels = CpuKernels(3)
     x, weight = normal(1, 8, 512), normal(2, 512, 512)
     graph = kernels.capture(lambda: kernels.linear(kernels.linear(x, weight), weight))
     graph.replay()
-    awake = set(os.listdir("/proc/self/task")) - others
+    awake = threads() - others
     assert len(awake) == 2
     deadline = time.monotonic() + 60
     while awake and time.monotonic() < deadline:
@@ -89,12 +99,13 @@ def test_threads_sleep_when_there_is_nothing_to_do() -> None:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
 def test_dropping_the_object_joins_the_threads() -> None:
-    before = threads_of_this_process()
+    others = threads()
     kernels = CpuKernels(3)
-    assert threads_of_this_process() == before + 2
+    own = threads() - others
+    assert len(own) == 2
     del kernels
     gc.collect()
-    assert threads_of_this_process() == before
+    assert gone(own)
 
 
 def test_several_python_threads_share_one_pool() -> None:
