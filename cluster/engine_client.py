@@ -41,6 +41,7 @@ class EngineClient:
         self._address, self._keys, self._silence_s = address, keys, silence_s
         self._links: Links | None = None
         self._socket: zmq.asyncio.Socket | None = None
+        self._events: zmq.asyncio.Socket | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._requests: dict[str, Inbox] = {}
         self._queries: dict[str, asyncio.Future[EngineStatus]] = {}
@@ -106,10 +107,14 @@ class EngineClient:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         self._give_up("the client was closed")
-        if self._links is not None and self._socket is not None:
+        if self._links is not None and self._socket is not None and self._events is not None:
             self._socket.disable_monitor()
-            self._links.close(linger_ms=200)
-            self._links = self._socket = None
+            # These, not only what is below them: the event loop must forget their descriptors, or it takes the next
+            # socket that gets such a number for one that it watches already, and never hears of it.
+            self._events.close()
+            self._socket.close(linger=200)
+            self._links.close()
+            self._links = self._socket = self._events = None
 
     def _send(self, message: Message) -> None:
         """Queues a message for the router; opens the connection first if there is none."""
@@ -125,10 +130,10 @@ class EngineClient:
             self._socket = zmq.asyncio.Socket.from_socket(plain)
             loop = asyncio.get_running_loop()
             self._heard = loop.time()
-            events = plain.get_monitor_socket()
+            self._events = zmq.asyncio.Socket.from_socket(plain.get_monitor_socket())
             self._tasks = [
                 loop.create_task(self._read(self._socket)),
-                loop.create_task(self._watch_connection(plain, zmq.asyncio.Socket.from_socket(events))),
+                loop.create_task(self._watch_connection(plain, self._events)),
                 loop.create_task(self._watch()),
             ]
         return self._socket
@@ -177,7 +182,9 @@ class EngineClient:
         period = self._silence_s / 4
         was_waiting = False
         while True:
+            asleep = loop.time()
             await asyncio.sleep(period)
+            self._heard += max(loop.time() - asleep - period, 0.0)  # while this process stood still it heard nobody
             waiting = bool(self._requests or self._queries)
             if waiting and not was_waiting:
                 self._heard = max(self._heard, loop.time() - period)  # silence while idle means nothing

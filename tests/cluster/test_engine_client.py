@@ -88,3 +88,20 @@ def test_an_answer_whose_connection_broke_ends_and_is_cancelled() -> None:
         links.close()
 
     asyncio.run(asyncio.wait_for(run(), TIMEOUT_S))
+
+
+def test_a_client_hears_at_once_where_another_was_closed() -> None:
+    """In the same event loop, in which new sockets get the numbers of closed ones; no sign of life wakes it up here."""
+
+    async def run() -> None:
+        links = Links(None)
+        port = ClientPort(links, LinkPlace(host="127.0.0.1"), "engine")
+        for number in range(4):
+            async with EngineClient(port.address, silence_s=4 * TIMEOUT_S) as client:
+                first = asyncio.ensure_future(anext(client.generate(REQUEST)))
+                name = await received(port, Generate)
+                assert port.send(name, token(number))
+                assert (await first).tokens == (number,)
+        links.close()
+
+    asyncio.run(asyncio.wait_for(run(), TIMEOUT_S))
