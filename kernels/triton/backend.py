@@ -124,7 +124,7 @@ class TritonKernels:
 
     def absorb(self, q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         self._check.absorb(q, weight, positions, cos, sin)
-        return absorb(q.contiguous(), weight, positions, cos, sin, self.query_dtype)
+        return absorb(q.contiguous(), weight, positions, cos, sin, self.query_dtype, self._linears.amd)
 
     def write_kv(
         self,
