@@ -125,3 +125,24 @@ def test_graphs(gpu: TritonKernels) -> None:
     second = gpu.capture(lambda: gpu.take_rows(graph.result, torch.arange(3, device=gpu.device)), beside=graph)
     assert torch.equal(second.result, graph.result)
     assert pages.shape[0] == PAGES
+
+
+def test_branches_of_a_graph(gpu: TritonKernels) -> None:
+    """No memory that a branch reads or writes is another's before the join; what is not joined is so at the end."""
+    x, weight, ones = normal(1, 40, 1024).cuda(), moved(int8_weight(1024, 1024), gpu.device), torch.ones(1024).cuda()
+
+    def layers() -> Tensor:
+        total = x
+        for _ in range(8):
+            rows = gpu.rms_norm_quantize(total, ones, 1e-6, floats=False)[1]
+            aside = gpu.branch(len(x), lambda rows=rows: gpu.linear(rows, weight))
+            straight = gpu.linear(gpu.linear(rows, weight), weight)
+            del rows
+            gpu.join()
+            total = gpu.linear(straight, weight, aside)
+        return gpu.branch(len(x), lambda: gpu.linear(total, weight))
+
+    expected, graph = layers(), gpu.capture(layers)
+    for _ in range(20):
+        graph.replay()
+        assert torch.equal(graph.result, expected)
