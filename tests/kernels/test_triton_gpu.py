@@ -74,6 +74,18 @@ def test_integer_linears_at_every_number_of_rows(gpu: TritonKernels, tokens: int
         assert torch.equal(gpu.linear(x.cuda(), moved(weight, gpu.device)).cpu(), reference.linear(x, weight))
 
 
+@pytest.mark.parametrize("tokens", [1, 70])
+def test_parts_that_the_last_program_adds_are_whole_in_every_replay(gpu: TritonKernels, tokens: int) -> None:
+    x, residual, weight = normal(2, tokens, 7168), normal(5, tokens, 2112), int4_weight(2112, 7168)
+    expected = ReferenceKernels().linear(x, weight, residual).cuda()
+    rows, added, moved_weight = *moved((x, residual), gpu.device), moved(weight, gpu.device)
+    graph = gpu.capture(lambda: gpu.linear(rows, moved_weight, added))
+    for _ in range(100):
+        graph.result.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(graph.result, expected)
+
+
 def test_float_linears_give_a_row_the_same_bits_at_any_number_of_rows(gpu: TritonKernels) -> None:
     x = normal(3, 512, 1100).cuda()
     for weight in (normal(4, 200, 1100).cuda(), normal(4, 9000, 1100).bfloat16().cuda()):

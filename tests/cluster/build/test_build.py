@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ pytest.importorskip("triton.backends.amd")
 from flyray.actors.model.config import ModelConfig
 from flyray.cluster.build.build import _launch, _named, _product
 from flyray.cluster.build.built import Built, NotBuilt
-from flyray.cluster.build.launches import BuildTask
+from flyray.cluster.build.launches import PROMPTS, ROWS, BuildTask
 from flyray.cluster.build.report import build_figures, build_table, faults
 from flyray.cluster.cli import app
 from flyray.cluster.synthesize import Synthesis
@@ -31,6 +32,7 @@ from flyray.kernels.flydsl.isa import Isa
 from flyray.kernels.flydsl.shape import ProductShape
 from flyray.kernels.protocol import Int4Matrix, Int8Matrix
 from flyray.kernels.triton.recording import Launch
+from flyray.kernels.triton.tiles import tables_of
 
 CONFIG = ModelConfig.from_dict(Synthesis("kimi-k2.5").config())
 # Of each format the fewest rows that are sorted, and a prompt; other numbers and shards are left to `flyray build`.
@@ -51,6 +53,16 @@ def test_all_that_is_launched_is_found(launches: tuple[Launch, ...]) -> None:
     kernels = set(re.findall(r"@triton\.jit.*\n(?:# .*\n)*def (\w+)", text))
     cuda = replace(TASK, target="sm_90", formats=("w4a8",), shards=(1,), prompts=()).wanted().triton
     assert {launch.kernel for launch in (*launches, *cuda)} == kernels - set(re.findall(r"(?<!def )\b(\w+)\(", text))
+
+
+def test_the_numbers_of_rows_meet_every_regime_of_linears() -> None:
+    counts = {*ROWS, *PROMPTS}
+    for name, rows in tables_of("gfx942").items():
+        bounds = [0, *(most for most, *_ in rows)] if ".linear." in name else []
+        for above, most in pairwise(bounds):
+            assert any(above < count <= most for count in counts), (
+                f"{name}: nothing of {above + 1} to {most} rows is run"
+            )
 
 
 def test_flydsls_products_are_those_that_it_launches() -> None:
