@@ -174,27 +174,30 @@ def merge_blocks(
     LATENT: tl.constexpr, LATENT_2: tl.constexpr, KEYS: tl.constexpr, FOLD: tl.constexpr,
     FOLDED: tl.constexpr, UNIT: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
-    """out [T, H, LATENT] of one query and head a program, units weighed and added as `attend_blocks` does blocks."""
-    local, head = tl.program_id(0), tl.program_id(1)
+    """out [T, H, LATENT] of one query, units weighed and added as `attend_blocks` does blocks; program (query, h) takes
+    the h-th head and every so many."""
+    local = tl.program_id(0)
     visible = tl.maximum((tl.load(positions + first + local) + 1).to(tl.int32), 1)
     blocks = tl.cdiv(visible, KEYS)
     if FOLD and blocks <= FOLDED:
         return
-    at = local.to(tl.int64) * places * heads + head
+    units = tl.cdiv(blocks, _unit(blocks, FOLDED, UNIT, UNITS))
     latent = tl.arange(0, LATENT_2)
-    top, total = float("-inf"), 0.0
-    values = tl.zeros((LATENT_2,), tl.float32)
-    for _ in range(tl.cdiv(blocks, _unit(blocks, FOLDED, UNIT, UNITS))):
-        highest = tl.load(tops + 2 * at)
-        after = tl.maximum(top, highest)
-        decay, weight = _power(top - after), _power(highest - after)
-        part = tl.load(sums + at * LATENT + latent, mask=latent < LATENT, other=0.0) * weight
-        total = tl.fma(total, decay, tl.load(tops + 2 * at + 1) * weight)
-        values = tl.fma(values, decay + tl.zeros_like(part), part)
-        top = after
-        at += heads
-    row = (first + local).to(tl.int64) * heads + head
-    tl.store(out + row * LATENT + latent, tl.div_rn(values, total + tl.zeros_like(values)), mask=latent < LATENT)
+    for head in range(tl.program_id(1), heads, tl.num_programs(1)):
+        at = local.to(tl.int64) * places * heads + head
+        top, total = float("-inf"), 0.0
+        values = tl.zeros((LATENT_2,), tl.float32)
+        for _ in range(units):
+            highest = tl.load(tops + 2 * at)
+            after = tl.maximum(top, highest)
+            decay, weight = _power(top - after), _power(highest - after)
+            part = tl.load(sums + at * LATENT + latent, mask=latent < LATENT, other=0.0) * weight
+            total = tl.fma(total, decay, tl.load(tops + 2 * at + 1) * weight)
+            values = tl.fma(values, decay + tl.zeros_like(part), part)
+            top = after
+            at += heads
+        row = (first + local).to(tl.int64) * heads + head
+        tl.store(out + row * LATENT + latent, tl.div_rn(values, total + tl.zeros_like(values)), mask=latent < LATENT)
 
 
 def attend(q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, out: Tensor, tile: BlockTile) -> None:
@@ -221,7 +224,8 @@ def attend(q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, out: Tenso
             num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
         )  # fmt: skip
         if places:
-            merge_blocks[(count, heads)](
+            # Most queries of many have nothing to be merged.
+            merge_blocks[(count, min(heads, 8) if fold else heads)](
                 sums, tops, batch.positions, out, first, heads, places,
                 rank, latent_2, tile.keys, fold, *cut,
                 num_warps=4 if latent_2 >= 256 else 1, enable_fp_fusion=False,
