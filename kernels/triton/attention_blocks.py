@@ -34,7 +34,8 @@ class BlockTile:
     """heads: of one query a program takes. keys: of a block. piece: columns of an entry that are multiplied at once.
     folded: the most blocks of a context that one program may add up in registers. unit: at least so many blocks are
     added up together in a longer context, cut into no more than `units`. programs: that a GPU runs at once. apart: a
-    query's blocks are given to several programs where that makes at least so many."""
+    query's blocks are given to several programs where that makes at least so many; where it does not, `gluon` runs
+    `attention_gluon`'s kernel, of the same bits."""
 
     heads: int = 64
     keys: int = 64
@@ -46,6 +47,7 @@ class BlockTile:
     apart: int = 4
     warps: int = 8
     stages: int = 2
+    gluon: bool = False
 
     def most_units(self, keys: int, fold: bool) -> int:
         """Sums that a query of up to so many keys leaves for merging."""
@@ -213,16 +215,26 @@ def attend(q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, out: Tenso
     sums = torch.empty((slice_size, places, heads, rank), dtype=torch.float32, device=q.device)
     tops = torch.empty((slice_size, places, heads, 2), dtype=torch.float32, device=q.device)
     latent_2, rope_2 = triton.next_power_of_2(rank), max(16, triton.next_power_of_2(width - rank))
-    cut = tile.folded, tile.unit, tile.units
+    cut, in_all = (tile.folded, tile.unit, tile.units), triton.next_power_of_2(max(sequences, 1))
     for first in range(0, queries, slice_size):
         count = min(slice_size, queries - first)
-        attend_blocks[(count, triton.cdiv(heads, tile.heads), max(1, min(together, places)))](
+        grid = count, triton.cdiv(heads, tile.heads), max(1, min(together, places))
+        given = (
             q, pages, batch.query_start, batch.page_table, batch.positions, out, sums, tops,
-            first, sequences, max_pages, page_size, num_pages, places, scale * _LOG2_E,
-            heads, rank, width - rank, rope_2, triton.next_power_of_2(max(sequences, 1)),
-            tile.heads, tile.keys, min(tile.piece, max(16, latent_2)), fold, *cut, tile.stages,
-            num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
+            first, sequences, max_pages, page_size, num_pages, places, scale * _LOG2_E, heads, rank, width - rank,
         )  # fmt: skip
+        if tile.gluon and fold and rank % tile.piece == 0 and width - rank == 64:
+            from .attention_gluon import attend_blocks_gluon  # which nothing interprets
+
+            attend_blocks_gluon[grid](
+                *given, in_all, tile.heads, tile.keys, tile.piece, fold, *cut,
+                num_warps=tile.warps, enable_fp_fusion=False,
+            )  # fmt: skip
+        else:
+            attend_blocks[grid](
+                *given, rope_2, in_all, tile.heads, tile.keys, min(tile.piece, max(16, latent_2)), fold, *cut,
+                tile.stages, num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=False,
+            )  # fmt: skip
         if places:
             # Most queries of many have nothing to be merged.
             merge_blocks[(count, min(heads, 8) if fold else heads)](
