@@ -36,7 +36,7 @@ from .protocol import (
 )
 from .repeated_graph import RepeatedGraph
 from .sampling import sample
-from .single_expert import run_single_expert
+from .single_expert import every_token, single_expert
 
 ATTENTION_BLOCK = 64
 """Keys a step of the online softmax; blocks begin at multiples of it from position 0, whatever the pages and chunks."""
@@ -94,7 +94,7 @@ class ReferenceKernels:
     def mlp(
         self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight, residual: Tensor | None = None
     ) -> Tensor:
-        product = run_single_expert(self, x, gate_up, down)
+        product = self.experts(x, *every_token(len(x.values), self.device), single_expert(gate_up, down))
         self._check.residual("mlp", residual, *product.shape)
         return product if residual is None else residual + product
 

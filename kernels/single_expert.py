@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .protocol import Activations, ExpertWeights, Int4Matrix, Int4Weight, Int8Matrix, IntegerWeight, Kernels
+from .protocol import ExpertWeights, Int4Matrix, Int4Weight, Int8Matrix, IntegerWeight
 
 
 def single_expert(gate_up: IntegerWeight, down: IntegerWeight) -> ExpertWeights:
@@ -13,10 +13,10 @@ def single_expert(gate_up: IntegerWeight, down: IntegerWeight) -> ExpertWeights:
     return ExpertWeights(_matrix(gate_up), _matrix(down))
 
 
-def run_single_expert(kernels: Kernels, x: Activations, gate_up: IntegerWeight, down: IntegerWeight) -> Tensor:
-    """`Kernels.mlp` by `Kernels.experts`."""
-    everyone = torch.arange(len(x.values), dtype=torch.int32, device=kernels.device)
-    return kernels.experts(x, everyone, torch.zeros_like(everyone), single_expert(gate_up, down))
+def every_token(tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """pair_token and pair_expert of `Kernels.experts` where every token visits the only expert."""
+    everyone = torch.arange(tokens, dtype=torch.int32, device=device)
+    return everyone, torch.zeros_like(everyone)
 
 
 def _matrix(weight: IntegerWeight) -> Int4Matrix | Int8Matrix:

@@ -36,7 +36,7 @@ from ..protocol import (
     T,
 )
 from ..sampling import SamplingRows, check_sampling
-from ..single_expert import run_single_expert
+from ..single_expert import every_token, single_expert
 from . import commands
 from .arena import Arena
 from .graph import CpuGraph, Recording
@@ -88,48 +88,45 @@ class CpuKernels:
     ) -> tuple[Tensor, Activations]:
         at = self._at
         tokens, size = self._check.rms_norm(x, weight)
-        out, values, scale = self._empty(tokens, size), self._empty(tokens, size, dtype=torch.int8), self._empty(tokens)
+        out = self._empty(tokens if floats else 0, size)
+        values, scale = self._empty(tokens, size, dtype=torch.int8), self._empty(tokens)
         self._run(commands.rms_norm(
-            at(x), at(weight), _type(weight), at(out), tokens, size, row_stride(x), float(eps), at(values), at(scale),
+            at(x), at(weight), _type(weight), at(out) if floats else 0, tokens, size, row_stride(x), float(eps),
+            at(values), at(scale),
         ))  # fmt: skip
-        return out if floats else out[:0], Activations(ActivationFormat.INT8, values, scale)
+        return out, Activations(ActivationFormat.INT8, values, scale)
 
     def linear(self, x: Tensor | Activations, weight: LinearWeight, residual: Tensor | None = None) -> Tensor:
         at = self._at
         if isinstance(weight, IntegerWeight):
             tokens, inner, outputs = self._check.integer_linear(x, weight, residual)
             out = self._empty(tokens, outputs)
-            rows = (at(x), 0) if isinstance(x, Tensor) else (at(x.values), 0 if x.scale is None else at(x.scale))
-            kind, *addresses = _integers(at, weight)
-            words = commands.integer_linear(*rows, kind, *addresses, at(out), tokens, inner, outputs)
-        else:
-            tokens, inner, outputs = self._check.linear("linear", x, weight, residual)
-            assert isinstance(x, Tensor)
-            out = self._empty(tokens, outputs)
-            words = commands.linear(
-                at(x), at(weight), _type(weight), at(out), tokens, 1, inner, outputs, inner, outputs,
-            )  # fmt: skip
-        if residual is not None:
-            words += commands.add(at(residual), at(out), at(out), tokens, outputs)
-        self._run(words)
+            rows = (at(x), 0) if isinstance(x, Tensor) else (at(x.values), _optional(at, x.scale))
+            self._run(commands.integer_linear(
+                *rows, *_integers(at, weight), _optional(at, residual), at(out), tokens, inner, outputs,
+            ))  # fmt: skip
+            return out
+        tokens, inner, outputs = self._check.linear("linear", x, weight, residual)
+        assert isinstance(x, Tensor)
+        out = self._empty(tokens, outputs)
+        self._run(commands.linear(
+            at(x), at(weight), _type(weight), _optional(at, residual), at(out),
+            tokens, 1, inner, outputs, inner, outputs,
+        ))  # fmt: skip
         return out
 
     def mlp(
         self, x: Activations, gate_up: IntegerWeight, down: IntegerWeight, residual: Tensor | None = None
     ) -> Tensor:
-        at, (tokens, outputs) = self._at, (len(x.values), len(down.scale))
-        self._check.residual("mlp", residual, tokens, outputs)
-        out = run_single_expert(self, x, gate_up, down)
-        if residual is not None:
-            self._run(commands.add(at(residual), at(out), at(out), tokens, outputs))
-        return out
+        self._check.residual("mlp", residual, len(x.values), len(down.scale))
+        return self._experts(x, *every_token(len(x.values), self.device), single_expert(gate_up, down), residual)
 
     def head_linear(self, x: Tensor, weight: Tensor) -> Tensor:
         at = self._at
         tokens, heads, inner, outputs = self._check.head_linear(x, weight)
         out = self._empty(tokens, heads, outputs)
         self._run(commands.linear(
-            at(x), at(weight), _type(weight), at(out), tokens, heads, inner, outputs, row_stride(x), outputs,
+            at(x), at(weight), _type(weight), 0, at(out), tokens, heads, inner, outputs, row_stride(x), outputs,
         ))  # fmt: skip
         return out
 
@@ -138,7 +135,7 @@ class CpuKernels:
         tokens, heads, inner, outputs, size, length = self._check.absorb(q, weight, positions, cos, sin)
         width, out = outputs + size, self._empty(tokens, heads, outputs + size)
         self._run(commands.linear(
-            at(q), at(weight), _type(weight), at(out), tokens, heads, inner, outputs, row_stride(q), width,
+            at(q), at(weight), _type(weight), 0, at(out), tokens, heads, inner, outputs, row_stride(q), width,
         ) + commands.rope(
             at(q) + inner * q.itemsize, at(positions), at(cos), at(sin), at(out) + outputs * out.itemsize,
             tokens, heads, size, row_stride(q), width, length,
@@ -158,14 +155,9 @@ class CpuKernels:
     ) -> None:
         at = self._at
         tokens, rank, rope, limit, length = self._check.write_kv(pages, slots, rows, norm, positions, cos, sin)
-        latent, key, stride = self._empty(tokens, rank), self._empty(tokens, rope), row_stride(rows)
-        self._run(commands.rms_norm(
-            at(rows), at(norm), _type(norm), at(latent), tokens, rank, stride, float(eps), 0, 0,
-        ) + commands.rope(
-            at(rows) + rank * rows.itemsize, at(positions), at(cos), at(sin), at(key),
-            tokens, 1, rope, stride, rope, length,
-        ) + commands.write_kv(
-            at(pages), self._entries, at(slots), at(latent), at(key), tokens, rank, rope, limit,
+        self._run(commands.write_kv(
+            at(pages), self._entries, at(slots), at(rows), at(norm), _type(norm), float(eps),
+            at(positions), at(cos), at(sin), tokens, rank, rope, row_stride(rows), limit, length,
         ))  # fmt: skip
 
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
@@ -217,16 +209,7 @@ class CpuKernels:
         return weights
 
     def experts(self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: LayerExperts) -> Tensor:
-        at, weights = self._at, plain_experts(weights)
-        shapes = self._check.experts(x, pair_token, pair_expert, weights)
-        out = self._empty(shapes.pairs, shapes.hidden)
-        self._run(commands.experts(
-            _KINDS[type(weights.gate_up)], at(x.values), 0 if x.scale is None else at(x.scale),
-            at(pair_token), at(pair_expert),
-            *_matrix(at, weights.gate_up), *_matrix(at, weights.down), at(out),
-            shapes.tokens, shapes.pairs, shapes.experts, shapes.hidden, shapes.intermediate,
-        ))  # fmt: skip
-        return out
+        return self._experts(x, pair_token, pair_expert, plain_experts(weights), None)
 
     def combine(self, slots: Tensor, weights: Tensor, shared: Tensor, residual: Tensor) -> Tensor:
         at = self._at
@@ -271,6 +254,19 @@ class CpuKernels:
         self._handle.run(b"".join(recording.words))
         return result
 
+    def _experts(
+        self, x: Activations, pair_token: Tensor, pair_expert: Tensor, weights: ExpertWeights, residual: Tensor | None
+    ) -> Tensor:
+        """residual: [P, D], only where weights are integers."""
+        at, shapes = self._at, self._check.experts(x, pair_token, pair_expert, weights)
+        out = self._empty(shapes.pairs, shapes.hidden)
+        self._run(commands.experts(
+            _KINDS[type(weights.gate_up)], at(x.values), _optional(at, x.scale), at(pair_token), at(pair_expert),
+            *_matrix(at, weights.gate_up), *_matrix(at, weights.down), _optional(at, residual), at(out),
+            shapes.tokens, shapes.pairs, shapes.experts, shapes.hidden, shapes.intermediate,
+        ))  # fmt: skip
+        return out
+
     def _run(self, words: bytes) -> None:
         recording = self._handle.thread.recording
         if recording is None:
@@ -296,6 +292,11 @@ class CpuKernels:
 def _type(weight: Tensor) -> int:
     """The library's code of a float dtype."""
     return int(weight.dtype is torch.bfloat16)
+
+
+def _optional(at: Callable[[Tensor], int], tensor: Tensor | None) -> int:
+    """Its address; 0 for none."""
+    return 0 if tensor is None else at(tensor)
 
 
 def _integers(at: Callable[[Tensor], int], weight: IntegerWeight) -> tuple[int, int, int, int]:

@@ -100,9 +100,9 @@ int rms_norm(Library& library, Words words) {
 
 int linear(Library& library, Words words) {
   const Linear arguments{words.address<const float>(), words.address<const void>(), words.choice<WeightType>(),
-                         words.address<float>(),       words.integer(),             words.integer(),
+                         words.address<const float>(), words.address<float>(),       words.integer(),
                          words.integer(),              words.integer(),             words.integer(),
-                         words.integer()};
+                         words.integer(),              words.integer()};
   library.operations->linear(library.pool, arguments);
   return 0;
 }
@@ -113,17 +113,20 @@ int rope(Library& library, Words words) {
                        words.integer(),              words.integer(),                words.integer(),
                        words.integer()};
   const int64_t length = words.integer();
-  const int refused = check_indices("rope", "positions", arguments.positions, arguments.tokens, length);
+  const int refused = check_indices("absorb", "positions", arguments.positions, arguments.tokens, length);
   if (!refused) library.operations->rope(library.pool, arguments);
   return refused;
 }
 
 int write_kv(Library& library, Words words) {
-  const WriteKv arguments{words.address<char>(),        words.choice<Entries>(),        words.address<const int64_t>(),
-                          words.address<const float>(), words.address<const float>(),   words.integer(),
+  const WriteKv arguments{words.address<char>(),        words.choice<Entries>(),      words.address<const int64_t>(),
+                          words.address<const float>(), words.address<const void>(),  words.choice<WeightType>(),
+                          words.real(),                 words.address<const int64_t>(), words.address<const float>(),
+                          words.address<const float>(), words.integer(),              words.integer(),
                           words.integer(),              words.integer()};
-  const int64_t limit = words.integer();
-  const int refused = check_indices("write_kv", "slots", arguments.slots, arguments.tokens, limit);
+  const int64_t limit = words.integer(), length = words.integer();
+  int refused = check_indices("write_kv", "slots", arguments.slots, arguments.tokens, limit);
+  if (!refused) refused = check_indices("write_kv", "positions", arguments.positions, arguments.tokens, length);
   if (!refused) library.operations->write_kv(library.pool, arguments);
   return refused;
 }
@@ -181,8 +184,8 @@ Matrix matrix(Words& words) {
 
 int integer_linear(Library& library, Words words) {
   const IntegerLinear arguments{words.address<const void>(), words.address<const float>(), words.choice<MatrixKind>(),
-                                matrix(words),               words.address<float>(),       words.integer(),
-                                words.integer(),             words.integer()};
+                                matrix(words),               words.address<const float>(), words.address<float>(),
+                                words.integer(),             words.integer(),              words.integer()};
   library.operations->integer_linear(library.pool, arguments);
   return 0;
 }
@@ -195,6 +198,7 @@ int experts(Library& library, Words words) {
                   words.address<const int32_t>(),
                   matrix(words),
                   matrix(words),
+                  words.address<const float>(),
                   words.address<float>(),
                   words.integer(),
                   words.integer(),
@@ -260,13 +264,6 @@ int run_take_rows(Library& library, Words words) {
   return refused;
 }
 
-int run_add(Library& library, Words words) {
-  const Add arguments{words.address<const float>(), words.address<const float>(), words.address<float>(),
-                      words.integer(), words.integer()};
-  add(library.pool, arguments);
-  return 0;
-}
-
 int sample(Library& library, Words words) {
   const Sample arguments{words.address<const float>(), words.address<const float>(), words.address<const SampleRow>(),
                          words.address<int64_t>(),     words.address<float>(),       words.address<int64_t>(),
@@ -290,11 +287,10 @@ struct Command {
 
 // By code; commands.py has the same order. New ones are added at the end.
 const Command kCommands[] = {
-    {10, rms_norm}, {10, linear},    {10, integer_linear}, {11, rope}, {9, write_kv},    {17, attention},    {14, gate},
-    {6, quantize}, {4, silu_mul},  {8, combine},     {17, experts}, {13, fold},   {11, row_scales},   {11, group_scales},
-    {9, round_weights},
-    {7, run_take_rows}, {5, run_add}, {11, sample},
-    {13, convert},
+    {10, rms_norm},      {11, linear},        {11, integer_linear}, {11, rope},         {16, write_kv},
+    {17, attention},     {14, gate},          {6, quantize},        {4, silu_mul},      {8, combine},
+    {18, experts},       {13, fold},          {11, row_scales},     {11, group_scales}, {9, round_weights},
+    {7, run_take_rows},  {11, sample},        {13, convert},
 };
 constexpr int64_t kCommandCount = sizeof(kCommands) / sizeof(kCommands[0]);
 

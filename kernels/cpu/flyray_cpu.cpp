@@ -94,7 +94,7 @@ const float* const kFp8Values = kFp8Table.values;
 
 using namespace flyray;
 
-EXPORT int flyray_abi_version() { return 7; }
+EXPORT int flyray_abi_version() { return 8; }
 
 EXPORT const char* flyray_error() { return error_text; }
 

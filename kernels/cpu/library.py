@@ -7,7 +7,7 @@ from ctypes import c_char_p, c_int, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 _LIBRARY = "libflyray_cpu"
 
 

@@ -1,4 +1,4 @@
-// Operations that move rows or add them: memory bound, so no instruction set has its own.
+// An operation that moves rows: memory bound, so no instruction set has its own.
 #include "moves.h"
 
 namespace flyray {
@@ -38,15 +38,6 @@ void take_rows(Pool& pool, const TakeRows& a) {
       const uint32_t bits = static_cast<uint32_t>(values[k]) << 16;
       std::memcpy(out + k, &bits, sizeof(bits));
     }
-  });
-}
-
-void add(Pool& pool, const Add& a) {
-  for_rows(pool, a.count, a.size, [&](int64_t row) {
-    const float* x = a.x + row * a.size;
-    const float* y = a.y + row * a.size;
-    float* out = a.out + row * a.size;
-    for (int64_t k = 0; k < a.size; ++k) out[k] = x[k] + y[k];
   });
 }
 

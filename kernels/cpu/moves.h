@@ -1,4 +1,4 @@
-// Operations that move rows or add them, the same code for every CPU.
+// An operation that moves rows, the same code for every CPU.
 #pragma once
 
 #include "operations.h"
@@ -14,14 +14,6 @@ struct TakeRows {
   int64_t count, size;
 };
 
-struct Add {
-  const float* x;
-  const float* y;
-  float* out;
-  int64_t count, size;
-};
-
 void take_rows(Pool& pool, const TakeRows& a);
-void add(Pool& pool, const Add& a);
 
 }  // namespace flyray

@@ -24,15 +24,17 @@ enum WeightType : int { kFloat32 = 0, kBfloat16 = 1 };
 
 // `heads` products side by side: x [tokens, heads, inner], weight [heads, outputs, inner], out [tokens, heads, outputs].
 // strides: from one head's values to the next one's, which are `heads` of them from one token's to the next one's.
+// residual: laid out as out, to which the products are added, or null.
 struct Linear {
   const float* x;
   const void* weight;
   WeightType type;
+  const float* residual;
   float* out;
   int64_t tokens, heads, inner, outputs, x_stride, out_stride;
 };
 
-// Rows of x are x_stride apart. quantized, scale: the result in int8 with a scale a row, or null.
+// Rows of x are x_stride apart. out, or quantized and scale, the result in int8 with a scale a row, may be null.
 struct RmsNorm {
   const float* x;
   const void* weight;
@@ -68,13 +70,19 @@ struct EntryLayout {
   }
 };
 
+// A row has a latent of `rank` values, to be normed, and a key of `rope`, to be rotated; rows are x_stride apart.
 struct WriteKv {
   char* pages;
   Entries kind;
   const int64_t* slots;
-  const float* latent;
-  const float* k_rope;
-  int64_t tokens, rank, rope;
+  const float* x;
+  const void* norm;
+  WeightType type;
+  float eps;
+  const int64_t* positions;
+  const float* cos;
+  const float* sin;
+  int64_t tokens, rank, rope, x_stride;
 };
 
 struct Attention {
@@ -137,16 +145,19 @@ struct Matrix {
 };
 
 // x: int8 rows with their scales, or, where x_scale is null, floats, which are quantized to such; out = float(integer
-// sum) * (row scale of x * row scale of the weight). kind: kInt4Matrix or kInt8Matrix.
+// sum) * (row scale of x * row scale of the weight), added to residual, if there is one. kind: kInt4Matrix or
+// kInt8Matrix.
 struct IntegerLinear {
   const void* x;
   const float* x_scale;
   MatrixKind kind;
   Matrix weight;
+  const float* residual;
   float* out;
   int64_t tokens, inner, outputs;
 };
 
+// residual [pairs, hidden]: what the pairs' results are added to, or null, and so where weights are no integers.
 struct Experts {
   MatrixKind kind;
   const void* values;
@@ -154,6 +165,7 @@ struct Experts {
   const int32_t* pair_token;
   const int32_t* pair_expert;
   Matrix gate_up, down;
+  const float* residual;
   float* out;
   int64_t tokens, pairs, experts, hidden, intermediate;
 };
