@@ -49,7 +49,7 @@ class SequenceTable:
         self._num_pages, self._page_size = num_pages, page_size
         self._sequences: dict[int, _Sequence] = {}
         self._free: list[int] = []
-        self._lengths, self._last, self._promised, self._counts = (np.empty(0, np.int64) for _ in range(4))
+        self._put_state(np.empty((4, 0), np.int64))
         self._pages = np.empty((0, 0), np.int32)
         self._group = _NOBODY
 
@@ -83,8 +83,7 @@ class SequenceTable:
             for number, token in zip(tokens.sequences, tokens.tokens, strict=True):
                 if number in self._sequences:
                     self._sequences[number].sampler.took(token)
-        promised = self._promised[group.places]
-        due = (group.places >= 0) & ((promised == -1) | (promised == step))
+        due = (group.places >= 0) & (self._promised[group.places] <= step)
         places = group.places[due]
         self._last[places], self._promised[places] = np.array(tokens.tokens, np.int64)[due], -1
 
@@ -103,7 +102,7 @@ class SequenceTable:
             self._add_places()
         place = self._free.pop()
         self._sequences[number] = _Sequence(start, SequenceSampler(start), place)
-        self._lengths[place], self._last[place], self._promised[place], self._counts[place] = 0, _NO_TOKEN, -1, 0
+        self._state[:, place] = 0, _NO_TOKEN, -1, 0
         self._pages[place] = -1
         self._group = _NOBODY
 
@@ -111,11 +110,14 @@ class SequenceTable:
         """Twice as many."""
         here = len(self._lengths)
         room = max(16, 2 * here)
-        self._lengths, self._last, self._promised, self._counts = (
-            np.resize(each, room) for each in (self._lengths, self._last, self._promised, self._counts)
-        )
+        self._put_state(np.pad(self._state, ((0, 0), (0, room - here))))
         self._pages = _padded(self._pages, room, self._pages.shape[1])
         self._free.extend(range(room - 1, here - 1, -1))
+
+    def _put_state(self, state: np.ndarray) -> None:
+        """One array, of which each column is a place, so that a step needs to look places up once."""
+        self._state = state
+        self._lengths, self._last, self._promised, self._counts = state
 
     def _grouped(self, numbers: tuple[int, ...]) -> _Group:
         """These sequences' places and samplers; remembered, for the next step is mostly of the same ones."""
@@ -131,19 +133,19 @@ class SequenceTable:
         numbers, rows, size = decodes.sequences, len(decodes.sequences), self._page_size
         if len(decodes.starts) != rows or len(decodes.page_rows) != len(decodes.new_pages) or len({*numbers}) != rows:
             raise PlanError(f"the plan's decodes do not fit each other: {decodes}")
-        group, starts = self._grouped(numbers), np.array(decodes.starts, np.int64)
-        if len(group.samplers) != rows:
-            raise PlanError(f"the plan runs sequence {numbers[int(group.places.argmin())]}, which is not here")
+        group = self._grouped(numbers)
         places = group.places
+        if len(group.samplers) != rows:
+            raise PlanError(f"the plan runs sequence {numbers[int(places.argmin())]}, which is not here")
         for row, page in zip(decodes.page_rows, decodes.new_pages, strict=True):
             if not 0 <= row < rows:
                 raise PlanError(f"the plan's decodes have a page for row {row}, they have {rows}")
             self._put_pages(numbers[row], places[row], int(self._counts[places[row]]), (page,))
-        ids, lengths, counts = self._last[places], self._lengths[places], self._counts[places]
-        fits = (lengths == starts) & (lengths // size + 1 == counts)
-        if not fits.all():
-            row = int(fits.argmin())
-            raise self._misfit(numbers[row], places[row], 1, int(starts[row]), decodes.page_rows.count(row))
+        lengths, ids, _, counts = self._state.take(places, axis=1)
+        room = lengths // size + 1 - counts
+        if tuple(lengths.tolist()) != decodes.starts or room.any():
+            row = int(((lengths != decodes.starts) | (room != 0)).argmax())
+            raise self._misfit(numbers[row], places[row], 1, decodes.starts[row], decodes.page_rows.count(row))
         if rows and ids.min() == _NO_TOKEN:
             raise PlanError(f"sequence {numbers[int(ids.argmin())]} has no sampled token to go on with")
         lengths = self._lengths[places] = lengths + 1

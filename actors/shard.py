@@ -382,7 +382,8 @@ class Shard:
         except Exception as error:
             self._fail(plan.step, error)
             return
-        self._table.promise(plan.step, batch)
+        if not answer.ready:
+            self._table.promise(plan.step, batch)
         self._on_their_way.append(_Running(plan.step, answer, times))
 
     def _switch(self, version: int) -> None:

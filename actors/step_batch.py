@@ -115,13 +115,17 @@ class StepBatch:
     @cached_property
     def positions(self) -> np.ndarray:
         """[T] int64, of each token in its sequence, whose last row is its last token."""
+        if len(self.ids) == len(self.lengths):  # a row each
+            return self.lengths - 1
         new = np.diff(self.bounds)
         return np.arange(len(self.ids)) + np.repeat(self.lengths - self.bounds[1:], new)
 
     @cached_property
     def slots(self) -> np.ndarray:
         """[T] int64, where in the KV cache each token is written."""
-        owner = np.repeat(np.arange(len(self.lengths)), np.diff(self.bounds))
+        owner = self.bounds[:-1]
+        if len(self.ids) != len(self.lengths):
+            owner = np.repeat(np.arange(len(self.lengths)), np.diff(self.bounds))
         pages, offsets = np.divmod(self.positions, self.page_size)
         return self.table[owner, pages].astype(np.int64) * self.page_size + offsets
 
