@@ -26,22 +26,24 @@ class _Sequence:
 
 @dataclass(frozen=True)
 class _Group:
-    """Sequences that run together, mostly step after step. places: -1 for one that is not here. greedy: all are."""
+    """Sequences that run together, mostly step after step. places: -1 for one that is not here. greedy: all are.
+    bounds: of a step in which each has a row."""
 
     sequences: tuple[int, ...]
     places: np.ndarray
     samplers: tuple[SequenceSampler, ...]
     greedy: bool
+    bounds: np.ndarray
 
 
-_NOBODY = _Group((), np.empty(0, np.int64), (), True)
+_NOBODY = _Group((), np.empty(0, np.int64), (), True, np.zeros(1, np.int64))
 
 
 class SequenceTable:
     """The sequences that live on a shard. `page_size` in tokens, `num_pages` in the shard's cache.
 
     A sequence has a place as long as it lives. Arrays by place: how many tokens it has; the last of them, the next to
-    run (-1 - r while it is only promised, r its row in the step that will give it); the step that promised it, or -1;
+    run (-1 - r while it is only promised, r its row in the step that will give it); the last step that promised it one, or -1;
     how many pages it has, and which, behind them -1.
     """
 
@@ -51,6 +53,8 @@ class SequenceTable:
         self._free: list[int] = []
         self._put_state(np.empty((4, 0), np.int64))
         self._pages = np.empty((0, 0), np.int32)
+        self._newest = -1
+        """The last step that has promised tokens."""
         self._group = _NOBODY
 
     def __len__(self) -> int:
@@ -73,7 +77,7 @@ class SequenceTable:
     def promise(self, step: int, batch: StepBatch) -> None:
         """A step's tokens are on their way: its sequences go on with what its rows will have sampled."""
         places = self._grouped(batch.sampled).places
-        self._last[places], self._promised[places] = -1 - batch.sampled_rows, step
+        self._last[places], self._promised[places], self._newest = -1 - batch.sampled_rows, step, step
 
     def sampled(self, step: int, tokens: NewTokens) -> None:
         """Remembers the tokens that a step gave its sequences, which may have gone on or ended since they were
@@ -83,9 +87,11 @@ class SequenceTable:
             for number, token in zip(tokens.sequences, tokens.tokens, strict=True):
                 if number in self._sequences:
                     self._sequences[number].sampler.took(token)
-        due = (group.places >= 0) & (self._promised[group.places] <= step)
-        places = group.places[due]
-        self._last[places], self._promised[places] = np.array(tokens.tokens, np.int64)[due], -1
+        if self._newest <= step and len(group.samplers) == len(tokens.sequences):
+            self._last[group.places] = tokens.tokens
+        else:
+            due = (group.places >= 0) & (self._promised[group.places] <= step)
+            self._last[group.places[due]] = np.array(tokens.tokens, np.int64)[due]
 
     def _end(self, number: int) -> None:
         sequence = self._sequences.pop(number, None)
@@ -125,7 +131,8 @@ class SequenceTable:
             here = [self._sequences.get(number) for number in numbers]
             places = np.array([-1 if each is None else each.place for each in here], np.int64)
             samplers = tuple(each.sampler for each in here if each is not None)
-            self._group = _Group(numbers, places, samplers, all(sampler.greedy for sampler in samplers))
+            greedy = all(sampler.greedy for sampler in samplers)
+            self._group = _Group(numbers, places, samplers, greedy, np.arange(len(numbers) + 1))
         return self._group
 
     def _decode(self, decodes: Decodes) -> StepBatch:
@@ -150,8 +157,8 @@ class SequenceTable:
             raise PlanError(f"sequence {numbers[int(ids.argmin())]} has no sampled token to go on with")
         lengths = self._lengths[places] = lengths + 1
         table = self._pages[:, : counts.max(initial=0)].take(places, axis=0)
-        every = np.arange(rows + 1)
-        return StepBatch(ids, every, lengths, table, size, numbers, every[:rows], group.samplers, (), group.greedy)
+        rows_of = group.bounds, lengths, table, size, numbers, group.bounds[:-1]
+        return StepBatch(ids, *rows_of, group.samplers, (), group.greedy)
 
     def _take(self, part: Slice) -> StepBatch:
         """Moves one sequence on by a slice."""
