@@ -19,7 +19,7 @@ lint: $(VENV)/.test-installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 unit: $(VENV)/.test-installed
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The kernel tests under AddressSanitizer and UndefinedBehaviorSanitizer; about two minutes, and no part of `test`.
 sanitize: $(VENV)/.test-installed
