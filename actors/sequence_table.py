@@ -43,8 +43,8 @@ class SequenceTable:
     """The sequences that live on a shard. `page_size` in tokens, `num_pages` in the shard's cache.
 
     A sequence has a place as long as it lives. Arrays by place: how many tokens it has; the last of them, the next to
-    run (-1 - r while it is only promised, r its row in the step that will give it); the last step that promised it one, or -1;
-    how many pages it has, and which, behind them -1.
+    run (-1 - r while it is only promised, r its row in the step that will give it); the last step that promised one, or
+    -1; how many pages it has, and which, behind them -1.
     """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
