@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from byte_model import write_byte_model
 from rich.console import Console
@@ -75,25 +72,21 @@ class Measured:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
+def measured(local_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     folder = tmp_path_factory.mktemp("sensitivity")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        write_byte_model(folder / "source")
-        text = folder / "text.jsonl"
-        text.write_text("\n".join(json.dumps({"source": str(n), "text": each}) for n, each in enumerate(TEXTS)))
-        for name, scheme in (("low", LOW), ("high", HIGH)):
-            rule = {"modules": [MATRICES], **scheme}
-            quantize(folder / "source", folder / name, recipe(name, rule), progress=False)
-        settings = SensitivitySettings(
-            low=str(folder / "low"), high=str(folder / "high"), groups=2, shares=(0.0, 0.5), window=100, concurrency=4
-        )
-        found = measure_sensitivity(
-            folder / "source", folder / "sensitivity.json", text, settings, work_dir=folder / "work"
-        )
-        yield Measured(folder / "source", text, folder, settings, found)
-    finally:
-        ray.shutdown()
+    write_byte_model(folder / "source")
+    text = folder / "text.jsonl"
+    text.write_text("\n".join(json.dumps({"source": str(n), "text": each}) for n, each in enumerate(TEXTS)))
+    for name, scheme in (("low", LOW), ("high", HIGH)):
+        rule = {"modules": [MATRICES], **scheme}
+        quantize(folder / "source", folder / name, recipe(name, rule), progress=False)
+    settings = SensitivitySettings(
+        low=str(folder / "low"), high=str(folder / "high"), groups=2, shares=(0.0, 0.5), window=100, concurrency=4
+    )
+    found = measure_sensitivity(
+        folder / "source", folder / "sensitivity.json", text, settings, work_dir=folder / "work"
+    )
+    return Measured(folder / "source", text, folder, settings, found)
 
 
 def test_losses_are_those_of_checkpoints_that_are_quantized_so(measured: Measured) -> None:
