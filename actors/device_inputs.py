@@ -11,20 +11,22 @@ import torch
 from torch import Tensor
 
 from ..kernels.protocol import PagedBatch
+from ..kernels.sampling import WORDS
 from .step_answer import device_event
 from .step_batch import StepBatch
 
 _NUMBERS = 4
 """64-bit numbers a row: the token given by the host, the place of the token to run, position, slot."""
-_ROW_BYTES = 8 * _NUMBERS + 4
-"""With the 32-bit context length."""
+_ROW_BYTES = 8 * (_NUMBERS + WORDS) + 4
+"""With how its next token is drawn, and the 32-bit context length."""
 
 
 class DeviceInputs:
     """For steps of at most `rows` rows and tables of max_pages pages.
 
-    last: [rows] int64 on the device, the tokens that the last step sampled. Two places on the host take turns, so that
-    one can be written while the other's copy is on its way.
+    last: [rows] int64 on the device, the tokens that the last step sampled. words: [rows, WORDS] float64 there, as
+    `AheadKernels.draw` reads them. Two places on the host take turns, so that one can be written while the other's copy
+    is on its way.
     """
 
     def __init__(self, rows: int, max_pages: int, device: torch.device) -> None:
@@ -34,7 +36,7 @@ class DeviceInputs:
         # `last` and the given tokens lie one behind the other: a row's place counts through both.
         self._tokens = block[: 16 * rows].view(torch.int64)
         self._block = block[8 * rows :]
-        self._numbers, self._context_len, self._table = _parts(self._block, rows, max_pages)
+        self._numbers, self.words, self._context_len, self._table = _parts(self._block, rows, max_pages)
         self._query_start = torch.arange(rows + 1, dtype=torch.int32, device=device)
         self._places = [_HostPlace(rows, max_pages, device) for _ in range(2)]
 
@@ -71,10 +73,12 @@ class _HostPlace:
             rows * (_ROW_BYTES + 4 * max_pages), dtype=torch.uint8, pin_memory=device.type != "cpu"
         )
         self.copied = device_event(device)
-        self._numbers, self._context_len, self._table = (each.numpy() for each in _parts(self.block, rows, max_pages))
+        parts = _parts(self.block, rows, max_pages)
+        self._numbers, self._words, self._context_len, self._table = (each.numpy() for each in parts)
 
     def fill(self, batch: StepBatch, rows: int, offset: int) -> None:
-        """offset: the place of the first given token."""
+        """offset: the place of the first given token. Of a step that is not drawn on the device, and of what pads, the
+        largest logits are taken, which takes least."""
         if self.copied is not None:
             self.copied.synchronize()
         count = len(batch.ids)
@@ -83,6 +87,9 @@ class _HostPlace:
         source[:count] = np.where(batch.ids < 0, -1 - batch.ids, offset + np.arange(count))
         self._context_len[:count] = batch.lengths
         self._table[:count, : batch.table.shape[1]] = batch.table
+        self._words[:rows] = 0.0
+        if batch.plain:
+            self._words[:count] = batch.words
         if count:
             like = int(self._context_len[:count].argmin())
             self._numbers[:, count:rows] = self._numbers[:, like, None]
@@ -92,8 +99,13 @@ class _HostPlace:
             self._context_len[:rows], self._table[:rows, 0] = 1, 0
 
 
-def _parts(block: Tensor, rows: int, max_pages: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The numbers [4, rows], context lengths [rows] and page table [rows, max_pages] of a block of bytes."""
-    begin, end = 8 * _NUMBERS * rows, _ROW_BYTES * rows
-    numbers = block[:begin].view(torch.int64).view(_NUMBERS, rows)
-    return numbers, block[begin:end].view(torch.int32), block[end:].view(torch.int32).view(rows, max_pages)
+def _parts(block: Tensor, rows: int, max_pages: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The numbers [4, rows], words [rows, WORDS], context lengths [rows] and page table [rows, max_pages] of a block of
+    bytes."""
+    words, lengths, table = 8 * _NUMBERS * rows, 8 * (_NUMBERS + WORDS) * rows, _ROW_BYTES * rows
+    return (
+        block[:words].view(torch.int64).view(_NUMBERS, rows),
+        block[words:lengths].view(torch.float64).view(rows, WORDS),
+        block[lengths:table].view(torch.int32),
+        block[table:].view(torch.int32).view(rows, max_pages),
+    )

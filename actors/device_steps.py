@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..kernels.protocol import AheadKernels, Greedy, PagedBatch
+from ..kernels.protocol import AheadKernels, Drawn, PagedBatch
 from .captured_step import CapturedStep, CapturedSteps
 from .device_inputs import DeviceInputs
 from .step_answer import Answer, Answered, AnswerPlace, StepAnswer, new_tokens
@@ -16,8 +16,8 @@ from .step_batch import StepBatch, rows_on
 _SIZES = ((8, 1), (64, 8), (256, 32), (512, 64))
 MAX_ROWS = _SIZES[-1][0]
 
-# Where a captured step leaves the head's logits and what greedy sampling takes of them.
-_LOGITS, _GREEDY = "device logits", "device greedy"
+# Where a captured step leaves the head's logits and what is drawn of them.
+_LOGITS, _DRAWN = "device logits", "device drawn"
 
 
 def padded_rows(rows: int) -> int:
@@ -27,16 +27,21 @@ def padded_rows(rows: int) -> int:
 
 @dataclass
 class DeviceRows:
-    """What the stages of one captured step read: tokens [T] int64, set when the step begins, and where they stand."""
+    """What one captured step reads: tokens [T] int64, set when the step begins, where they stand, and how the next ones
+    are drawn, words [T, WORDS]."""
 
     rows: int
     paged: PagedBatch
     tokens: Tensor
+    words: Tensor
 
 
 class DeviceSteps:
-    """One shard's. A step's tokens come from the host, or from the step before; its greedy tokens stay for the next
-    one and are copied to the host, where nobody needs to wait for them but who reads them."""
+    """One shard's. A step's tokens come from the host, or from the step before; those that it draws stay for the next
+    one and are copied to the host, where nobody needs to wait for them but who reads them.
+
+    One row whose logits are changed, or of which more is told than its token's probability (`StepBatch.plain`), makes
+    all rows of its step wait for the host."""
 
     def __init__(self, kernels: AheadKernels, max_pages: int) -> None:
         self._kernels, device = kernels, kernels.device
@@ -46,7 +51,7 @@ class DeviceSteps:
 
     def inputs(self, rows: int) -> DeviceRows:
         """What a step of so many rows reads; always the same memory."""
-        return DeviceRows(rows, self._inputs.paged(rows), self._inputs.tokens(rows))
+        return DeviceRows(rows, self._inputs.paged(rows), self._inputs.tokens(rows), self._inputs.words[:rows])
 
     def take(self, batch: StepBatch, rows: int) -> None:
         """Begins to bring a step's numbers to the device, padded to `rows` rows."""
@@ -58,15 +63,15 @@ class DeviceSteps:
 
     def sample(self, step: CapturedStep[DeviceRows], logits: Tensor) -> None:
         """A captured step's last part."""
-        step.buffers[_LOGITS], step.buffers[_GREEDY] = logits, self._kernels.greedy(logits)
+        step.buffers[_LOGITS], step.buffers[_DRAWN] = logits, self._kernels.draw(logits, step.inputs.words)
 
     def answer(self, step: CapturedStep[DeviceRows], batch: StepBatch) -> Answer:
-        """What a step that has been begun gives. Rows that are not plainly greedy are waited for."""
-        greedy: Greedy = step.buffers[_GREEDY]
-        if not batch.greedy:
+        """What a step that has been begun gives. Rows that are not plain are waited for."""
+        drawn: Drawn = step.buffers[_DRAWN]
+        if not batch.plain:
             logits = step.buffers[_LOGITS][: len(batch.sampled)]
             sampled = self._kernels.sample(logits, rows_on(batch.sampling, self._kernels.device))
             return Answered(StepAnswer(new_tokens(batch, sampled), ()))
-        self._inputs.last[: len(greedy.tokens)].copy_(greedy.tokens)
+        self._inputs.last[: len(drawn.tokens)].copy_(drawn.tokens)
         self._answers.reverse()
-        return self._answers[0].answer(greedy, batch.sampled)
+        return self._answers[0].answer(drawn, batch.sampled)

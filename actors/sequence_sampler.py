@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.protocol import LogitChanges, SamplingRow
+from ..kernels.sampling import row_words
 from .step_plan import SequenceStart
 
 _NO_TOKENS = torch.empty(0, dtype=torch.int64)
@@ -46,7 +47,9 @@ class TokenCounts:
 class SequenceSampler:
     """Makes the `SamplingRow` of a sequence's next token. A sequence without changes of its logits keeps no counts.
 
-    greedy: whether every token is the largest logit's, whatever the tokens before, and nothing more is told of it.
+    plain: whether every token is drawn of the logits as they are, whatever the tokens before, and nothing is told but
+    its probability: how it is drawn is then known before the token in front of it. words: `kernels.sampling.row_words`;
+    seed: 64 bits.
     """
 
     def __init__(self, start: SequenceStart) -> None:
@@ -61,8 +64,9 @@ class SequenceSampler:
             self._bias_tokens = torch.tensor([token for token, _ in how.logit_bias], dtype=torch.int64)
             self._bias = torch.tensor([bias for _, bias in how.logit_bias], dtype=torch.float64)
         self._ban = torch.tensor(how.stop_ban, dtype=torch.int64)
-        changes = self._counts is not None or how.logit_bias or how.stop_ban
-        self.greedy = how.temperature == 0.0 and not changes and not how.top_logprobs
+        self.words = row_words(how.temperature, how.top_p, how.min_p, how.top_k)
+        self.seed = how.seed & (1 << 64) - 1
+        self.plain = not (self._counts is not None or how.logit_bias or how.stop_ban or how.top_logprobs)
 
     def took(self, token: int) -> None:
         """The sequence goes on with this token."""

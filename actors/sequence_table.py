@@ -26,13 +26,13 @@ class _Sequence:
 
 @dataclass(frozen=True)
 class _Group:
-    """Sequences that run together, mostly step after step. places: -1 for one that is not here. greedy: all are.
+    """Sequences that run together, mostly step after step. places: -1 for one that is not here. plain: all are.
     bounds: of a step in which each has a row."""
 
     sequences: tuple[int, ...]
     places: np.ndarray
     samplers: tuple[SequenceSampler, ...]
-    greedy: bool
+    plain: bool
     bounds: np.ndarray
 
 
@@ -72,7 +72,7 @@ class SequenceTable:
     def can_follow(self, plan: StepPlan) -> bool:
         """Whether the plan can be applied while the tokens of the step before it are only promised: all that it needs
         of them are the tokens themselves."""
-        return plan.decode_rows > 0 and self._grouped(plan.decodes.sequences).greedy
+        return plan.decode_rows > 0 and self._grouped(plan.decodes.sequences).plain
 
     def promise(self, step: int, batch: StepBatch) -> None:
         """A step's tokens are on their way: its sequences go on with what its rows will have sampled."""
@@ -83,7 +83,7 @@ class SequenceTable:
         """Remembers the tokens that a step gave its sequences, which may have gone on or ended since they were
         promised."""
         group = self._grouped(tokens.sequences)
-        if not group.greedy:
+        if not group.plain:
             for number, token in zip(tokens.sequences, tokens.tokens, strict=True):
                 if number in self._sequences:
                     self._sequences[number].sampler.took(token)
@@ -131,8 +131,8 @@ class SequenceTable:
             here = [self._sequences.get(number) for number in numbers]
             places = np.array([-1 if each is None else each.place for each in here], np.int64)
             samplers = tuple(each.sampler for each in here if each is not None)
-            greedy = all(sampler.greedy for sampler in samplers)
-            self._group = _Group(numbers, places, samplers, greedy, np.arange(len(numbers) + 1))
+            plain = all(sampler.plain for sampler in samplers)
+            self._group = _Group(numbers, places, samplers, plain, np.arange(len(numbers) + 1))
         return self._group
 
     def _decode(self, decodes: Decodes) -> StepBatch:
@@ -158,7 +158,7 @@ class SequenceTable:
         lengths = self._lengths[places] = lengths + 1
         table = self._pages[:, : counts.max(initial=0)].take(places, axis=0)
         rows_of = group.bounds, lengths, table, size, numbers, group.bounds[:-1]
-        return StepBatch(ids, *rows_of, group.samplers, (), group.greedy)
+        return StepBatch(ids, *rows_of, group.samplers, (), group.plain)
 
     def _take(self, part: Slice) -> StepBatch:
         """Moves one sequence on by a slice."""
@@ -193,7 +193,7 @@ class SequenceTable:
             np.array((count - 1,) if part.sample else (), np.int64),
             (sequence.sampler,) if part.sample else (),
             scored,
-            sequence.sampler.greedy or not part.sample,
+            sequence.sampler.plain or not part.sample,
         )
 
     def _put_pages(self, number: int, place: int, kept: int, pages: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.protocol import Greedy, Sampled
+from ..kernels.protocol import Drawn, Sampled
 from .step_batch import StepBatch
 from .step_plan import NewTokens, PromptScores, Top
 
@@ -61,10 +61,10 @@ class AnswerPlace:
         self._numbers = torch.zeros((2, rows), dtype=torch.float32, pin_memory=pinned)
         self._event = device_event(device)
 
-    def answer(self, sampled: Greedy, sequences: tuple[int, ...]) -> Answer:
-        """The answer of the step that was begun last: `sampled`, of which the first rows are of these sequences."""
+    def answer(self, drawn: Drawn, sequences: tuple[int, ...]) -> Answer:
+        """The answer of the step that was begun last: `drawn`, of which the first rows are of these sequences."""
         for here, there in zip(
-            (self._tokens, *self._numbers), (sampled.tokens, sampled.logprobs, sampled.largest), strict=True
+            (self._tokens, *self._numbers), (drawn.tokens, drawn.logprobs, drawn.largest), strict=True
         ):
             here[: len(there)].copy_(there, non_blocking=True)
         if self._event is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.protocol import LogitChanges, PagedBatch, SamplingRow
+from ..kernels.sampling import WORDS, uniforms
 from .sequence_sampler import SequenceSampler
 
 
@@ -39,7 +40,7 @@ class StepBatch:
     ids: [T] int64, the tokens; -1 - r where the token is still on the device: that of row r of the step before. bounds:
     [S + 1] int64, sequence s has the rows from bounds[s] to bounds[s + 1]. lengths: [S] int64, tokens of each sequence,
     these included. table: [S, W] int32, each one's pages, of `page_size` tokens, behind them -1. sampled: the N
-    sequences; sampled_rows: [N] int64, the row of each that is sampled; samplers: how. greedy: `SequenceSampler.greedy`
+    sequences; sampled_rows: [N] int64, the row of each that is sampled; samplers: how. plain: `SequenceSampler.plain`
     of all of them.
     """
 
@@ -52,7 +53,7 @@ class StepBatch:
     sampled_rows: np.ndarray
     samplers: tuple[SequenceSampler, ...]
     scored: tuple[Scored, ...]
-    greedy: bool
+    plain: bool
 
     @staticmethod
     def joined(parts: Sequence[StepBatch]) -> StepBatch:
@@ -71,7 +72,7 @@ class StepBatch:
             np.concatenate([part.sampled_rows + first for part, first in each]),
             tuple(chain.from_iterable(part.samplers for part in parts)),
             tuple(replace(one, first_row=one.first_row + first) for part, first in each for one in part.scored),
-            all(part.greedy for part in parts),
+            all(part.plain for part in parts),
         )
 
     @property
@@ -98,7 +99,7 @@ class StepBatch:
             self.sampled_rows[here] - low,
             self.samplers[here],
             tuple(replace(s, first_row=s.first_row - int(low)) for s in self.scored if low <= s.first_row < high),
-            self.greedy,
+            self.plain,
         )
 
     @cached_property
@@ -108,9 +109,13 @@ class StepBatch:
         return tuple(sampler.row(position) for sampler, position in zip(self.samplers, positions, strict=True))
 
     @cached_property
-    def plain(self) -> bool:
-        """Whether tokens are drawn of the logits as they are, and nothing is told but their probabilities."""
-        return all(row.changes is None and not row.top_logprobs for row in self.sampling)
+    def words(self) -> np.ndarray:
+        """[N, WORDS] float64, how each of the rows of a plain step is drawn."""
+        words = np.array([sampler.words for sampler in self.samplers]).reshape(-1, WORDS)
+        if words[:, 0].any():
+            seeds = np.array([sampler.seed for sampler in self.samplers], np.uint64)
+            words[:, 3] = uniforms(seeds, self.positions[self.sampled_rows] + 1)
+        return words
 
     @cached_property
     def positions(self) -> np.ndarray:

@@ -13,10 +13,10 @@ from .protocol import (
     ActivationFormat,
     Activations,
     AheadKernels,
+    Drawn,
     ExpertWeights,
     GateConfig,
     Graph,
-    Greedy,
     IntegerWeight,
     Kernels,
     LayerExperts,
@@ -140,8 +140,8 @@ class ComposedKernels:
 class ComposedAheadKernels(ComposedKernels):
     """`AheadKernels` of sources that wait for nothing; the base is such a backend too."""
 
-    def greedy(self, logits: Tensor) -> Greedy:
-        return self._base.greedy(logits)
+    def draw(self, logits: Tensor, words: Tensor) -> Drawn:
+        return self._base.draw(logits, words)
 
     def branch(self, rows: int, run: Callable[[], T]) -> T:
         return self._base.branch(rows, run)

@@ -236,8 +236,8 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Greedy:
-    """The most probable token of S rows of logits, ties to the lower id, and its log probability as `Sampled` has it.
+class Drawn:
+    """The tokens of S rows of logits as `Sampled` has them, and what says whether they are any.
 
     tokens: [S] int64. logprobs: [S] float32. largest: [S] float32, each row's largest logit: what stands beside one
     that is no finite number means nothing.
@@ -422,8 +422,11 @@ class AheadKernels(Kernels, Protocol):
 
     leaves_out: bool
 
-    def greedy(self, logits: Tensor) -> Greedy:
-        """logits [S, V] float; waits for nothing and refuses no value."""
+    def draw(self, logits: Tensor, words: Tensor) -> Drawn:
+        """`sample` of rows without changes and top_logprobs that waits for nothing and refuses no value.
+
+        logits [S, V] float; words [S, `sampling.WORDS`] float64, how each row draws. Tokens to the bit, also of a
+        captured call with other words; log probabilities but for the device's own logarithm."""
         ...
 
     def branch(self, rows: int, run: Callable[[], T]) -> T:

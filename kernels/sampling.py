@@ -21,29 +21,36 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from struct import Struct
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .logit_changes import changed_logits
 from .ordered import ordered_exp
-from .protocol import Greedy, Sampled, SamplingRow
+from .protocol import Drawn, Sampled, SamplingRow
 from .sampling_limits import MAX_TOP_LOGPROBS
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 # A weight has this many bits behind the point: 2^19 tokens of weight 1 still fit a signed 64-bit sum.
 WEIGHT_BITS = 44
-# A temperature above 0 and below the least normal float32 counts as that.
+# A temperature above 0 and below the least normal float32 counts as that; one above float32's largest as this.
 LEAST_TEMPERATURE = 2.0**-126
+MOST_TEMPERATURE = torch.finfo(torch.float32).max
 MAX_VOCABULARY = 1 << (63 - WEIGHT_BITS)
 # How many of the best tokens top-p looks at first; twice as many each time that these do not reach it.
 _FIRST_BEST = 256
 
 
-def splitmix64(state: int) -> int:
-    """One output of Steele, Lea and Flood's SplitMix64 for a 64-bit state."""
-    z = (state + _GOLDEN) & _MASK
+Bits = TypeVar("Bits", int, "NDArray[np.uint64]")
+
+
+def splitmix64(state: Bits) -> Bits:
+    """One output of Steele, Lea and Flood's SplitMix64 for a 64-bit state, or for each of an array of uint64."""
+    z = (state + _GOLDEN) & _MASK  # of an array the sum wraps by itself
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
     return z ^ (z >> 31)
@@ -52,6 +59,12 @@ def splitmix64(state: int) -> int:
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) with 53 random bits, a function of (seed, position)."""
     return (splitmix64((splitmix64(seed & _MASK) + position) & _MASK) >> 11) * 2.0**-53
+
+
+def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`uniform` of each seed, of which 64 bits count, and position."""
+    states = splitmix64(seeds) + positions.astype(np.uint64)
+    return (splitmix64(states) >> np.uint64(11)) * 2.0**-53
 
 
 def check_sampling_row(row: SamplingRow) -> None:
@@ -70,18 +83,21 @@ def check_sampling_row(row: SamplingRow) -> None:
         raise ValueError(f"sample: top_logprobs is {row.top_logprobs}, expected 0 to {MAX_TOP_LOGPROBS}")
 
 
-_WORDS = Struct("=ddddq")
+WORDS = 5
+"""Numbers that say how a row draws, float64: temperature, top_p, temperature * log(min_p), which is -inf where min_p is
+off, the random number and top_k."""
+_WORDS = Struct(f"={WORDS}d")
 
 
 class SamplingRows(list[SamplingRow]):
     """Rows whose words stay at one place, so that a captured `sample` draws anew by what was put here last.
 
-    words: [40 * S] bytes; of each row temperature, top_p, min_p and the random number as float64, and top_k as int64.
+    words: [S, WORDS] float64.
     """
 
     def __init__(self, rows: Sequence[SamplingRow]) -> None:
-        self.words = torch.empty(_WORDS.size * len(rows), dtype=torch.uint8)
-        self._bytes = self.words.numpy().data
+        self.words = torch.empty((len(rows), WORDS), dtype=torch.float64)
+        self._bytes = self.words.view(torch.uint8).numpy().reshape(-1).data
         self.put(rows)
 
     def put(self, rows: Iterable[SamplingRow]) -> None:
@@ -89,10 +105,16 @@ class SamplingRows(list[SamplingRow]):
         self[:] = rows
         place = 0
         for row in self:
-            random = uniform(row.seed, row.position) if row.temperature > 0.0 else 0.0
-            top_k = min(row.top_k, MAX_VOCABULARY)
-            _WORDS.pack_into(self._bytes, place, row.temperature, row.top_p, row.min_p, random, top_k)
+            temperature, top_p, reach, _, top_k = row_words(row.temperature, row.top_p, row.min_p, row.top_k)
+            random = uniform(row.seed, row.position) if temperature > 0.0 else 0.0
+            _WORDS.pack_into(self._bytes, place, temperature, top_p, reach, random, top_k)
             place += _WORDS.size
+
+
+def row_words(temperature: float, top_p: float, min_p: float, top_k: int) -> tuple[float, float, float, float, float]:
+    """Of one row, but for the random number, which is 0. The logarithm is the C library's, which NumPy's is not."""
+    reach = temperature * math.log(min_p) if min_p > 0.0 else -math.inf
+    return temperature, top_p, reach, 0.0, float(min(top_k, MAX_VOCABULARY))
 
 
 def check_sampling(logits: Tensor, rows: Sequence[SamplingRow]) -> None:
@@ -132,13 +154,31 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     return Sampled(tokens, logprobs, top_tokens, top_logprobs)
 
 
-def greedy(logits: Tensor) -> Greedy:
-    """`AheadKernels.greedy`, by operations of the logits' device alone."""
+def draw(logits: Tensor, words: Tensor) -> Drawn:
+    """`AheadKernels.draw`, by operations of the logits' device alone: all rows are sorted."""
     logits = logits.to(torch.float32)
-    largest = logits.amax(1)
-    sums = _integers(logits - largest[:, None]).sum(1).to(torch.float64)
-    logprobs = -(sums * 2.0**-WEIGHT_BITS).log()
-    return Greedy(logits.argmax(1), logprobs.to(torch.float32), largest)
+    size, largest = logits.shape[1], logits.amax(1)
+    temperature, top_p, reach, random, top_k = words.unbind(1)
+    apart = logits - largest[:, None]
+    log_sum = (_integers(apart).sum(1).to(torch.float64) * 2.0**-WEIGHT_BITS).log()
+    divisor = temperature.clamp(LEAST_TEMPERATURE, MOST_TEMPERATURE).to(torch.float32)
+    # A sort may put -0.0 behind 0.0, which is as large.
+    order = (logits + 0.0).sort(dim=1, descending=True, stable=True).indices
+    limit = (logits.to(torch.float64) >= (largest.to(torch.float64) + reach)[:, None]).sum(1)
+    limit = torch.where(top_k > 0.0, limit.minimum(top_k.to(torch.int64)), limit)
+    weights = _integers(apart / divisor[:, None]).gather(1, order)
+    weights *= torch.arange(size, device=logits.device) < limit[:, None]
+    total = weights.sum(1)
+    needed = torch.where(top_p < 1.0, (top_p * total.to(torch.float64)).ceil().to(torch.int64).minimum(total), total)
+    weights *= weights.cumsum(1) - weights < needed[:, None]
+    cumulative = torch.zeros_like(weights).scatter_(1, order, weights).cumsum(1)
+    total = cumulative[:, -1]
+    target = (random * total.to(torch.float64)).to(torch.int64).minimum(total - 1)
+    drawn = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0].clamp_max(size - 1)
+    tokens = torch.where(temperature > 0.0, drawn, logits.argmax(1))
+    given = logits.gather(1, tokens[:, None])[:, 0].to(torch.float64)
+    logprobs = (given - largest.to(torch.float64) - log_sum).to(torch.float32)
+    return Drawn(tokens, logprobs, largest)
 
 
 def _largest(logits: Tensor, index: int) -> float:
@@ -157,7 +197,8 @@ def _log_sum(logits: Tensor, index: int) -> tuple[float, float]:
 def _weights(logits: Tensor, best: float, temperature: float) -> Tensor:
     """Weights of logits [n] float32 whose row's largest is `best` -> [n] int64."""
     # A tensor on the device: by a number on the host an accelerator multiplies with its reciprocal.
-    divisor = torch.tensor(max(temperature, LEAST_TEMPERATURE), dtype=torch.float32, device=logits.device)
+    divisor = min(max(temperature, LEAST_TEMPERATURE), MOST_TEMPERATURE)
+    divisor = torch.tensor(divisor, dtype=torch.float32, device=logits.device)
     return _integers((logits - best) / divisor)
 
 

@@ -20,11 +20,11 @@ from .protocol import (
     Activations,
     AheadKernels,
     Bf16Matrix,
+    Drawn,
     ExpertMatrix,
     ExpertWeights,
     Fp8Matrix,
     GateConfig,
-    Greedy,
     Int4Matrix,
     Int4Weight,
     Int8Matrix,
@@ -36,9 +36,11 @@ from .protocol import (
     activation_format,
 )
 from .reference import ReferenceKernels
+from .sampling import SamplingRows
 
 _TOKENS = 5
 _COLUMNS = 128  # libraries take no fewer
+_LOGITS = 10000  # several programs share a row
 _CHOSEN = 64  # of all experts: a wave keeps one a lane
 _RELATIVE_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 # Where activations are split into two bfloat16 parts; the parts alone are within 2^-18 of a value.
@@ -279,20 +281,21 @@ class _Check:
             self._both("quantize", lambda k, t, f=format: _scale(k.quantize(t(x), f)), exact=True)
 
     def sample(self) -> None:
-        logits = self._floats(3, 1000)
+        logits = self._floats(3, _LOGITS)
         rows = [
             SamplingRow(0.0, 1.0, 0, 0, 0),
             SamplingRow(0.8, 0.9, 0, 7, 3, 0.01, 5),
             SamplingRow(1.2, 1.0, 40, 8, 4),
         ]
         if isinstance(self._kernels, AheadKernels):
-            plain = [SamplingRow(0.0, 1.0, 0, 0, 0)] * len(logits)
+            plain = [replace(row, top_logprobs=0) for row in rows]
+            words = SamplingRows(plain).words
 
-            def greedy(k: Kernels, t: _Mover) -> Greedy | Sampled:
-                return k.greedy(t(logits)) if isinstance(k, AheadKernels) else k.sample(t(logits), plain)
+            def draw(k: Kernels, t: _Mover) -> Drawn | Sampled:
+                return k.draw(t(logits), t(words)) if isinstance(k, AheadKernels) else k.sample(t(logits), plain)
 
-            self._both("sample", lambda k, t: greedy(k, t).tokens, exact=True)
-            self._both("sample", lambda k, t: greedy(k, t).logprobs)
+            self._both("sample", lambda k, t: draw(k, t).tokens, exact=True)
+            self._both("sample", lambda k, t: draw(k, t).logprobs)
         self._both("sample", lambda k, t: k.sample(t(logits), rows).tokens, exact=True)
         self._both("sample", lambda k, t: k.sample(t(logits), rows).logprobs)
         self._both("sample", lambda k, t: k.sample(t(logits), rows).top_tokens, exact=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .protocol import Greedy, T
+from .protocol import Drawn, T
 from .reference import ReferenceKernels
-from .sampling import greedy
+from .sampling import draw
 
 
 class TorchKernels(ReferenceKernels):
@@ -17,8 +17,8 @@ class TorchKernels(ReferenceKernels):
     name = "torch"
     leaves_out = False
 
-    def greedy(self, logits: Tensor) -> Greedy:
-        return greedy(logits)
+    def draw(self, logits: Tensor, words: Tensor) -> Drawn:
+        return draw(logits, words)
 
     def branch(self, rows: int, run: Callable[[], T]) -> T:
         """All operations run in their order."""

@@ -22,6 +22,7 @@ from ...kernels.flydsl.shape import ProductShape
 from ...kernels.flydsl.source import TARGETS, FlyDslSource
 from ...kernels.kv_entries import ROUNDED
 from ...kernels.protocol import ExpertWeights, Int4Matrix, Int8Matrix, PagedBatch, activation_format
+from ...kernels.sampling import WORDS
 from ...kernels.triton import peers
 from ...kernels.triton.backend import TritonKernels
 from ...kernels.triton.recording import Launch, record
@@ -90,7 +91,8 @@ class BuildTask:
             paged, _ = paged_batch(queries, contexts)
             moved = PagedBatch(**{name: tensor.to(_META) for name, tensor in vars(paged).items()})
             last = moved.query_start[1:].long() if len(queries) == 1 else None
-            kernels.greedy(run(_empty(torch.int64, sum(queries)), moved, config.num_hidden_layers, last))
+            logits = run(_empty(torch.int64, sum(queries)), moved, config.num_hidden_layers, last)
+            kernels.draw(logits, _empty(torch.float64, len(logits), WORDS))
             # What AITER's attention is told, in as many calls as it needs.
             copies = -(-config.num_attention_heads // GROUP)
             key_lists(moved, slice(0, min(sum(queries), MOST_QUERIES)), PAGE, copies, SPLITS)

@@ -234,10 +234,9 @@ struct Conversion {
   int64_t rows, columns;
 };
 
-// One row's parameters as in SamplingRow; uniform: its random number in [0, 1).
+// A row's words, kernels/sampling.py. reach: temperature * log(min_p); uniform: its random number in [0, 1).
 struct SampleRow {
-  double temperature, top_p, min_p, uniform;
-  int64_t top_k;
+  double temperature, top_p, reach, uniform, top_k;
 };
 
 // logits as given and as changed [count, vocabulary]; top_* [count, columns]. largest [count, 2] becomes the largest of

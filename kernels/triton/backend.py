@@ -17,10 +17,10 @@ from ..kv_entries import ROUNDED
 from ..protocol import (
     ActivationFormat,
     Activations,
+    Drawn,
     ExpertWeights,
     GateConfig,
     Graph,
-    Greedy,
     IntegerWeight,
     LayerExperts,
     LinearWeight,
@@ -34,6 +34,7 @@ from . import rows as row_kernels
 from .absorb import absorb
 from .attention import attention_tile, mla_attention
 from .branches import BRANCH_ROWS, Branches
+from .drawing import draw
 from .experts import run_experts
 from .float_linear import float_parts, head_linear, linear
 from .gate import choose
@@ -42,7 +43,7 @@ from .layouts import TiledExperts, tile_experts
 from .linear import gated_hidden, integer_linear
 from .linear_tiles import linear_tuning
 from .quantize import quantize
-from .sampling import greedy, sample_rows
+from .sampling import sample_rows
 from .tiles import TileTable, gpu_name
 
 _CHOSEN_OF_PARTS = 512
@@ -177,8 +178,8 @@ class TritonKernels:
     def sample(self, logits: Tensor, rows: list[SamplingRow]) -> Sampled:
         return sample_rows(logits, rows)
 
-    def greedy(self, logits: Tensor) -> Greedy:
-        return greedy(logits)
+    def draw(self, logits: Tensor, words: Tensor) -> Drawn:
+        return draw(logits, words)
 
     def take_rows(self, table: Tensor, rows: Tensor) -> Tensor:
         self._check.take_rows(table, rows)

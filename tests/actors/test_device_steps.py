@@ -27,8 +27,9 @@ from flyray.actors.stage_actions import DataParallelActions
 from flyray.actors.step_answer import Answer, Answered, AnswerPlace, StageError
 from flyray.actors.step_plan import NewTokens, Sampling, SequenceStart, Slice, StepPlan
 from flyray.actors.weights import load_shard
-from flyray.kernels.protocol import Greedy, Kernels, T
+from flyray.kernels.protocol import Drawn, Kernels, SamplingRow, T
 from flyray.kernels.reference import ReferenceKernels
+from flyray.kernels.sampling import SamplingRows
 from flyray.kernels.torch_kernels import TorchKernels
 
 PAGE, PAGES = 4, 120
@@ -147,29 +148,33 @@ class LateBranches(TorchKernels):
             super().write_kv(*rows)
 
 
-def test_steps_begun_ahead_give_the_bits_of_stages_one_by_one(checkpoint: Checkpoint) -> None:
+DRAWN = {"s1": Sampling(0.8, 0.9, 20, 5), "s3": Sampling(1.0, 0.95, 0, 6), "s5": Sampling(1.3, 1.0, 0, 7, min_p=0.02)}
+
+
+@pytest.mark.parametrize("drawn", [{}, DRAWN], ids=["greedy", "drawn"])
+def test_steps_begun_ahead_give_the_bits_of_stages_one_by_one(
+    checkpoint: Checkpoint, drawn: dict[str, Sampling]
+) -> None:
     device, eager = engine(checkpoint, LateBranches(), True), engine(checkpoint, ReferenceKernels(), False)
-    assert run(device) == run(eager)
+    assert run(device, **drawn) == run(eager, **drawn)
     assert (device.most, eager.most) == (2, 1)
 
 
-def test_rows_that_are_drawn_or_penalized_wait_for_the_step_before(checkpoint: Checkpoint) -> None:
-    drawn = {
-        "s1": Sampling(0.8, 0.9, 20, 5),
-        "s6": replace(GREEDY, repetition_penalty=1.5, min_tokens=2, stop_ban=(9,)),
-    }
+def test_rows_that_are_penalized_wait_for_the_step_before(checkpoint: Checkpoint) -> None:
+    penalized = replace(GREEDY, repetition_penalty=1.5, min_tokens=2, stop_ban=(9,))
+    changes = DRAWN | {"s3": replace(DRAWN["s3"], top_logprobs=2), "s6": penalized}
     device, eager = engine(checkpoint, TorchKernels(CPU), True), engine(checkpoint, ReferenceKernels(), False)
-    assert run(device, **drawn) == run(eager, **drawn)
+    assert run(device, **changes) == run(eager, **changes)
 
 
 def test_everything_lies_on_the_device(checkpoint: Checkpoint) -> None:
     here = engine(checkpoint, ReferenceKernels(), False)
-    here.begin()
+    here.begin(**DRAWN)
     for turn in ((0, 3, 5), (3, 5)):
         here.decode(turn)
     with pretend_device() as device:
         there = engine(checkpoint, TorchKernels(device), True)
-        there.begin()
+        there.begin(**DRAWN)
         for turn in ((0, 3, 5), (3, 5)):
             there.decode(turn)
         assert there.finish() == here.finish()
@@ -186,7 +191,7 @@ def test_numbers_of_rows_that_are_captured() -> None:
 
 def test_padding_copies_the_row_with_the_shortest_context() -> None:
     table = SequenceTable(PAGES, PAGE)
-    starts = tuple(SequenceStart(s, GREEDY, False) for s in (0, 1))
+    starts = (SequenceStart(0, DRAWN["s5"], False), SequenceStart(1, GREEDY, False))
     slices = (Slice(0, 0, (5, 6, 7, 8, 9), pages(0, 0, 5), True), Slice(1, 0, (11, 12), pages(1, 0, 2), True))
     batch = table.apply(StepPlan("e", 0, 0, "p", (), starts, slices, False))
     table.promise(0, batch)
@@ -203,6 +208,9 @@ def test_padding_copies_the_row_with_the_shortest_context() -> None:
     assert paged.slots.tolist() == [5, 42, 42, 42]
     assert paged.page_table[:, 0].tolist() == [0, 10, 10, 10]
     assert paged.query_start.tolist() == [0, 1, 2, 3, 4]
+    row = SamplingRow(1.3, 1.0, 0, 7, 6, 0.02)
+    assert torch.equal(inputs.words[:1], SamplingRows([row]).words)
+    assert inputs.words[1:4, 0].tolist() == [0.0, 0.0, 0.0]
     empty = table.apply(StepPlan("e", 0, 2, "p", (), (), (), False, 2))
     inputs.take(empty, 2)
     paged = inputs.paged(2)
@@ -213,11 +221,11 @@ def test_padding_copies_the_row_with_the_shortest_context() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_of_which_no_token_can_be_taken(value: float) -> None:
     logits = torch.tensor([[0.0, 1.0, 0.5], [0.0, value, 0.5]])
-    found = TorchKernels(CPU).greedy(logits)
+    found = TorchKernels(CPU).draw(logits, SamplingRows([SamplingRow(0.7, 0.01, 0, 1, 2)] * 2).words)
     answer = AnswerPlace(4, CPU).answer(found, (7, 9))
     with pytest.raises(StageError, match=f"largest of logits row 1 is {value}, expected a finite number"):
         answer.wait()
-    kept = Greedy(found.tokens[:1], found.logprobs[:1], found.largest[:1])
+    kept = Drawn(found.tokens[:1], found.logprobs[:1], found.largest[:1])
     told = AnswerPlace(4, CPU).answer(kept, (7,)).wait().tokens
     assert (told.sequences, told.tokens) == ((7,), (1,))
     assert told.logprobs == pytest.approx((float(logits[0].log_softmax(0)[1]),), abs=1e-6)

@@ -22,8 +22,10 @@ from flyray.kernels.protocol import (
     Int4Weight,
     Int8Matrix,
     Int8Weight,
+    SamplingRow,
 )
 from flyray.kernels.reference import ReferenceKernels
+from flyray.kernels.sampling import SamplingRows
 from flyray.kernels.select import NoAccelerator, describe_kernels, plan_kernels, select_kernels
 from flyray.kernels.selfcheck import KernelMismatch, self_check
 from flyray.kernels.source import KernelShapes, Promise
@@ -150,7 +152,8 @@ def test_steps_run_ahead_where_the_base_lets_them() -> None:
     assert not kernels.leaves_out
     assert not isinstance(composed({}), AheadKernels)
     logits = normal(2, 3, 50)
-    assert torch.equal(kernels.greedy(logits).tokens, ahead.greedy(logits).tokens)
+    words = SamplingRows([SamplingRow(1.0, 0.9, 0, 1, 2)] * len(logits)).words
+    assert torch.equal(kernels.draw(logits, words).tokens, ahead.draw(logits, words).tokens)
 
 
 def test_rocm_is_planned_without_a_gpu() -> None:

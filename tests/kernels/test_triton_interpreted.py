@@ -1,5 +1,5 @@
-"""Integer products, transfers between GPUs and AITER's lists of keys in Triton's interpreter, on the CPU, to the bit;
-run in a process of its own, for the interpreter is chosen when Triton is imported."""
+"""Integer products, transfers between GPUs, AITER's lists of keys and draws in Triton's interpreter, on the CPU, to the
+bit; run in a process of its own, for the interpreter is chosen when Triton is imported."""
 
 from __future__ import annotations
 
@@ -186,6 +186,41 @@ finite[int(batch.page_table[1, 0]), 0, 3] = torch.nan
 assert all(mla_attention(q, finite, batch, 0.3, RANK, tile)[3].isnan().all() for tile in BLOCKS)
 """
 
+# Tokens drawn by programs that share a row: ties at the last kept, a list that is too long, all of the filters.
+DRAWS = """
+import torch
+from kernel_cases import normal
+from flyray.kernels.protocol import SamplingRow
+from flyray.kernels.sampling import SamplingRows, sample
+from flyray.kernels.triton import drawing
+
+drawing._PART, drawing._LISTED, drawing._CHUNK = 64, 32, 32
+rows = [
+    SamplingRow(0.0, 1.0, 0, 1, 2),
+    SamplingRow(0.0, 1.0, 0, 1, 2),
+    SamplingRow(1.0, 0.95, 0, 3, 4),
+    SamplingRow(0.7, 1.0, 13, 5, 6),
+    SamplingRow(1.0, 0.5, 0, 7, 8),
+    SamplingRow(2.5, 0.9, 50, 9, 10, 0.1),
+    SamplingRow(1e-40, 1.0, 0, 11, 12),
+    SamplingRow(1e300, 1.0, 10**30, 13, 14),
+]
+logits = normal(9, 8, 100) * 2
+logits[1:4] = logits[1:4].round()
+logits[1, :7], logits[1, 7:] = -0.0, 0.0
+logits[4] = 3.0
+logits[7, ::3] = -torch.inf
+found, expected = drawing.draw(logits, SamplingRows(rows).words), sample(logits, rows)
+assert torch.equal(found.tokens, expected.tokens), (found.tokens, expected.tokens)
+assert torch.equal(found.logprobs, expected.logprobs)
+assert torch.equal(found.largest, logits.amax(1))
+for value in (torch.nan, torch.inf):
+    logits[2, 70] = value
+    found = drawing.draw(logits[2:3], SamplingRows(rows[2:3]).words)
+    assert torch.equal(found.largest, logits[2:3].amax(1)) or bool(found.largest.isnan()), value
+    assert 0 <= int(found.tokens) < 100
+"""
+
 
 def test_integer_products_and_peers_in_the_interpreter() -> None:
     environment = os.environ | {
@@ -193,7 +228,7 @@ def test_integer_products_and_peers_in_the_interpreter() -> None:
         "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent / "support"))),
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM + PEERS + KEY_LISTS + ENTRIES],
+        [sys.executable, "-c", PROGRAM + PEERS + KEY_LISTS + ENTRIES + DRAWS],
         env=environment,
         capture_output=True,
         text=True,
