@@ -64,7 +64,7 @@ def uniform(seed: int, position: int) -> float:
 def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
     """`uniform` of each seed, of which 64 bits count, and position."""
     states = splitmix64(seeds) + positions.astype(np.uint64)
-    return (splitmix64(states) >> np.uint64(11)) * 2.0**-53
+    return (splitmix64(states) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def check_sampling_row(row: SamplingRow) -> None:

@@ -7,8 +7,8 @@ Four launches. In the first three the parts of a row are run by programs of thei
    many of its logits lie in each of `_BINS` bins by their distance from the largest.
 3. `narrow`: the counts alone bound the weight of each bin, so they say in which few bins the last kept logit lies. What
    is in the bins before is kept, its weights are summed part by part; what is in these bins is listed, in any order.
-4. `choose`: a program a row finds the last kept of the list, then the part that the random number falls into, and in
-   this the token. A greedy row's token is the first largest of the first part that has it.
+4. `choose_token`: a program a row finds the last kept of the list, then the part that the random number falls into, and
+   in this the token. A greedy row's token is the first largest of the first part that has it.
 
 Sums are integers, so no order of adding matters, and the bins, whose bounds are generous, decide nothing but where to
 look. A list that is too long, as of very many nearly equal logits, is not read; the row itself is, which takes longer.
@@ -153,7 +153,7 @@ def narrow(
 @triton.jit
 def _entries(begin, row, LISTED: tl.constexpr, CHUNK: tl.constexpr, BINS: tl.constexpr):
     """Numbers and weights of `CHUNK` entries of a row's list, or, where it does not fit, of so many columns of the row;
-    `LOWEST` and 0 where there is none. row: as `choose` describes it."""
+    `LOWEST` and 0 where there is none. row: as `choose_token` describes it."""
     logits, listed, fits, end, top, divisor, limit, first, last = row
     entry = begin + tl.arange(0, CHUNK)
     if fits:
@@ -213,7 +213,7 @@ def _weight_before(
 
 
 @triton.jit
-def choose(
+def choose_token(
     logits, words, largest, sums, counts, listed, tokens, logprobs, tops, size, parts,
     PART: tl.constexpr, PARTS: tl.constexpr, BINS: tl.constexpr, COUNTS: tl.constexpr,
     LISTED: tl.constexpr, CHUNK: tl.constexpr,
@@ -291,7 +291,9 @@ def draw(logits: Tensor, words: Tensor) -> Drawn:
     weigh[grid](*kept, size, **sizes, **options)
     narrow[grid](*kept, listed, size, **sizes, LISTED=_LISTED, **options)
     options["num_warps"] = 8
-    choose[rows,](*kept, listed, tokens, logprobs, tops, size, parts, **sizes, LISTED=_LISTED, CHUNK=_CHUNK, **options)
+    choose_token[rows,](
+        *kept, listed, tokens, logprobs, tops, size, parts, **sizes, LISTED=_LISTED, CHUNK=_CHUNK, **options
+    )
     return Drawn(tokens, logprobs, tops)
 
 
