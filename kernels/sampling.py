@@ -53,7 +53,7 @@ def splitmix64(state: Bits) -> Bits:
     z = (state + _GOLDEN) & _MASK  # of an array the sum wraps by itself
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
+    return z ^ (z >> 31)  # pyright: ignore[reportReturnType] -- NumPy types what two Python numbers would give
 
 
 def uniform(seed: int, position: int) -> float:
