@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from drawn_rows import logits_and_rows
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from kernel_cases import normal
 
 from flyray.kernels.cpu.backend import CpuKernels
 from flyray.kernels.protocol import Sampled, SamplingRow
 from flyray.kernels.sampling import sample
-
-ROWS = st.builds(
-    SamplingRow,
-    temperature=st.sampled_from([0.0, 1e-40, 0.01, 0.7, 1.0, 2.5]),
-    top_p=st.sampled_from([1.0, 0.9, 0.5, 0.01, 1e-9]),
-    top_k=st.sampled_from([0, 1, 3, 50, 10**30]),
-    seed=st.integers(0, 2**70),
-    position=st.integers(0, 1000),
-    min_p=st.sampled_from([0.0, 0.001, 0.1, 1.0]),
-    top_logprobs=st.sampled_from([0, 1, 5, 20]),
-)
 
 
 def assert_same(actual: Sampled, expected: Sampled) -> None:
@@ -30,24 +19,9 @@ def assert_same(actual: Sampled, expected: Sampled) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(ROWS, min_size=1, max_size=4),
-    st.sampled_from([1, 2, 16, 17, 100, 1003]),
-    st.sampled_from([0.1, 1.0, 50.0]),
-    st.sampled_from(["as it is", "with ties", "with forbidden tokens", "with both zeros"]),
-    st.integers(0, 99),
-)
-def test_every_choice_is_the_references(
-    cpu: CpuKernels, rows: list[SamplingRow], vocabulary: int, spread: float, kind: str, seed: int
-) -> None:
-    logits = normal(seed, len(rows), vocabulary) * spread
-    if kind == "with ties":
-        logits = (logits * 2).round() / 2
-    elif kind == "with forbidden tokens":
-        logits[:, 1::2] = -torch.inf
-    elif kind == "with both zeros":
-        logits[:, ::3], logits[:, 1::3] = -0.0, 0.0
-    assert_same(cpu.sample(logits, rows), sample(logits, rows))
+@given(logits_and_rows())
+def test_every_choice_is_the_references(cpu: CpuKernels, drawn: tuple[torch.Tensor, list[SamplingRow]]) -> None:
+    assert_same(cpu.sample(*drawn), sample(*drawn))
 
 
 def test_a_whole_vocabulary(cpu: CpuKernels) -> None:

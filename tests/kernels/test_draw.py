@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from drawn_rows import logits_and_rows
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from kernel_cases import normal
-from test_cpu_sampling import ROWS
 
 from flyray.kernels.protocol import AheadKernels, SamplingRow
 from flyray.kernels.sampling import SamplingRows, sample, uniform, uniforms
@@ -38,24 +37,9 @@ def assert_drawn(ahead: AheadKernels, logits: torch.Tensor, rows: list[SamplingR
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(ROWS, min_size=1, max_size=4),
-    st.sampled_from([1, 2, 17, 100, 1003]),
-    st.sampled_from([0.1, 1.0, 50.0]),
-    st.sampled_from(["as it is", "with ties", "with forbidden tokens", "with both zeros"]),
-    st.integers(0, 99),
-)
-def test_every_choice_is_the_definitions(
-    ahead: AheadKernels, rows: list[SamplingRow], vocabulary: int, spread: float, kind: str, seed: int
-) -> None:
-    logits = normal(seed, len(rows), vocabulary) * spread
-    if kind == "with ties":
-        logits = (logits * 2).round() / 2
-    elif kind == "with forbidden tokens":
-        logits[:, 1::2] = -torch.inf
-    elif kind == "with both zeros":
-        logits[:, ::3], logits[:, 1::3] = -0.0, 0.0
-    assert_drawn(ahead, logits, rows)
+@given(logits_and_rows())
+def test_every_choice_is_the_definitions(ahead: AheadKernels, drawn: tuple[torch.Tensor, list[SamplingRow]]) -> None:
+    assert_drawn(ahead, *drawn)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.3, 1.7, 6.0])
