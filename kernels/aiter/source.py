@@ -33,8 +33,9 @@ _PROMISES = {
     "silu_mul": Promise(2e-2, _BFLOAT16),
     "linear": Promise(1e-2, "rounds an INT8 product's result to bfloat16, where the protocol wants the exact sum"),
     "prepare": Promise(),
+    # FP8: a hidden value on the other side of a rounding is 1/16 away; 0.069 was the most of 300 random layers.
     "experts": Promise(
-        4e-2,
+        1e-1,
         "rounds hidden values and results to bfloat16, and above 32 pairs its kernel may add slices of the "
         "intermediate size atomically in bfloat16, so bits depend on the batch and on chance",
     ),
