@@ -119,12 +119,15 @@ def expert_products(
 
 
 def multiply(
-    x: Activations, matrix: TiledMatrix, pair_row: Tensor | None, blocks: PairBlocks | None, expert: Tensor, tile: Tile
-) -> Tensor:
+    x: Activations, matrix: TiledMatrix, pair_row: Tensor | None, blocks: PairBlocks | None, expert: Tensor, tile: Tile,
+    amd: bool,
+) -> Tensor:  # fmt: skip
     """Every pair's row of x times the transpose of its expert's matrix -> [P, N] float32.
 
     pair_row [P] int32: the row of x of each pair of gate and up, whose result is silu(gate) * up [P, N / 2]; None:
-    row p, and the product itself. blocks: None where each pair is a block. expert [P] int32.
+    row p, and the product itself. blocks: None where each pair is a block. expert [P] int32. amd: whether the GPU is
+    one of AMD's, whose compiler takes another matrix instruction for another tile: floats are then added in another
+    order, and a row's bits would depend on how many there are.
     """
     gated, pairs = pair_row is not None, expert.shape[0]
     width = matrix.rows // 2 if gated else matrix.rows
@@ -132,6 +135,8 @@ def multiply(
     height = matrix.tiles.shape[1]
     fp8 = x.format is ActivationFormat.FP8
     bound = {"maxnreg": tile.registers} if tile.registers else {}
+    if amd and matrix.kind in (Fp8Matrix, Bf16Matrix):
+        bound["matrix_instr_nonkdim"] = 16
     unused = expert  # a kernel reads a pointer only where its constants say so
     expert_products[(height, pairs if blocks is None else blocks.expert.shape[0])](
         x.values.view(torch.uint8) if fp8 else x.values,
@@ -161,9 +166,9 @@ def run_experts(
     if shapes.pairs > _UNSORTED_PAIRS:
         blocks = group_pairs(pair_expert, shapes.experts, first.rows)
         other = blocks if second.rows == first.rows else group_pairs(pair_expert, shapes.experts, second.rows)
-    hidden = multiply(x, weights.gate_up, pair_token, blocks, pair_expert, first)
+    hidden = multiply(x, weights.gate_up, pair_token, blocks, pair_expert, first, tiles.amd)
     rows = Activations(x.format, hidden, None) if x.format is ActivationFormat.FLOAT else quantize(hidden, x.format)
-    return multiply(rows, weights.down, None, other, pair_expert, second)
+    return multiply(rows, weights.down, None, other, pair_expert, second, tiles.amd)
 
 
 __all__ = ["expert_products", "multiply", "run_experts"]

@@ -42,18 +42,18 @@ class Regime:
 
 
 class TileTable:
-    """The regimes of one GPU: of a kind's gate-and-up and down products, by pairs."""
+    """The regimes of one GPU: of a kind's gate-and-up and down products, by pairs. amd: whether it is one of AMD's."""
 
-    def __init__(self, regimes: dict[str, tuple[Regime, ...]]) -> None:
-        self._regimes = regimes
+    def __init__(self, regimes: dict[str, tuple[Regime, ...]], amd: bool = False) -> None:
+        self._regimes, self.amd = regimes, amd
 
     @staticmethod
     def of(gpu: str) -> TileTable:
         """Of a GPU by its name or architecture, as `tables_of`."""
-        return TileTable.parse(tables_of(gpu))
+        return TileTable.parse(tables_of(gpu), gpu.startswith("gfx"))
 
     @staticmethod
-    def parse(regimes: dict[str, list[list[int]]]) -> TileTable:
+    def parse(regimes: dict[str, list[list[int]]], amd: bool = False) -> TileTable:
         """From rows of [pairs, rows, stages, warps, registers], ascending by pairs, by "int4.gate_up" and so on; names
         of linears are left out."""
         return TileTable(
@@ -61,7 +61,8 @@ class TileTable:
                 name: tuple(Regime(pairs, Tile(*tile)) for pairs, *tile in sorted(rows))
                 for name, rows in regimes.items()
                 if name.endswith((".gate_up", ".down"))
-            }
+            },
+            amd,
         )
 
     def tile(self, kind: type[ExpertMatrix], gated: bool, pairs: int) -> Tile:

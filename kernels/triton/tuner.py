@@ -127,10 +127,11 @@ def _fastest_pair(times: dict[bool, dict[Tile, float]]) -> dict[bool, Tile]:
 def _time(x: Activations, matrix: TiledMatrix, gated: bool, steps: list[Routing], tile: Tile, experts: int) -> float:
     """µs of one product. The pairs are grouped beforehand, unless they are so few that each is a block."""
     ready = [(s, group_pairs(s.expert, experts, tile.rows) if s.expert.shape[0] > 8 else None) for s in steps]
+    amd = gpu_name(x.values.device).startswith("gfx")
 
     def run() -> None:
         for step, blocks in ready:
-            multiply(x, matrix, step.token if gated else None, blocks, step.expert, tile)
+            multiply(x, matrix, step.token if gated else None, blocks, step.expert, tile, amd)
 
     return graph_time(run) / len(steps)
 
