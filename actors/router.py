@@ -25,9 +25,9 @@ from .link import LinkKeys, Links, ProcessPlace
 from .micro_batches import MicroBatchChoice
 from .router_loop import RouterLoop
 from .scheduler import Scheduler
-from .shard import ShardReport, ShardStart
 from .shard_actor import here
 from .shard_group import ShardGroup
+from .shard_start import ShardReport, ShardStart
 from .statistics_plan import StatisticsError
 from .statistics_writer import StatisticsFolder
 

@@ -24,8 +24,7 @@ from .sent_steps import SentSteps
 from .shard_group import ShardGroup, ShardLost
 from .step_news import StepNews
 from .step_plan import StepResult
-
-_WAKE = "inproc://router-wake"
+from .waker import Waker
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class RouterLoop:
         self.error = ""
         self.stopped_whole = False
         self.experts = UNKNOWN
-        self._scheduler, self._shards, self._clients, self._links = scheduler, shards, clients, links
+        self._scheduler, self._shards, self._clients = scheduler, shards, clients
         self._step_timeout_s = step_timeout_s
         self._precision_plan = precision_plan
         self._golden = golden
@@ -75,10 +74,9 @@ class RouterLoop:
         self._stopping = False
         self._doom = ""
         self._turned = threading.Condition()
-        self._wake = links.context.socket(zmq.PULL)
-        self._wake.bind(_WAKE)
+        self._waker = Waker(links.context, "router")
         self._poller = zmq.Poller()
-        for socket in (self._wake, clients.socket):
+        for socket in (self._waker.socket, clients.socket):
             self._poller.register(socket, zmq.POLLIN)
         shards.register(self._poller)
 
@@ -86,8 +84,8 @@ class RouterLoop:
         """Runs until `stop`. Nothing that a client or a shard sends ends it."""
         while not self._stopping or (self._drain and self._sent):
             ready = dict(self._poller.poll(self._wait_ms()))
-            if self._wake in ready:
-                self._wake.recv()
+            if self._waker.socket in ready:
+                self._waker.take()
                 if self._doom and not self._stopping:
                     self._fail(self._doom)
                 continue
@@ -99,6 +97,7 @@ class RouterLoop:
         with self._turned:
             self._turned.notify_all()
         self._shards.close()
+        self._waker.close()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -137,19 +136,12 @@ class RouterLoop:
     def fail(self, reason: str) -> None:
         """Ends all requests and takes no more; from any thread."""
         self._doom = reason
-        if not self._stopping:  # when it has stopped there is nothing to wake
-            self._wake_up()
+        self._waker.wake()
 
     def stop(self) -> None:
         """Ends `run`; from any thread."""
         self._stopping = True
-        self._wake_up()
-
-    def _wake_up(self) -> None:
-        socket = self._links.context.socket(zmq.PUSH)
-        socket.connect(_WAKE)
-        socket.send(b"")
-        socket.close(linger=1000)
+        self._waker.wake()
 
     def _wait_ms(self) -> int | None:
         """Until the next plan is to leave, or the oldest step's deadline; for ever when no step is on its way."""

@@ -16,7 +16,8 @@ from .device_choice import ALL_GPUS_VISIBLE, device_index, masked_from_peers
 from .expert_placement import LayerPlacement
 from .expert_state import ExpertReport
 from .link import ProcessPlace
-from .shard import Shard, ShardReport, ShardStart, ShardStats
+from .shard import Shard
+from .shard_start import ShardReport, ShardStart, ShardStats
 from .statistics_plan import StatisticsPlan
 
 

@@ -40,9 +40,10 @@ class WatchedCondition(threading.Condition):
 
 @dataclass
 class Played:
-    """turned: the loop's own condition."""
+    """links: the loop's. turned: its own condition."""
 
     loop: RouterLoop
+    links: Links
     thread: threading.Thread
     client: zmq.Socket
     shard: zmq.Socket
@@ -76,7 +77,7 @@ def played(socket_folder: str) -> Iterator[Played]:
     group.await_shards(WAIT_S)
     thread = threading.Thread(target=loop.run, daemon=True)
     thread.start()
-    found = Played(loop, thread, client, shard, turned)
+    found = Played(loop, links, thread, client, shard, turned)
     client.send(encode(Generate("long", (1,) * 20, 1, Sampling(0.0, 1.0, 0, 0), (), 0, False)))
     assert found.plan().slices
     client.send(encode(Cancel("long")))
@@ -126,9 +127,24 @@ def test_a_shard_lost_meanwhile_ends_the_wait_with_its_name(played: Played) -> N
 def test_a_loop_that_has_stopped_can_still_be_told_to_fail(played: Played) -> None:
     played.loop.stop()
     played.thread.join(WAIT_S)
-    played.loop._links.close()
+    played.links.close()
     played.loop.fail("too late")
     assert played.loop.error == "the engine was stopped"
+
+
+def test_a_loop_can_be_told_to_fail_while_it_is_stopped(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    wake = played.loop._waker.wake
+
+    def stopped_meanwhile() -> None:
+        monkeypatch.undo()
+        played.loop.stop()
+        played.thread.join(WAIT_S)
+        played.links.close()
+        wake()
+
+    monkeypatch.setattr(played.loop._waker, "wake", stopped_meanwhile)
+    played.loop.fail("a shard runs another model")
+    assert played.loop.error in ("the engine was stopped", "a shard runs another model")
 
 
 def paced(played: Played, seconds: float) -> None:

@@ -22,8 +22,9 @@ from flyray.actors.model.config import ModelConfig
 from flyray.actors.model.single import SingleProcessModel
 from flyray.actors.random_weights import random_shard
 from flyray.actors.sequence import COLOCATED, sequence
-from flyray.actors.shard import Shard, ShardStart
+from flyray.actors.shard import Shard
 from flyray.actors.shard_group import HELLO
+from flyray.actors.shard_start import ShardStart
 from flyray.actors.socket_folder import SocketFolder
 from flyray.actors.step_plan import NewTokens, Sampling, SequenceStart, Slice, StepPlan, StepResult
 from flyray.actors.wire import decode_as, encode

@@ -18,8 +18,9 @@ from flyray.actors.engine_config import EngineConfig
 from flyray.actors.engine_shape import EngineShape
 from flyray.actors.link import LinkPlace, Links
 from flyray.actors.sequence import COLOCATED
-from flyray.actors.shard import Shard, ShardStart
+from flyray.actors.shard import Shard
 from flyray.actors.shard_group import HELLO
+from flyray.actors.shard_start import ShardStart
 from flyray.actors.socket_folder import SocketFolder
 from flyray.actors.stage_program import Attention
 from flyray.actors.step_plan import NewTokens, Sampling, SequenceStart, Slice, StepPlan, StepResult
