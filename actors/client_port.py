@@ -62,7 +62,7 @@ class ClientPort:
     def remember_lost(self, client: bytes, request: str) -> None:
         """Keeps the end of a given-up client's request for when it comes back."""
         error = "the connection to this client was lost, the request was cancelled"
-        self._absent.setdefault(client, []).append(Progress(request, (), (), (), "error", error))
+        self._absent.setdefault(client, []).append(Progress.failed(request, error, lost=True))
 
     def send_status(self, client: bytes, status: EngineStatus) -> None:
         """Answers a status query; a client that is gone needs none."""

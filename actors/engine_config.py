@@ -126,6 +126,22 @@ class EngineConfig:
             raise ValueError(f"moments_block: {self.moments_block}, but statistics names no folder to write them to")
 
     @property
+    def answers(self) -> str:
+        """What answers depend on, to the bit: engines alike in it give the same, with however many shards."""
+        names = (
+            "model_path",
+            "weights",
+            "precision",
+            "int8_weights",
+            "int4_weights",
+            "backend",
+            "kernels",
+            "page_size",
+        )
+        named = {name: getattr(self, name) for name in (*names, "kv_dtype")}
+        return ", ".join(f"{name} {value}" for name, value in named.items() if value)
+
+    @property
     def shard_bundle(self) -> dict[str, float]:
         """What Ray reserves for one shard."""
         return {"CPU": float(self.threads_per_shard)} | ({"GPU": 1.0} if self.backend in ACCELERATED else {})

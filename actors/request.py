@@ -10,7 +10,7 @@ from .step_plan import Sampling, StageTime
 from .wire import message
 
 
-@message(version=2)
+@message(version=3)
 @dataclass(frozen=True)
 class Generate:
     """A prompt to continue. request: unique name chosen by the client.
@@ -21,6 +21,10 @@ class Generate:
     keep, compare: with `score_prompt`, absolute paths on the shards' nodes of one file each (`KeptDistributions`); ""
     for none. The distributions of all scored positions are written to `keep`, and those in `compare`, which an equal
     prompt kept, are compared with this model's. No HTTP client can set them: they name files of the engine's machines.
+
+    emitted: tokens of the answer that the client has already, from an engine that was lost. This one goes on behind
+    them with what the other would have given, and tells nothing again: none of them, nor what is told of the prompt.
+    max_tokens counts them.
     """
 
     request: str
@@ -32,6 +36,7 @@ class Generate:
     score_prompt: bool
     keep: str = ""
     compare: str = ""
+    emitted: tuple[int, ...] = ()
 
 
 @message(version=1)
@@ -42,7 +47,7 @@ class Cancel:
     request: str
 
 
-@message(version=3)
+@message(version=4)
 @dataclass(frozen=True)
 class Progress:
     """New tokens of one request.
@@ -52,6 +57,8 @@ class Progress:
     `compare`: of each position KL(kept ‖ this) in nats, and whether the most probable token is the same.
     top_logprobs: of each token what `NewToken.top` says; none at all where `Sampling.top_logprobs` is 0.
     cached_tokens: prompt tokens that came from the prefix cache, told once with the first news.
+    lost: with an "error", that the engine is at fault, not the request, which another engine can go on with behind what
+    has been told (`Generate.emitted`).
     """
 
     request: str
@@ -64,6 +71,12 @@ class Progress:
     agreements: tuple[bool, ...] = ()
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     cached_tokens: int = 0
+    lost: bool = False
+
+    @staticmethod
+    def failed(request: str, error: str, lost: bool = False) -> Progress:
+        """The end of a request with an error."""
+        return Progress(request, (), (), (), "error", error, lost=lost)
 
 
 @message(version=2)

@@ -188,7 +188,7 @@ class RouterLoop:
         if not error and not self.ready and client != self._golden:
             error = "the engine is still starting"
         if error:
-            self._clients.send(client, StepNews(items=[Progress(message.request, (), (), (), "error", error)]))
+            self._clients.send(client, StepNews(items=[Progress.failed(message.request, error, lost=True)]))
             return
         request = self._book.open(client, message)
         if request is None:

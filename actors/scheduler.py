@@ -95,9 +95,10 @@ class Scheduler:
         if name in self._live:
             error = f"request: the name {name!r} is taken by an unfinished request"
         if error:
-            return Progress(name, (), (), (), "error", error)
+            return Progress.failed(name, error)
         shares = self.config.prefix_cache and not request.score_prompt
-        live = self._live[name] = LiveRequest(self._arrivals, request, list(request.prompt), shares)
+        live = self._live[name] = LiveRequest(self._arrivals, request, [*request.prompt, *request.emitted], shares)
+        live.told_prompt = bool(request.emitted)
         self._arrivals += 1
         insort(self._waiting, live, key=lambda each: each.rank)
         return None
@@ -111,13 +112,13 @@ class Scheduler:
         return True
 
     def fail_all(self, error: str) -> list[Progress]:
-        """Ends all requests with this error and forgets the steps in flight, whose results must not come any more."""
+        """Ends all requests with this error, which is the engine's, and forgets the steps in flight, whose results must not come any more."""
         names = list(self._live)
         for name in names:
             self.cancel(name)
         self._in_flight.clear()
         self.clear_cache()  # steps that were to fill its pages may not have run
-        return [Progress(name, (), (), (), "error", error) for name in names]
+        return [Progress.failed(name, error, lost=True) for name in names]
 
     def clear_cache(self) -> None:
         """Forgets what pages hold, as it must when the model changes; nothing may run meanwhile."""
@@ -271,7 +272,7 @@ class Scheduler:
         request, finish = live.request, ""
         if scores is not None and scores.error:
             self._finish(live)
-            return Progress(request.request, (), (), (), "error", scores.error)
+            return Progress.failed(request.request, scores.error)
         if scores is not None:
             live.add_scores(scores)
         prompt_ends = not live.told_prompt and part.start + len(part.tokens) == len(request.prompt)

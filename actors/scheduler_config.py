@@ -61,7 +61,10 @@ class SchedulerConfig:
             yield f"priority: {request.priority} is none of {PRIORITIES}"
         if request.max_tokens < least:
             yield f"max_tokens: {request.max_tokens} is below 1 (0 is for score_prompt only)"
-        for name, tokens in (("prompt", request.prompt), ("stop_tokens", request.stop_tokens)):
+        if request.emitted and len(request.emitted) >= request.max_tokens:
+            yield f"emitted: {len(request.emitted)} tokens are all that max_tokens {request.max_tokens} allows"
+        lists = ("prompt", request.prompt), ("stop_tokens", request.stop_tokens), ("emitted", request.emitted)
+        for name, tokens in lists:
             if tokens and (min(tokens) < 0 or max(tokens) >= self.vocab_size):
                 wrong = next(token for token in tokens if not 0 <= token < self.vocab_size)
                 yield f"{name}: token {wrong} is outside the vocabulary of {self.vocab_size} tokens"

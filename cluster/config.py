@@ -128,6 +128,10 @@ class ServeSection(Section):
     """Requests that may wait for their first token in a front replica; more get a 429."""
     default_max_tokens: int = Field(default=0, ge=0)
     """Most tokens of an answer whose request does not say; 0: what the context leaves."""
+    recovery_timeout_s: float = Field(default=600.0, ge=0)
+    """Seconds that requests, running and new ones, wait for an engine that was lost to be replaced, which has to read
+    its weights again; then they get a 503. Before the first engine is ready there is nothing to wait for: a 503 says
+    when to come back."""
 
 
 class RaySection(Section):

@@ -20,7 +20,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from .config import FlyrayConfig
-from .front.engine_link import EngineAddress, EngineLink
+from .front.engine_link import EngineAddress, EngineLink, NoEngineComes
 from .front.errors import EngineUnavailable, RequestError
 from .front.http import HttpFront, error_response
 from .front.metrics import FrontMetrics
@@ -41,11 +41,13 @@ _MAX_ONGOING = 100_000
 class EngineState:
     """How an engine is. stage: "starting", "ready", or "failed" with an `error`, also after it was ready.
 
-    address: when it is ready. read and total: bytes of weights, of all shards. seconds: of the start, so far.
+    for_good: no engine will take its place. address: when it is ready. read and total: bytes of weights, of all shards.
+    seconds: of the start, so far.
     """
 
     stage: str
     error: str
+    for_good: bool
     address: EngineAddress | None
     precision_plan: tuple[str, ...]
     golden: str
@@ -69,6 +71,7 @@ class EngineReplica:
         self._begin = time.monotonic()
         self._engine: Engine | None = None
         self._error = ""
+        self._stopped = False
         self._progress = (0, 0)
         self._seconds = 0.0
         self._started = threading.Event()
@@ -80,10 +83,12 @@ class EngineReplica:
         error = engine.error if engine else self._error
         address = None
         if engine and not error:
-            address = EngineAddress(engine.address, engine.keys, engine.shape.longest_sequence(engine.config))
+            longest = engine.shape.longest_sequence(engine.config)
+            address = EngineAddress(engine.address, engine.keys, longest, engine.config.answers)
         return EngineState(
             stage="failed" if error else ("ready" if engine else "starting"),
             error=error,
+            for_good=bool(self._error) or self._stopped,
             address=address,
             precision_plan=engine.precision_plan if engine else (),
             golden=engine.router.golden if engine else "",
@@ -94,6 +99,7 @@ class EngineReplica:
 
     async def stop(self) -> None:
         """Ends the engine and its shards."""
+        self._stopped = True
         if self._engine is not None:
             await asyncio.to_thread(self._engine.stop)
 
@@ -143,6 +149,7 @@ class Front:
             config.model_name,
             section.default_max_tokens,
             section.max_queue,
+            section.recovery_timeout_s,
             metrics,
         )
         self._http = HttpFront(self._link, config.model_name, int(time.time()), metrics)
@@ -174,6 +181,8 @@ class Front:
 
     async def _find_engine(self) -> EngineAddress:
         state: EngineState = await self._engine.state.remote()
+        if state.for_good:
+            raise NoEngineComes(state.error)
         if state.address is None:
             raise EngineUnavailable(state.error or "the engine is starting", state.seconds_left(self._start_seconds))
         self._start_seconds = state.seconds

@@ -36,8 +36,11 @@ class EngineClient:
     error: nothing hangs on a dead engine, and no answer goes on with a piece missing.
     """
 
-    def __init__(self, address: str, keys: LinkKeys | None = None, silence_s: float = 4.0) -> None:
-        """address and keys: those of the `Engine`."""
+    def __init__(
+        self, address: str, keys: LinkKeys | None = None, silence_s: float = 4.0, *, answers: str = ""
+    ) -> None:
+        """address and keys: those of the `Engine`. answers: what its answers depend on (`EngineConfig.answers`)."""
+        self.answers = answers
         self._address, self._keys, self._silence_s = address, keys, silence_s
         self._links: Links | None = None
         self._socket: zmq.asyncio.Socket | None = None
@@ -58,8 +61,8 @@ class EngineClient:
     async def generate(self, request: Generate) -> AsyncGenerator[Progress, None]:
         """The request's news up to the one with `finish`. Closing the iterator before that cancels the request.
 
-        An engine that fails, refuses the request or cannot be reached gives a Progress with finish "error". Raises
-        ValueError if this client has an unfinished request of that name.
+        An engine that refuses the request gives a Progress with finish "error"; one that fails or cannot be reached gives
+        one that is `lost` besides. Raises ValueError if this client has an unfinished request of that name.
         """
         if request.request in self._requests:
             raise ValueError(f"request: {request.request!r} is not finished yet, names must differ")
@@ -82,7 +85,7 @@ class EngineClient:
         One that is finished or unknown is left alone."""
         news = self._requests.pop(request, None)
         if news is not None:
-            news.put(Progress(request, (), (), (), "error", "the request was cancelled"))
+            news.put(Progress.failed(request, "the request was cancelled"))
             self._send(Cancel(request))
 
     async def status(self, trace_steps: int = 0, timeout_s: float | None = None) -> EngineStatus:
@@ -198,7 +201,7 @@ class EngineClient:
 
     def _give_up(self, error: str) -> None:
         for request, news in self._requests.items():
-            news.put(Progress(request, (), (), (), "error", error))
+            news.put(Progress.failed(request, error, lost=True))
         self._requests.clear()
         for answer in self._queries.values():
             if not answer.done():

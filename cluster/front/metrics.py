@@ -42,6 +42,11 @@ class FrontMetrics:
         self._finished: dict[str, int] = {}
         self._prompt_tokens = 0
         self._tokens = 0
+        self._replays = 0
+
+    def replayed(self) -> None:
+        """A request was sent on to another engine."""
+        self._replays += 1
 
     async def watch(self, source: TokenSource, request: Generate) -> AsyncGenerator[Progress, None]:
         """What `source` gives to the request, timed."""
@@ -77,6 +82,7 @@ class FrontMetrics:
             yield histogram.family(labels)
         yield _counter("vllm:prompt_tokens", "Prompt tokens that were asked for.", labels, self._prompt_tokens)
         yield _counter("vllm:generation_tokens", "Tokens generated.", labels, self._tokens)
+        yield _counter("flyray:replays", "Requests that went on in another engine.", labels, self._replays)
         names = [*labels, "finished_reason"]
         finished = CounterMetricFamily("vllm:request_success", "Requests that ended, by reason.", labels=names)
         for reason, count in sorted(self._finished.items()):

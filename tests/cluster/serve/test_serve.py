@@ -9,8 +9,8 @@ import socket
 import subprocess
 
 import httpx
-import openai
 import pytest
+from long_answers import Asking
 from prometheus_client.parser import text_string_to_metric_families
 from questions import MODEL, QUESTION, chat
 from server_process import FLYRAY, PATIENCE_S, ServerProcess, assert_nothing_left, until
@@ -141,25 +141,20 @@ def test_the_port_of_a_running_server_is_refused_at_once(server, port):
     assert run.stderr == f"flyray: cannot listen at 127.0.0.1 port {port}: Address already in use\n"
 
 
-def test_a_killed_shard_ends_streams_with_its_error_and_is_replaced(server, client, http):
+def test_a_killed_replica_is_a_pause(server, http):
+    alone = Asking(http).answers()
+    before = metrics(http)
+    asking = Asking(http)
     with standing(process_named(server, "ray::ServeController")):  # so that nothing is replaced before it is looked at
-        stream = client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True, **LONG)
-        chunks = iter(stream)
-        next(chunks)
-        os.kill(process_named(server, "ray::ShardActor"), signal.SIGKILL)
-        with pytest.raises(openai.APIError, match=r"shard \d is gone"):
-            list(chunks)
-        response = http.get("/health")
-        assert response.status_code == 503
-        assert "is gone" in response.json()["error"]
-        refusal = chat(http)
-        assert refusal.status_code == 503
-        assert "retry-after" in refusal.headers
-    until(lambda: http.get("/health").status_code == 200, "Serve replaces the engine")
-    assert (
-        client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0).choices[0].message.content
-        == "502"
-    )
+        os.kill(process_named(server, "ray::ServeReplica:flyray:EngineReplica"), signal.SIGKILL)
+        until(lambda: http.get("/health").status_code == 503, "a dead engine is not ready")
+    assert asking.answers() == alone
+    after = metrics(http)
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert grown["flyray:replays_total"] > 0
+    assert grown["vllm:generation_tokens_total"] >= sum(tokens for _, tokens in alone.values())
+    assert grown["vllm:e2e_request_latency_seconds_count"] == sum(len(choices) for choices, _ in alone.values())
+    assert http.get("/health").status_code == 200
 
 
 def test_sigterm_leaves_nothing(server, client):
