@@ -112,7 +112,7 @@ class Scheduler:
         return True
 
     def fail_all(self, error: str) -> list[Progress]:
-        """Ends all requests with this error, which is the engine's, and forgets the steps in flight, whose results must not come any more."""
+        """Ends all requests with this error, the engine's, and forgets steps in flight, whose results must not come."""
         names = list(self._live)
         for name in names:
             self.cancel(name)

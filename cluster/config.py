@@ -129,9 +129,9 @@ class ServeSection(Section):
     default_max_tokens: int = Field(default=0, ge=0)
     """Most tokens of an answer whose request does not say; 0: what the context leaves."""
     recovery_timeout_s: float = Field(default=600.0, ge=0)
-    """Seconds that requests, running and new ones, wait for an engine that was lost to be replaced, which has to read
-    its weights again; then they get a 503. Before the first engine is ready there is nothing to wait for: a 503 says
-    when to come back."""
+    """Seconds that requests, running and new ones, wait for an engine that comes back, or that is started for it, when
+    theirs was lost; then they get a 503. It has to read its weights again. Before the first engine is ready there is
+    nothing to wait for: a 503 says when to come back."""
 
 
 class RaySection(Section):

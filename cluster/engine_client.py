@@ -61,8 +61,8 @@ class EngineClient:
     async def generate(self, request: Generate) -> AsyncGenerator[Progress, None]:
         """The request's news up to the one with `finish`. Closing the iterator before that cancels the request.
 
-        An engine that refuses the request gives a Progress with finish "error"; one that fails or cannot be reached gives
-        one that is `lost` besides. Raises ValueError if this client has an unfinished request of that name.
+        An engine that refuses the request gives a Progress with finish "error"; one that fails or cannot be reached
+        gives one that is `lost` besides. Raises ValueError if this client has an unfinished request of that name.
         """
         if request.request in self._requests:
             raise ValueError(f"request: {request.request!r} is not finished yet, names must differ")
