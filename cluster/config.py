@@ -11,9 +11,9 @@ names its key.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..actors.engine_config import EngineConfig
@@ -36,6 +36,11 @@ def _bytes(value: Any) -> Any:
     if size is None:
         raise PydanticCustomError("size", "must be a size such as '512 MiB', '60 GiB' or a number of bytes")
     return size
+
+
+def _engines(value: Any) -> Any:
+    """A number of engines, or the section that says between which there may be."""
+    return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Section(BaseModel):
@@ -115,6 +120,32 @@ class EngineSection(Section):
     """Seconds after which a step counts as hung and ends the engine."""
 
 
+class EnginesSection(Section):
+    """How many engines serve the model, each with `engine.shards` shards and weights of its own; a number N stands for
+    {min: N, max: N}. The server starts with one at least, so that what is wrong with it is seen."""
+
+    min: int = Field(default=1, ge=0)
+    """Engines that stay when there is nothing to do. 0: the first request then has one started, and waits for it."""
+    max: int = Field(default=1, ge=1)
+    """Engines at most."""
+    target_requests: int = Field(default=0, ge=0)
+    """Requests, running and waiting, that an engine is wanted for: of twice as many the half goes to a second one. 0:
+    `engine.max_sequences`, so that one more is wanted when requests wait."""
+    up_delay_s: float = Field(default=10.0, ge=0)
+    """Seconds for which more engines must have been wanted until they are started."""
+    down_delay_s: float = Field(default=300.0, ge=0)
+    """Seconds for which fewer engines must have sufficed until one is taken away."""
+    drain_timeout_s: float = Field(default=300.0, ge=0)
+    """Seconds that an engine which is taken away may take to end its requests, while new ones go to the others; then the
+    others end them too."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max < self.min:
+            raise PydanticCustomError("engines", "must have a max of at least min: {min}", {"min": self.min})
+        return self
+
+
 class ServeSection(Section):
     """Where and how clients are let in."""
 
@@ -124,6 +155,8 @@ class ServeSection(Section):
     """TCP port."""
     front_replicas: int = Field(default=1, ge=1)
     """Processes that speak HTTP."""
+    engines: Annotated[EnginesSection, BeforeValidator(_engines)] = EnginesSection()
+    """How many engines, or between which numbers: 2, or {min: 1, max: 3, target_requests: 32}."""
     max_queue: int = Field(default=1024, ge=1)
     """Requests that may wait for their first token in a front replica; more get a 429."""
     default_max_tokens: int = Field(default=0, ge=0)
@@ -156,8 +189,14 @@ class FlyrayConfig(Section):
 
     @property
     def cpus(self) -> int:
-        """CPUs that engine and fronts ask Ray for: one for each front and for the router, and the shards' threads."""
-        return self.serve.front_replicas + 1 + self.engine.shards * self.engine.threads_per_shard
+        """CPUs that engines and fronts ask Ray for at most: one for each front and each router, and the shards' threads."""
+        engine = 1 + self.engine.shards * self.engine.threads_per_shard
+        return self.serve.front_replicas + self.serve.engines.max * engine
+
+    @property
+    def target_requests(self) -> int:
+        """Requests that an engine is wanted for."""
+        return self.serve.engines.target_requests or self.engine.max_sequences
 
     def engine_config(self) -> EngineConfig:
         """The engine's part. Raises ConfigError with the key at fault."""

@@ -50,6 +50,11 @@ class EngineClient:
         self._queries: dict[str, asyncio.Future[EngineStatus]] = {}
         self._heard = 0.0
 
+    @property
+    def open_requests(self) -> int:
+        """Requests of this client that have not ended."""
+        return len(self._requests)
+
     async def __aenter__(self) -> EngineClient:
         return self
 
