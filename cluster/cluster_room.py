@@ -31,8 +31,8 @@ def check_engines(engines: int, shards: int, shard: Resources, fronts: int, node
     found = sum(node.get("CPU", 0.0) for node in nodes)
     if found < cpus:
         raise NoRoom(
-            f"{cpus:g} CPUs are needed, for serve.front_replicas: {fronts} and {_count(engines, 'engine')}, each with one "
-            f"for the router and {shards * shard.get('CPU', 0.0):g} for shards; the cluster has {found:g}"
+            f"{cpus:g} CPUs are needed, for serve.front_replicas: {fronts} and {_count(engines, 'engine')}, each with "
+            f"one for the router and {shards * shard.get('CPU', 0.0):g} for shards; the cluster has {found:g}"
         )
 
 

@@ -136,8 +136,8 @@ class EnginesSection(Section):
     down_delay_s: float = Field(default=300.0, ge=0)
     """Seconds for which fewer engines must have sufficed until one is taken away."""
     drain_timeout_s: float = Field(default=300.0, ge=0)
-    """Seconds that an engine which is taken away may take to end its requests, while new ones go to the others; then the
-    others end them too."""
+    """Seconds that an engine which is taken away may take to end its requests, while new ones go to the others; then
+    the others end them too."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -189,7 +189,7 @@ class FlyrayConfig(Section):
 
     @property
     def cpus(self) -> int:
-        """CPUs that engines and fronts ask Ray for at most: one for each front and each router, and the shards' threads."""
+        """CPUs that engines and fronts ask Ray for at most: one for each front and router, and the shards' threads."""
         engine = 1 + self.engine.shards * self.engine.threads_per_shard
         return self.serve.front_replicas + self.serve.engines.max * engine
 

@@ -1,27 +1,33 @@
-"""The Ray Serve application: an engine replica and the front replicas that speak HTTP for it.
+"""The Ray Serve application: engine replicas and the front replicas that speak HTTP for them.
 
-Serve places, health-checks and restarts both. Tokens never pass through Serve: a front asks its engine replica for the
-router's address once, over a handle, and talks to the router itself.
+Serve places, health-checks, restarts, scales and drains both. Tokens never pass through Serve: a front asks the engine
+replicas for their routers' addresses, over a handle, and talks to the routers itself.
 """
 
 # Annotations stay objects here: Serve rebuilds the routes' signatures, and FastAPI could not resolve names in them.
 
 import asyncio
 import contextlib
-import math
 import threading
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
+from ..actors.engine_config import FLUSH_TIMEOUT_S
 from .config import FlyrayConfig
-from .front.engine_link import EngineAddress, EngineLink, NoEngineComes
-from .front.errors import EngineUnavailable, RequestError
+from .engine_client import EngineClient, EngineUnreachable
+from .engine_roster import ServeRoster
+from .engine_scaling import REQUESTS, STARTING, EngineScaling
+from .engine_state import EngineAddress, EngineState
+from .front.engine_pool import EnginePool
+from .front.errors import RequestError
 from .front.http import HttpFront, error_response
 from .front.metrics import FrontMetrics
 from .tokenizer import Tokenizer
@@ -35,31 +41,11 @@ FRONT = "Front"
 
 # Requests are limited by `serve.max_queue`, which answers with a 429; Serve's own limit must not come first.
 _MAX_ONGOING = 100_000
-
-
-@dataclass(frozen=True)
-class EngineState:
-    """How an engine is. stage: "starting", "ready", or "failed" with an `error`, also after it was ready.
-
-    for_good: no engine will take its place. address: when it is ready. read and total: bytes of weights, of all shards.
-    seconds: of the start, so far.
-    """
-
-    stage: str
-    error: str
-    for_good: bool
-    address: EngineAddress | None
-    precision_plan: tuple[str, ...]
-    golden: str
-    read: int
-    total: int
-    seconds: float
-
-    def seconds_left(self, last_start: float) -> int | None:
-        """About how long until one is ready: by the last start's time, or by the weights read so far; None: unknown."""
-        done = self.seconds if self.stage == "starting" else 0.0
-        whole = last_start or (done * self.total / self.read if self.read else 0.0)
-        return max(math.ceil(whole - done), 1) if whole else None
+# How long fronts have to see that a replica is no longer on Serve's list before it looks whether it has requests.
+_NOTICE_S = 2.0
+_STOP_S = 10.0
+_LOAD_PERIOD_S = 1.0
+_LOAD_WINDOW_S = 3.0
 
 
 class EngineReplica:
@@ -68,8 +54,10 @@ class EngineReplica:
     def __init__(self, config: FlyrayConfig) -> None:
         """Returns at once; the engine starts in a thread, so that Serve and fronts start beside it."""
         self._config = config
+        self._name = f"engine-{serve.get_replica_context().replica_id.unique_id}"
         self._begin = time.monotonic()
         self._engine: Engine | None = None
+        self._client: EngineClient | None = None
         self._error = ""
         self._stopped = False
         self._progress = (0, 0)
@@ -83,9 +71,11 @@ class EngineReplica:
         error = engine.error if engine else self._error
         address = None
         if engine and not error:
-            longest = engine.shape.longest_sequence(engine.config)
-            address = EngineAddress(engine.address, engine.keys, longest, engine.config.answers)
+            longest, page_size = engine.shape.longest_sequence(engine.config), engine.config.page_size
+            pages = page_size if engine.config.prefix_cache else 0
+            address = EngineAddress(engine.address, engine.keys, longest, engine.config.answers, pages)
         return EngineState(
+            name=self._name,
             stage="failed" if error else ("ready" if engine else "starting"),
             error=error,
             for_good=bool(self._error) or self._stopped,
@@ -96,6 +86,18 @@ class EngineReplica:
             total=self._progress[1],
             seconds=self._seconds or time.monotonic() - self._begin,
         )
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For `EngineScaling`, by Serve, once a second."""
+        return {REQUESTS: float(await self._requests()), STARTING: float(not self._started.is_set())}
+
+    async def __del__(self) -> None:
+        """Ends the engine once it has no requests, or `drain_timeout_s` is over. Serve takes this replica off its list
+        first, so fronts send no more; what is left they send to another engine when this one is gone."""
+        over = time.monotonic() + self._config.serve.engines.drain_timeout_s
+        while time.monotonic() < over and await self._requests():
+            await asyncio.sleep(_LOAD_PERIOD_S / 4)
+        await self.stop()
 
     async def stop(self) -> None:
         """Ends the engine and its shards."""
@@ -111,12 +113,27 @@ class EngineReplica:
         if self._started.is_set() and not self._error and self._engine is not None and self._engine.error:
             raise RuntimeError(self._engine.error)
 
+    async def _requests(self) -> int:
+        """Requests that run or wait; none where nobody answers."""
+        engine = self._engine if self._started.is_set() and not self._stopped else None
+        if engine is None or engine.error:
+            return 0
+        if self._client is None or self._client.address != engine.address:
+            if self._client is not None:
+                await self._client.close()
+            self._client = EngineClient(engine.address, engine.keys)
+        try:
+            status = await self._client.status()
+        except EngineUnreachable:
+            return 0
+        return status.running + status.waiting
+
     def _start(self) -> None:
         try:
             # Imported here, since it brings torch, which the driver and the fronts need not load.
             from .engine import Engine
 
-            engine = self._engine = Engine(self._config.engine_config())
+            engine = self._engine = Engine(replace(self._config.engine_config(), name=self._name))
             engine.start(lambda progress: setattr(self, "_progress", (sum(progress.read), sum(progress.total))))
         except Exception as error:  # all of it belongs to whoever asks for the state
             self._error = str(error) or type(error).__name__
@@ -138,22 +155,11 @@ async def _no_such_route(request: Request, _: Exception) -> Response:
 class Front:
     """Speaks HTTP: OpenAI's endpoints and the engine's health."""
 
-    def __init__(self, config: FlyrayConfig, engine: DeploymentHandle) -> None:
-        section = config.serve
-        self._engine = engine
-        self._start_seconds = 0.0
+    def __init__(self, config: FlyrayConfig, engines: DeploymentHandle) -> None:
         metrics = FrontMetrics(config.model_name, serve.get_replica_context().replica_tag)
-        self._link = EngineLink(
-            self._find_engine,
-            Tokenizer(config.model.path),
-            config.model_name,
-            section.default_max_tokens,
-            section.max_queue,
-            section.recovery_timeout_s,
-            metrics,
-        )
-        self._http = HttpFront(self._link, config.model_name, int(time.time()), metrics)
-        self._running = asyncio.ensure_future(self._link.run())
+        pool = EnginePool(ServeRoster(engines), config.serve, Tokenizer(config.model.path), config.model_name, metrics)
+        self._http = HttpFront(pool, config.model_name, int(time.time()), metrics)
+        self._running = asyncio.ensure_future(pool.run())
 
     @_routes.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
@@ -179,15 +185,6 @@ class Front:
     async def metrics(self) -> Response:
         return await self._http.metrics()
 
-    async def _find_engine(self) -> EngineAddress:
-        state: EngineState = await self._engine.state.remote()
-        if state.for_good:
-            raise NoEngineComes(state.error)
-        if state.address is None:
-            raise EngineUnavailable(state.error or "the engine is starting", state.seconds_left(self._start_seconds))
-        self._start_seconds = state.seconds
-        return state.address
-
     async def __del__(self) -> None:
         self._running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -195,8 +192,9 @@ class Front:
 
 
 def application(config: FlyrayConfig) -> serve.Application:
-    """The application of one engine."""
-    engine = serve.deployment(
+    """The application: engines and fronts."""
+    flush = FLUSH_TIMEOUT_S if config.engine.statistics else 0.0
+    engines = serve.deployment(
         name=ENGINE,
         max_ongoing_requests=_MAX_ONGOING,
         # The replica's own bundle holds the router's process; every shard has a bundle after it.
@@ -204,8 +202,10 @@ def application(config: FlyrayConfig) -> serve.Application:
         placement_group_strategy="PACK",
         health_check_period_s=1.0,
         health_check_timeout_s=10.0,
-        graceful_shutdown_timeout_s=5.0,
+        graceful_shutdown_wait_loop_s=_NOTICE_S,
+        graceful_shutdown_timeout_s=_NOTICE_S + config.serve.engines.drain_timeout_s + _STOP_S + flush,
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        **_scaling(config),
     )(EngineReplica)
     front = serve.deployment(
         name=FRONT,
@@ -215,4 +215,26 @@ def application(config: FlyrayConfig) -> serve.Application:
         graceful_shutdown_timeout_s=5.0,
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )(Front)
-    return front.bind(config, engine.bind(config))
+    return front.bind(config, engines.bind(config))
+
+
+def _scaling(config: FlyrayConfig) -> dict[str, Any]:
+    """The deployment's options that say how many engines there are."""
+    section = config.serve.engines
+    if section.min == section.max:
+        return {"num_replicas": section.min}
+    policy = AutoscalingPolicy(policy_function=EngineScaling, policy_kwargs={"target_requests": config.target_requests})
+    with warnings.catch_warnings():
+        # Serve's setting for all deployments that is to take the place of this one is read when Ray is started.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scaling = AutoscalingConfig(
+            min_replicas=section.min,
+            initial_replicas=max(section.min, 1),
+            max_replicas=section.max,
+            metrics_interval_s=_LOAD_PERIOD_S,
+            look_back_period_s=_LOAD_WINDOW_S,
+            upscale_delay_s=section.up_delay_s,
+            downscale_delay_s=section.down_delay_s,
+            policy=policy,
+        )
+    return {"autoscaling_config": scaling}

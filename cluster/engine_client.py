@@ -41,7 +41,7 @@ class EngineClient:
     ) -> None:
         """address and keys: those of the `Engine`. answers: what its answers depend on (`EngineConfig.answers`)."""
         self.answers = answers
-        self._address, self._keys, self._silence_s = address, keys, silence_s
+        self.address, self._keys, self._silence_s = address, keys, silence_s
         self._links: Links | None = None
         self._socket: zmq.asyncio.Socket | None = None
         self._events: zmq.asyncio.Socket | None = None
@@ -102,7 +102,7 @@ class EngineClient:
             self._send(StatusQuery(query, trace_steps))
             return await asyncio.wait_for(answer, timeout_s)
         except TimeoutError:
-            raise EngineUnreachable(f"{self._address}: no status within {timeout_s:g} s") from None
+            raise EngineUnreachable(f"{self.address}: no status within {timeout_s:g} s") from None
         finally:
             self._queries.pop(query, None)
 
@@ -134,7 +134,7 @@ class EngineClient:
             self._links = Links(self._keys)
             identity = uuid.uuid4().hex.encode()  # text, for ZeroMQ keeps names that begin with a zero byte to itself
             told = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-            plain = self._links.connect(zmq.DEALER, self._address, CLIENT_QUEUE, identity, told)
+            plain = self._links.connect(zmq.DEALER, self.address, CLIENT_QUEUE, identity, told)
             self._socket = zmq.asyncio.Socket.from_socket(plain)
             loop = asyncio.get_running_loop()
             self._heard = loop.time()
@@ -158,7 +158,7 @@ class EngineClient:
             if event == zmq.EVENT_DISCONNECTED and stood:
                 while plain.poll(0):  # what came before the end counts
                     self._take(plain.recv())
-                self._give_up(f"the connection to the engine at {self._address} was lost")
+                self._give_up(f"the connection to the engine at {self.address} was lost")
             stood = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
 
     def _take(self, data: bytes) -> None:
@@ -167,7 +167,7 @@ class EngineClient:
         try:
             message = decode(data)
         except WireError:
-            logger.exception("%s sent what is no message", self._address)
+            logger.exception("%s sent what is no message", self.address)
             return
         if isinstance(message, ProgressBatch):
             for progress in message.news:
@@ -200,7 +200,7 @@ class EngineClient:
             if not waiting:
                 continue
             if loop.time() - self._heard > self._silence_s:
-                self._give_up(f"the engine at {self._address} does not answer")
+                self._give_up(f"the engine at {self.address} does not answer")
             else:
                 self._send(StatusQuery("", 0))
 

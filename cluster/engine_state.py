@@ -12,7 +12,7 @@ from ..actors.link import LinkKeys
 class EngineAddress:
     """Where an engine's router listens. keys: None for Unix sockets. longest_sequence: tokens of prompt and answer.
 
-    answers: what these depend on (`EngineConfig.answers`). page_size: tokens a page of its prefix cache; 0: it has none.
+    answers: what these depend on (`EngineConfig.answers`). page_size: tokens a page of its prefix cache; 0: none.
     """
 
     address: str

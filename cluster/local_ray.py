@@ -100,6 +100,8 @@ class LocalRay:
         values = {
             "TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # A thread of Serve's that is late would else start another Ray after this one has ended.
+            "RAY_ENABLE_AUTO_CONNECT": "0",
             # A process that sees its own GPU alone cannot reach the others' memory through RCCL; `ShardActor` takes the
             # one that Ray gave it.
             **dict.fromkeys(ALL_GPUS_VISIBLE, "1"),

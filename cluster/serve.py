@@ -8,14 +8,15 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..actors.engine_config import FLUSH_TIMEOUT_S
 from ..kernels.select import CPU_BACKENDS
+from .cluster_room import NoRoom, amounts, check_engines, nodes_of_cluster
 from .config import FlyrayConfig
 from .held_port import HeldPort
 from .local_ray import LocalRay
@@ -24,13 +25,16 @@ from .stop_signals import StopSignals
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from .deployment import EngineState
-    from .front.engine_link import EngineAddress
+    from ray.serve.handle import DeploymentHandle
+
+    from .engine_state import EngineAddress, EngineState
 
 _POLL_S = 0.1
 _STOP_TIMEOUT_S = 4.0
 _FRONT_TIMEOUT_S = 120.0
 _HEALTH_TIMEOUT_S = 3.0
+_ASK_TIMEOUT_S = 5.0
+_TELL_PERIOD_S = 5.0
 
 
 class ServeError(Exception):
@@ -56,7 +60,7 @@ def serve(config: FlyrayConfig, *, say: Callable[[str], None] = print, keep_logs
 
 
 class Server:
-    """A server with an engine of its own. `start` it, or enter it; `stop` leaves nothing behind."""
+    """A server with engines of its own. `start` it, or enter it; `stop` leaves nothing behind."""
 
     def __init__(self, config: FlyrayConfig, *, say: Callable[[str], None] = print, keep_logs: bool = False) -> None:
         self.config = config
@@ -65,7 +69,7 @@ class Server:
         self._keep_logs = keep_logs
         self._port: HeldPort | None = None
         self._local: LocalRay | None = None
-        self._engine: Any = None
+        self._engines: DeploymentHandle | None = None
         self._deployed = False
 
     def __enter__(self) -> Server:
@@ -90,11 +94,12 @@ class Server:
 
     @property
     def engine_address(self) -> EngineAddress:
-        """Where the engine's own clients connect, without HTTP. Raises ServeError when there is no ready engine."""
-        state: EngineState = self._engine.state.remote().result()
-        if state.address is None:
-            raise ServeError(f"the engine is not ready: {state.error or state.stage}")
-        return state.address
+        """Where the first engine's own clients connect, without HTTP. Raises ServeError when none is ready."""
+        states = self._states()
+        found = next((state.address for state in states if state.address is not None), None)
+        if found is None:
+            raise ServeError(f"no engine is ready: {'; '.join(state.error or state.stage for state in states)}")
+        return found
 
     def start(self, ray_started: Callable[[], None] = lambda: None) -> None:
         """Returns when requests are answered. ray_started is called when Ray has set its signal handlers.
@@ -108,10 +113,9 @@ class Server:
         Tokenizer(self.config.model.path)
         self._connect()
         ray_started()
-        if self._local is not None:
-            self._check_gpus()
+        self._check_room()
         self._deploy()
-        state = self._await_engine()
+        state = self._await_engines()
         self._await_front()
         for line in state.precision_plan:
             self._say(line)
@@ -119,15 +123,17 @@ class Server:
             self._say(state.golden)
         self.start_seconds = time.monotonic() - begin
         engine = f"{self.config.engine.shards} shards, engine in {state.seconds:.1f} s"
+        number = self._first_engines
+        engine = engine if number == 1 else f"{number} engines of {engine}"
         self._say(f"ready in {self.start_seconds:.1f} s ({engine}): {self.url}  model {self.config.model_name}")
 
     def stop(self) -> None:
-        """Ends the engine, the application, and the cluster if it is this server's own."""
+        """Ends the engines, the application, and the cluster if it is this server's own."""
         # Where a signal went to Ray's processes too, Serve's threads complain of what is gone already.
         logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
-        if self._engine is not None:
-            self._stop_engine()
-            self._engine = None
+        if self._engines is not None:
+            self._stop_engines()
+            self._engines = None
         if self._local is not None:
             self._local.stop()
             self._local = None
@@ -165,17 +171,32 @@ class Server:
         if ray.get(read.remote(setting)) != "1":
             raise ServeError(f"the Ray cluster at {address} must be started with {setting}=1 in its environment")
 
-    def _check_gpus(self) -> None:
-        """Serve would wait for them for ever. Another cluster may still grow."""
-        import ray
+    @property
+    def _first_engines(self) -> int:
+        """How many there are at first."""
+        return max(self.config.serve.engines.min, 1)
 
-        engine = self.config.engine_config()
-        need, found = engine.shards * engine.shard_bundle.get("GPU", 0.0), ray.cluster_resources().get("GPU", 0.0)
-        if need > found:
-            raise ServeError(
-                f"engine.backend: {engine.backend!r} needs a GPU for each of engine.shards: {engine.shards}, and Ray "
-                f"finds {found:g} on this machine; without GPUs the backends {', '.join(CPU_BACKENDS)} are right"
-            )
+    def _check_room(self) -> None:
+        """Serve would wait for room for ever. Raises ServeError if there never is any; says where there is not for as
+        many engines as there may be."""
+        engine, section = self.config.engine_config(), self.config.serve
+        nodes = nodes_of_cluster()
+        if self._local is not None and "GPU" in engine.shard_bundle:
+            need = self._first_engines * engine.shards
+            if need > (found := sum(node.get("GPU", 0.0) for node in nodes)):
+                raise ServeError(
+                    f"engine.backend: {engine.backend!r} needs a GPU for each of engine.shards: {engine.shards}, "
+                    f"and Ray finds {found:g} on this machine; without GPUs the backends "
+                    f"{', '.join(CPU_BACKENDS)} are right"
+                )
+        try:
+            check_engines(self._first_engines, engine.shards, engine.shard_bundle, section.front_replicas, nodes)
+        except NoRoom as error:
+            raise ServeError(str(error)) from None
+        try:
+            check_engines(section.engines.max, engine.shards, engine.shard_bundle, section.front_replicas, nodes)
+        except NoRoom as error:
+            self._say(f"serve.engines.max: {section.engines.max} will not be reached: {error}")
 
     def _deploy(self) -> None:
         from ray import serve as ray_serve
@@ -194,24 +215,63 @@ class Server:
             self._deployed = True
             # Serve waits a minute for its proxies; on a busy machine they come later, and `_await_front` waits on.
             with suppress(TimeoutError):
-                ray_serve.run(application(self.config), name=APPLICATION, route_prefix="/")
+                target = ray_serve.RunTarget(application(self.config), APPLICATION, "/")
+                ray_serve.run_many([target], wait_for_applications_running=False)
             with suppress(TimeoutError):
                 proxies.result()
-        self._engine = ray_serve.get_deployment_handle(ENGINE, APPLICATION)
+        self._engines = ray_serve.get_deployment_handle(ENGINE, APPLICATION)
 
-    def _await_engine(self) -> EngineState:
-        """Waits until the engine is ready. Raises ServeError with its reason if it fails."""
-        told = 0.0
+    def _await_engines(self) -> EngineState:
+        """Waits until as many engines are ready as there are to be at first. Raises ServeError with the reason if one
+        fails, or Serve cannot deploy."""
+        told = time.monotonic()
         while True:
-            state: EngineState = self._engine.state.remote().result()
-            if state.stage == "failed":
-                raise ServeError(f"the engine cannot start: {state.error}")
-            if state.stage == "ready":
-                return state
-            if state.total and state.seconds - told > 5:
-                told = state.seconds
-                self._say(f"weights: {state.read / 1e6:,.0f} of {state.total / 1e6:,.0f} MB")
+            states = self._states()
+            for state in states:
+                if state.stage == "failed":
+                    raise ServeError(f"the engine cannot start: {state.error}")
+            ready = [state for state in states if state.stage == "ready"]
+            if len(ready) >= self._first_engines:
+                return ready[0]
+            if time.monotonic() - told > _TELL_PERIOD_S:
+                told = time.monotonic()
+                self._tell_progress(states)
             time.sleep(_POLL_S)
+
+    def _tell_progress(self, states: Sequence[EngineState]) -> None:
+        """What the start waits for. Raises ServeError if Serve has given up."""
+        total = sum(state.total for state in states)
+        if total:
+            self._say(f"weights: {sum(state.read for state in states) / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+        if len(states) < self._first_engines:
+            import ray
+
+            engine = self.config.engine_config()
+            free = ray.available_resources()
+            self._say(
+                f"waiting for room for {self._first_engines - len(states)} of {self._first_engines} engines, each 1 "
+                f"CPU and {engine.shards} times {amounts(engine.shard_bundle)}; free: "
+                f"{amounts({name: free.get(name, 0.0) for name in engine.shard_bundle})}"
+            )
+        from ray import serve as ray_serve
+
+        from .deployment import APPLICATION
+
+        found = ray_serve.status().applications.get(APPLICATION)
+        if found is not None and found.status == "DEPLOY_FAILED":
+            raise ServeError(f"Serve cannot deploy: {found.message}")
+
+    def _states(self) -> list[EngineState]:
+        """Of the engines that answer."""
+        from ray.serve.exceptions import DeploymentUnavailableError
+
+        assert self._engines is not None
+        try:
+            told = self._engines.broadcast("state")
+            found = told.results(timeout_s=_ASK_TIMEOUT_S, return_exceptions=True)
+        except (DeploymentUnavailableError, TimeoutError):
+            return []
+        return [state for state in found if not isinstance(state, BaseException)]
 
     def _await_front(self) -> None:
         """Waits until /health says that requests are answered."""
@@ -228,11 +288,16 @@ class Server:
             time.sleep(_POLL_S)
         raise ServeError(f"{self.url}/health did not become ready in {_FRONT_TIMEOUT_S:g} s; its last answer: {last}")
 
-    def _stop_engine(self) -> None:
+    def _stop_engines(self) -> None:
+        from ray.serve.exceptions import DeploymentUnavailableError
+
+        assert self._engines is not None
         try:
             flush = FLUSH_TIMEOUT_S if self.config.engine.statistics else 0.0
-            self._engine.stop.remote().result(timeout_s=_STOP_TIMEOUT_S + flush)
-        except Exception as error:  # it may be dead or hang; with the cluster its processes end anyway
+            self._engines.broadcast("stop").results(timeout_s=_STOP_TIMEOUT_S + flush)
+        except DeploymentUnavailableError:
+            pass  # there is none
+        except Exception as error:  # one may be dead or hang; with the cluster its processes end anyway
             self._say(f"the engine did not stop by itself: {error}")
 
 

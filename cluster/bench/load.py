@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from ...actors.request import Generate
 from ...actors.step_plan import Sampling
 from ..engine_client import EngineClient
-from ..front.engine_link import EngineAddress
+from ..engine_state import EngineAddress
 from .event_connection import EventConnection
 from .load_summary import StreamTimes
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.table import Table
 
 from ..config import FlyrayConfig
+from ..engine_state import EngineAddress
 from ..figures import Figure
-from ..front.engine_link import EngineAddress
 from ..http_chat import HttpChat
 from ..stop_signals import StopSignals
 from .load import Level, LoadError, LoadProcess, LoadTask, Measured, Workload

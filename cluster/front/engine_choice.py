@@ -1,4 +1,4 @@
-"""Which engine takes a request: one that has computed the beginning of its prompt, weighed against how much each runs."""
+"""Which engine takes a request: one that has the beginning of its prompt, weighed against how much each runs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MOST_PAGES = 4096
 
 @dataclass(frozen=True)
 class Candidate:
-    """An engine that takes requests. load: requests that run or wait there. cached: tokens of the prompt that its prefix
-    cache has, as far as is known here."""
+    """An engine that takes requests. load: requests that run or wait there. cached: tokens of the prompt that its
+    prefix cache has, as far as is known here."""
 
     load: int
     cached: int
@@ -52,8 +52,8 @@ class PrefixMemory:
         self._keys: dict[bytes, None] = {}
 
     def add(self, keys: Sequence[bytes]) -> None:
-        """The pages of a prompt that is sent there. Its first page counts as the one used last: without it the others are
-        of no use."""
+        """The pages of a prompt that is sent there. Its first page counts as the one used last: without it the others
+        are of no use."""
         for key in reversed(keys[: self._pages]):
             self._keys.pop(key, None)
             self._keys[key] = None

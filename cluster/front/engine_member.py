@@ -71,15 +71,19 @@ class EngineMember:
             await asyncio.gather(self._watching, return_exceptions=True)
         await self.client.close()
 
+    async def ask(self, timeout_s: float | None = None) -> str:
+        """Hears how it is now. Returns why it does not answer, within so long or the time that its client allows."""
+        try:
+            self._hear(await self.client.status(timeout_s=timeout_s))
+        except EngineUnreachable as error:
+            return f"it does not answer: {error}"
+        return ""
+
     async def _watch(self) -> None:
         while True:
             self._doubted.clear()
-            try:
-                status = await self.client.status()
-            except EngineUnreachable as error:
-                self._set_ready(False, f"it does not answer: {error}")
-            else:
-                self._hear(status)
+            if silence := await self.ask():
+                self._set_ready(False, silence)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_WATCH_PERIOD_S if self.ready else _RETRY_PERIOD_S):
                     await self._doubted.wait()

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ...actors.request import EngineStatus
 from ..chat import ChatService, ServiceLimits
@@ -18,6 +17,7 @@ from ..engine_state import EngineAddress, EngineState
 from ..tokenizer import Tokenizer
 from .engine_choice import choose, page_keys
 from .engine_member import EngineMember
+from .engine_view import EngineView
 from .errors import EngineUnavailable
 from .journal import Journal
 from .metrics import FrontMetrics, MeteredTokens
@@ -26,17 +26,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_PERIOD_S = 1.0
 _HURRIED_PERIOD_S = 0.2
-
-
-@dataclass(frozen=True)
-class EngineView:
-    """An engine for people. stage: "starting", "ready", "lost", "draining" or "failed"; status: None where it does not
-    answer."""
-
-    name: str
-    stage: str
-    error: str
-    status: EngineStatus | None
+_ASK_TIMEOUT_S = 2.0
 
 
 class EnginePool:
@@ -88,14 +78,19 @@ class EnginePool:
         chosen.sent(keys[chosen.address.page_size])
         return chosen.client
 
-    def views(self) -> list[EngineView]:
-        """All engines there are, in the order of their names."""
-        states = {state.name: state for state in self._states}
-        return [self._view(name, states.get(name)) for name in sorted({*states, *self._members})]
+    async def views(self) -> list[EngineView]:
+        """All engines there are, in the order of their names, as they are now."""
+        known = dict(self._members)
+        silent = await asyncio.gather(*(member.ask(_ASK_TIMEOUT_S) for member in known.values()))
+        views = [_view(member, error) for member, error in zip(known.values(), silent, strict=True)]
+        views += [
+            EngineView(each.name, each.stage, each.error, None) for each in self._states if each.name not in known
+        ]
+        return sorted(views, key=lambda view: view.name)
 
-    def statuses(self) -> list[EngineStatus]:
-        """Of the engines that take requests or end what they have, as they were last heard, a second ago at most."""
-        return [view.status for view in self.views() if view.status is not None]
+    async def statuses(self) -> list[EngineStatus]:
+        """Of the engines that answer."""
+        return [view.status for view in await self.views() if view.status is not None]
 
     def idle(self) -> bool:
         """Whether there is no engine for want of requests; the next one has one started."""
@@ -204,13 +199,11 @@ class EnginePool:
         if self._service is None or self._service.limits != limits:  # else it goes on counting who waits
             self._service = ChatService(self._source, self._tokenizer, self._model_name, limits)
 
-    def _view(self, name: str, state: EngineState | None) -> EngineView:
-        member = self._members.get(name)
-        if member is None:
-            assert state is not None
-            return EngineView(name, state.stage, state.error, None)
-        stage = ("ready" if member.listed else "draining") if member.ready else "lost"
-        return EngineView(name, stage, member.error, member.status if member.ready else None)
+
+def _view(member: EngineMember, silent: str) -> EngineView:
+    if silent or not member.ready:
+        return EngineView(member.name, "lost", silent or member.error, None)
+    return EngineView(member.name, "ready" if member.listed else "draining", "", member.status)
 
 
 def _log_failure(waking: asyncio.Task[None]) -> None:

@@ -11,10 +11,10 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ...actors.request import EngineStatus
 from ..chat import ChatService
 from .answers import AnswerHead, ChatDelta, TextDelta, Usage, chat_chunk, delta_body, text_choice, usage_chunk
-from .errors import RequestError
+from .engine_view import EngineView
+from .errors import EngineUnavailable, RequestError
 from .event_stream import DONE, EventStream, disconnected, event
 from .metrics import CONTENT_TYPE, FrontMetrics
 from .requests import ChatRequest, CompletionRequest, parse
@@ -28,11 +28,17 @@ CLIENT_CLOSED = 499
 
 
 class EngineAccess(Protocol):
-    """The way to the engine. Both raise EngineUnavailable with the reason while there is none."""
+    """The way to the engines."""
 
-    def service(self) -> ChatService: ...
+    async def service(self) -> ChatService:
+        """Raises EngineUnavailable with the reason where there is no engine to wait for."""
+        ...
 
-    async def status(self) -> EngineStatus: ...
+    async def views(self) -> list[EngineView]: ...
+
+    def idle(self) -> bool: ...
+
+    def absence(self) -> EngineUnavailable: ...
 
 
 class HttpFront:
@@ -62,45 +68,27 @@ class HttpFront:
         return error_response(RequestError(message, status=404, param="model", code="model_not_found"))
 
     async def health(self) -> Response:
-        """GET /health: 200 when the engine takes requests, else 503 with the reason."""
-        try:
-            status = await self._engine.status()
-        except RequestError as error:
-            return JSONResponse({"status": "unavailable", "error": error.message}, status_code=503)
+        """GET /health: 200 when an engine takes requests, or the next request has one started; else 503."""
+        views = await self._engine.views()
+        ready = [view for view in views if view.stage == "ready"]
+        idle = self._engine.idle()
+        error = "" if ready or idle else self._engine.absence().message
         body = {
-            "status": "ready" if status.ready else "unavailable",
-            "error": status.error,
-            "engine": {
-                "name": status.engine,
-                "epoch": status.epoch,
-                "shards": status.shards,
-                "running": status.running,
-                "waiting": status.waiting,
-                "free_pages": status.free_pages,
-                "total_pages": status.total_pages,
-                "steps": status.steps,
-                "context_length": status.context_length,
-                "cached_pages": status.cached_pages,
-                "preemptions": status.preemptions,
-                "prompt_tokens": status.prompt_tokens,
-                "cached_tokens": status.cached_tokens,
-            },
-            "precision_plan": list(status.precision_plan),
+            "status": "ready" if ready else "idle" if idle else "unavailable",
+            "error": error,
+            "engines": [_health_of(view) for view in views],
+            "precision_plan": list(ready[0].status.precision_plan) if ready and ready[0].status else [],
         }
-        return JSONResponse(body, status_code=200 if status.ready else 503)
+        return JSONResponse(body, status_code=503 if error else 200)
 
     async def metrics(self) -> Response:
         """GET /metrics, for Prometheus; also while there is no engine."""
-        try:
-            status = await self._engine.status()
-        except RequestError:
-            status = None
-        return Response(self._metrics.text(status), media_type=CONTENT_TYPE)
+        return Response(self._metrics.text(await self._engine.views()), media_type=CONTENT_TYPE)
 
     async def _chat(self, request: Request, body: bytes) -> Response:
         chat = parse(_json(body), ChatRequest)
         priority = _priority(request)
-        service = self._engine.service()
+        service = await self._engine.service()
         if not chat.stream:
             return JSONResponse(await service.chat_response(chat, priority))
         return await EventStream.begin(_chat_events(service, chat, priority))
@@ -108,10 +96,32 @@ class HttpFront:
     async def _completions(self, request: Request, body: bytes) -> Response:
         completion = parse(_json(body), CompletionRequest)
         priority = _priority(request)
-        service = self._engine.service()
+        service = await self._engine.service()
         if not completion.stream:
             return JSONResponse(await service.completion_response(completion, priority))
         return await EventStream.begin(_completion_events(service, completion, priority))
+
+
+def _health_of(view: EngineView) -> dict[str, Any]:
+    """An engine's part of the answer; with numbers where it has told any."""
+    body: dict[str, Any] = {"name": view.name, "state": view.stage, "error": view.error}
+    status = view.status
+    if status is not None:
+        body |= {
+            "epoch": status.epoch,
+            "shards": status.shards,
+            "running": status.running,
+            "waiting": status.waiting,
+            "free_pages": status.free_pages,
+            "total_pages": status.total_pages,
+            "steps": status.steps,
+            "context_length": status.context_length,
+            "cached_pages": status.cached_pages,
+            "preemptions": status.preemptions,
+            "prompt_tokens": status.prompt_tokens,
+            "cached_tokens": status.cached_tokens,
+        }
+    return body
 
 
 def error_response(error: RequestError) -> Response:

@@ -1,13 +1,14 @@
 """GET /metrics: what a front's clients met, and its engine's state, under the names of vLLM's dashboards.
 
 The times and request counts are of one front alone, told apart by the label `front`; sum over it. What the engine
-tells (`num_requests_…`, caches, preemptions, steps) every front tells alike; take the maximum over fronts.
+tells (`num_requests_…`, caches, preemptions, steps) every front tells alike; take the maximum over fronts, and sum
+over the label `engine`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -17,6 +18,7 @@ from prometheus_client.registry import Collector
 from ...actors.expert_state import ExpertState
 from ...actors.request import EngineStatus, Generate, Progress
 from ..chat import TokenSource
+from .engine_view import STAGES, EngineView
 from .histogram import Histogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -72,9 +74,9 @@ class FrontMetrics:
             self._e2e.add(time.perf_counter() - begin)
             self._finished[reason] = self._finished.get(reason, 0) + 1
 
-    def text(self, status: EngineStatus | None) -> bytes:
-        """All of it in Prometheus' format; without the engine's part when there is no engine."""
-        return generate_latest(_Families([*self._own(), *(() if status is None else self._of_engine(status))]))
+    def text(self, engines: Sequence[EngineView]) -> bytes:
+        """All of it in Prometheus' format, also when there is no engine."""
+        return generate_latest(_Families([*self._own(), *self._of_engines(engines)]))
 
     def _own(self) -> Iterator[Metric]:
         labels = {"model_name": self._model, "front": self._front}
@@ -89,23 +91,42 @@ class FrontMetrics:
             finished.add_metric([*labels.values(), reason], count)
         yield finished
 
-    def _of_engine(self, status: EngineStatus) -> Iterator[Metric]:
-        labels = {"model_name": self._model, "engine": status.engine}
-        used = 1 - status.free_pages / status.total_pages if status.total_pages else 0.0
-        yield _gauge("vllm:num_requests_running", "Requests in the batch.", labels, status.running)
-        yield _gauge("vllm:num_requests_waiting", "Requests that wait to be admitted.", labels, status.waiting)
-        yield _gauge("vllm:kv_cache_usage_perc", "Share of KV pages in use; 1 is all.", labels, used)
-        help = "Prompt tokens looked for in the prefix cache."
-        yield _counter("vllm:prefix_cache_queries", help, labels, status.prompt_tokens)
-        yield _counter("vllm:prefix_cache_hits", "Prompt tokens found there.", labels, status.cached_tokens)
-        yield _counter("vllm:num_preemptions", "Requests that gave their pages back.", labels, status.preemptions)
-        yield _gauge("flyray:cached_pages", "KV pages that the prefix cache holds.", labels, status.cached_pages)
-        yield _gauge("flyray:engine_ready", "Whether the engine takes requests.", labels, status.ready)
-        yield _counter("flyray:steps", "Steps that the engine has run.", labels, status.steps)
-        yield from _of_experts(status.experts, labels)
-        yield _counter(
-            "flyray:dropped_messages", "Messages of other epochs or no meaning.", labels, status.dropped_messages
-        )
+    def _of_engines(self, engines: Sequence[EngineView]) -> Iterator[Metric]:
+        """Each one's families, put together by name."""
+        families: dict[str, Metric] = {}
+        for engine in engines:
+            for family in self._of_engine(engine):
+                families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                families[family.name].samples += family.samples
+        return iter(families.values())
+
+    def _of_engine(self, engine: EngineView) -> Iterator[Metric]:
+        labels = {"model_name": self._model, "engine": engine.name}
+        names = [*labels, "state"]
+        states = GaugeMetricFamily("flyray:engine_state", "1 for the state that the engine is in.", labels=names)
+        for stage in STAGES:
+            states.add_metric([*labels.values(), stage], stage == engine.stage)
+        yield states
+        yield _gauge("flyray:engine_ready", "Whether the engine takes requests.", labels, engine.stage == "ready")
+        if engine.status is not None:
+            yield from _of_status(engine.status, labels)
+
+
+def _of_status(status: EngineStatus, labels: dict[str, str]) -> Iterator[Metric]:
+    used = 1 - status.free_pages / status.total_pages if status.total_pages else 0.0
+    yield _gauge("vllm:num_requests_running", "Requests in the batch.", labels, status.running)
+    yield _gauge("vllm:num_requests_waiting", "Requests that wait to be admitted.", labels, status.waiting)
+    yield _gauge("vllm:kv_cache_usage_perc", "Share of KV pages in use; 1 is all.", labels, used)
+    help = "Prompt tokens looked for in the prefix cache."
+    yield _counter("vllm:prefix_cache_queries", help, labels, status.prompt_tokens)
+    yield _counter("vllm:prefix_cache_hits", "Prompt tokens found there.", labels, status.cached_tokens)
+    yield _counter("vllm:num_preemptions", "Requests that gave their pages back.", labels, status.preemptions)
+    yield _gauge("flyray:cached_pages", "KV pages that the prefix cache holds.", labels, status.cached_pages)
+    yield _counter("flyray:steps", "Steps that the engine has run.", labels, status.steps)
+    yield from _of_experts(status.experts, labels)
+    yield _counter(
+        "flyray:dropped_messages", "Messages of other epochs or no meaning.", labels, status.dropped_messages
+    )
 
 
 def _of_experts(experts: ExpertState, labels: dict[str, str]) -> Iterator[Metric]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from flyray.cluster.config import FlyrayConfig, load_config
+from flyray.cluster.config import EnginesSection, FlyrayConfig, load_config
 
 LOCAL = Path(__file__).parents[2] / "deploy" / "local.yaml"
 
@@ -19,3 +19,4 @@ def test_it_names_every_key() -> None:
     named = yaml.safe_load(LOCAL.read_text())
     known = {section: set(field.annotation.model_fields) for section, field in FlyrayConfig.model_fields.items()}
     assert {section: set(keys) for section, keys in named.items()} == known
+    assert set(named["serve"]["engines"]) == set(EnginesSection.model_fields)

@@ -55,7 +55,9 @@ def test_pages_are_counted_as_the_prefix_cache_counts_them() -> None:
 def _common(prompt: list[int], other: list[int], page_size: int) -> int:
     """Pages that both prompts have whole before their last tokens, and in common from the beginning."""
     pages = (min(len(prompt), len(other)) - 1) // page_size
-    return next((page for page in range(pages) if _page(prompt, page, page_size) != _page(other, page, page_size)), pages)
+    return next(
+        (page for page in range(pages) if _page(prompt, page, page_size) != _page(other, page, page_size)), pages
+    )
 
 
 def _page(prompt: list[int], page: int, size: int) -> list[int]:

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from flyray.actors.expert_state import ExpertState, HotExpert
 from flyray.actors.request import EngineStatus, Generate, Progress
 from flyray.actors.step_plan import Sampling
+from flyray.cluster.front.engine_view import STAGES, EngineView
 from flyray.cluster.front.histogram import Histogram
 from flyray.cluster.front.metrics import FrontMetrics, MeteredTokens
 
@@ -34,9 +35,9 @@ class Source:
         yield Progress(request.request, (), (), (), self._finish, "")
 
 
-def samples(metrics: FrontMetrics, status: EngineStatus | None = None) -> dict[tuple[str, str], float]:
+def samples(metrics: FrontMetrics, *engines: EngineView) -> dict[tuple[str, str], float]:
     """Name and finished_reason, bound or layer/expert to value."""
-    text = metrics.text(status).decode()
+    text = metrics.text(engines).decode()
     return {
         (sample.name, _label(sample.labels)): sample.value
         for family in text_string_to_metric_families(text)
@@ -97,7 +98,7 @@ def test_requests_are_counted_as_they_end():
 def test_the_engine_is_told_as_it_says():
     experts = ExpertState(1.25, (HotExpert(3, 17, 0.5), HotExpert(1, 2, 0.25)), 4, 9, 1, 0.125)
     status = EngineStatus("q", "e", 0, True, "", 2, 3, 4, 25, 100, 7, 0, 4096, (), (), 11, 12, 13, 14, experts)
-    told = samples(FrontMetrics("m", "f"), status)
+    told = samples(FrontMetrics("m", "f"), EngineView("e", "ready", "", status))
     assert told["vllm:num_requests_running", ""] == 3
     assert told["vllm:num_requests_waiting", ""] == 4
     assert told["vllm:kv_cache_usage_perc", ""] == 0.75
@@ -115,3 +116,28 @@ def test_the_engine_is_told_as_it_says():
     alone = samples(FrontMetrics("m", "f"), replace(status, experts=ExpertState()))
     assert ("flyray:expert_imbalance", "") not in alone
     assert alone["flyray:expert_moves_total", ""] == 0
+
+
+def test_every_engine_tells_for_itself() -> None:
+    status = EngineStatus("q", "", 0, True, "", 2, 3, 4, 25, 100, 7, 0, 4096, (), ())
+    engines = (
+        EngineView("a", "ready", "", status),
+        EngineView("b", "draining", "", replace(status, running=5)),
+        EngineView("c", "starting", "", None),
+    )
+    families = {family.name: family for family in text_string_to_metric_families(_text(engines))}
+    running = {sample.labels["engine"]: sample.value for sample in families["vllm:num_requests_running"].samples}
+    assert running == {"a": 3, "b": 5}
+    states = families["flyray:engine_state"].samples
+    assert len(states) == len(engines) * len(STAGES)
+    assert {(sample.labels["engine"], sample.labels["state"]) for sample in states if sample.value} == {
+        ("a", "ready"),
+        ("b", "draining"),
+        ("c", "starting"),
+    }
+    ready = {sample.labels["engine"]: sample.value for sample in families["flyray:engine_ready"].samples}
+    assert ready == {"a": 1, "b": 0, "c": 0}
+
+
+def _text(engines: tuple[EngineView, ...]) -> str:
+    return FrontMetrics("m", "f").text(engines).decode()

@@ -26,11 +26,11 @@ LONG = {"n": 16, "max_tokens": LONGEST, "extra_body": {"ignore_eos": True}}
 
 
 def running(http: httpx.Client) -> int:
-    return http.get("/health").json()["engine"]["running"]
+    return http.get("/health").json()["engines"][0]["running"]
 
 
 def steps(http: httpx.Client) -> int:
-    return http.get("/health").json()["engine"]["steps"]
+    return http.get("/health").json()["engines"][0]["steps"]
 
 
 def process_named(server: ServerProcess, name: str) -> int:
@@ -99,7 +99,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(http):
         assert refusal.status_code == 429
         assert refusal.json()["error"]["code"] == "queue_full"
         assert 1 <= int(refusal.headers["retry-after"]) <= 120
-    until(lambda: http.get("/health").json()["engine"]["waiting"] == 0, "the queue is cancelled")
+    until(lambda: http.get("/health").json()["engines"][0]["waiting"] == 0, "the queue is cancelled")
     assert chat(http, max_tokens=1).status_code == 200
 
 
