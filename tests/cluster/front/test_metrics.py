@@ -113,7 +113,7 @@ def test_the_engine_is_told_as_it_says():
     assert told["flyray:expert_moves_total", ""] == 9
     assert told["flyray:expert_move_failures_total", ""] == 1
     assert told["flyray:expert_switch_seconds", ""] == 0.125
-    alone = samples(FrontMetrics("m", "f"), replace(status, experts=ExpertState()))
+    alone = samples(FrontMetrics("m", "f"), EngineView("e", "ready", "", replace(status, experts=ExpertState())))
     assert ("flyray:expert_imbalance", "") not in alone
     assert alone["flyray:expert_moves_total", ""] == 0
 
