@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..kernels.protocol import Graph, Kernels, PagedBatch, Sampled, SamplingRow
 from ..kernels.sampling import SamplingRows
+from .running_rows import RunningRows
 from .step_answer import StepAnswer
 from .step_batch import StepBatch
 from .step_plan import NewTokens
@@ -36,22 +37,35 @@ class DecodeInputs:
     """
 
     def __init__(self, rows: int, max_pages: int) -> None:
-        self.tokens, positions, slots = (torch.zeros(rows, dtype=torch.int64) for _ in range(3))
+        numbers = torch.zeros((3, rows), dtype=torch.int64)
+        self.tokens, positions, slots = numbers
         context_len = torch.zeros(rows, dtype=torch.int32)
         page_table = torch.full((rows, max_pages), -1, dtype=torch.int32)
         query_start = torch.arange(rows + 1, dtype=torch.int32)
         self.paged = PagedBatch(query_start, context_len, page_table, positions, slots)
         self.sampling = SamplingRows([SamplingRow(0.0, 1.0, 0, 0, 0)] * rows)
-        self._tokens, self._positions, self._slots, self._context_len, self._table = (
-            each.numpy() for each in (self.tokens, positions, slots, context_len, page_table)
-        )
+        self._numbers, self._context_len, self._table = numbers.numpy(), context_len.numpy(), page_table.numpy()
+        self._rows: RunningRows | None = None
+        self._turn = 0
 
     def take(self, batch: StepBatch) -> None:
-        """Writes a step's numbers."""
-        self._tokens[:], self._positions[:], self._slots[:] = batch.ids, batch.positions, batch.slots
-        self._context_len[:], self._table[:, : batch.table.shape[1]] = batch.lengths, batch.table
+        """Writes a step's numbers, of its pages what is new."""
+        rows = batch.rows
+        follows = rows is not None and rows is self._rows and rows.turn == self._turn + 1
+        self._numbers[:] = batch.numbers
+        self._context_len[:] = self._numbers[1] + 1
+        if rows is None or not follows:
+            table = batch.pages.rows(batch.places)
+            self._table[:, : table.shape[1]] = table
+        else:
+            for row, page in rows.gained:
+                self._table[row, rows.positions[row] // batch.pages.page_size] = page
         if batch.plain:
-            self.sampling.put(batch.sampling)
+            if rows is None or not follows:
+                self.sampling.put(batch.sampling)
+            elif rows.draws:
+                self.sampling.move([position + 1 for position in rows.positions.tolist()])
+        self._rows, self._turn = rows, 0 if rows is None else rows.turn
 
     def drawn(self, sampled: Sampled) -> None:
         """From now on every run leaves its tokens in these tensors."""

@@ -27,8 +27,8 @@ def padded_rows(rows: int) -> int:
 
 @dataclass
 class DeviceRows:
-    """What one captured step reads: tokens [T] int64, set when the step begins, where they stand, and how the next ones
-    are drawn, words [T, WORDS]."""
+    """What one captured step reads: tokens [T] int64 and where they stand, set when the step begins, and how the next
+    ones are drawn, words [T, WORDS]."""
 
     rows: int
     paged: PagedBatch
@@ -58,8 +58,8 @@ class DeviceSteps:
         self._inputs.take(batch, rows)
 
     def load(self, inputs: DeviceRows) -> None:
-        """A captured step's first part: what its rows run."""
-        inputs.tokens = self._inputs.tokens(inputs.rows)
+        """A captured step's first part: what its rows run, and their page tables."""
+        inputs.tokens, inputs.paged = self._inputs.tokens(inputs.rows), self._inputs.paged(inputs.rows)
 
     def sample(self, step: CapturedStep[DeviceRows], logits: Tensor) -> None:
         """A captured step's last part."""

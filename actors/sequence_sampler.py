@@ -49,7 +49,7 @@ class SequenceSampler:
 
     plain: whether every token is drawn of the logits as they are, whatever the tokens before, and nothing is told but
     its probability: how it is drawn is then known before the token in front of it. words: `kernels.sampling.row_words`;
-    seed: 64 bits.
+    seed: 64 bits. top_logprobs: as in `Sampling`.
     """
 
     def __init__(self, start: SequenceStart) -> None:
@@ -66,6 +66,7 @@ class SequenceSampler:
         self._ban = torch.tensor(how.stop_ban, dtype=torch.int64)
         self.words = row_words(how.temperature, how.top_p, how.min_p, how.top_k)
         self.seed = how.seed & (1 << 64) - 1
+        self.top_logprobs = how.top_logprobs
         self.plain = not (self._counts is not None or how.logit_bias or how.stop_ban or how.top_logprobs)
 
     def took(self, token: int) -> None:

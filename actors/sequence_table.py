@@ -1,16 +1,17 @@
-"""What a shard remembers of its sequences: arrays by a sequence's place, so that many cost little more than one."""
+"""What a shard remembers of its sequences, and the rows of each step: many cost little more than one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from .page_table import PageTable
+from .running_rows import NO_TOKEN, RunningRows
 from .sequence_sampler import SequenceSampler
 from .step_batch import Scored, StepBatch
 from .step_plan import Decodes, NewTokens, SequenceStart, Slice, StepPlan
-
-_NO_TOKEN = np.iinfo(np.int64).min
 
 
 class PlanError(Exception):
@@ -24,44 +25,29 @@ class _Sequence:
     place: int
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Sequences that run together, mostly step after step. places: -1 for one that is not here. plain: all are.
-    bounds: of a step in which each has a row."""
-
-    sequences: tuple[int, ...]
-    places: np.ndarray
-    samplers: tuple[SequenceSampler, ...]
-    plain: bool
-    bounds: np.ndarray
-
-
-_NOBODY = _Group((), np.empty(0, np.int64), (), True, np.zeros(1, np.int64))
-
-
 class SequenceTable:
     """The sequences that live on a shard. `page_size` in tokens, `num_pages` in the shard's cache.
 
-    A sequence has a place as long as it lives. Arrays by place: how many tokens it has; the last of them, the next to
-    run (-1 - r while it is only promised, r its row in the step that will give it); the last step that promised one, or
-    -1; how many pages it has, and which, behind them -1.
+    A sequence has a place as long as it lives, by which its pages are kept. State by place, [3, places] int64: how many
+    tokens it has; the last of them, the next to run, as in `RunningRows.numbers`; the last step that promised one, or
+    -1. For those that decode together the `RunningRows` know better, until others do.
     """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
         self._num_pages, self._page_size = num_pages, page_size
         self._sequences: dict[int, _Sequence] = {}
         self._free: list[int] = []
-        self._put_state(np.empty((4, 0), np.int64))
-        self._pages = np.empty((0, 0), np.int32)
-        self._newest = -1
-        """The last step that has promised tokens."""
-        self._group = _NOBODY
+        self._pages = PageTable(page_size)
+        self._state = np.empty((3, 0), np.int64)
+        self._nobody = self._rows = self._gathered(())
+        self._decoding = self._batch(self._nobody)
 
     def __len__(self) -> int:
         return len(self._sequences)
 
     def apply(self, plan: StepPlan) -> StepBatch:
-        """Takes up the plan's ends, starts and pages; returns the step's rows. Raises `PlanError`."""
+        """Takes up the plan's ends, starts and pages; returns the step's rows, which are valid until the next one is
+        applied. Raises `PlanError`."""
         for number in plan.ends:
             self._end(number)
         for start in plan.starts:
@@ -72,35 +58,45 @@ class SequenceTable:
     def can_follow(self, plan: StepPlan) -> bool:
         """Whether the plan can be applied while the tokens of the step before it are only promised: all that it needs
         of them are the tokens themselves."""
-        return plan.decode_rows > 0 and self._grouped(plan.decodes.sequences).plain
+        numbers = plan.decodes.sequences
+        if numbers == self._rows.sequences:
+            return plan.decode_rows > 0 and self._rows.plain
+        known = (self._sequences.get(number) for number in numbers)
+        return plan.decode_rows > 0 and all(each is None or each.sampler.plain for each in known)
 
     def promise(self, step: int, batch: StepBatch) -> None:
         """A step's tokens are on their way: its sequences go on with what its rows will have sampled."""
-        places = self._grouped(batch.sampled).places
-        self._last[places], self._promised[places], self._newest = -1 - batch.sampled_rows, step, step
+        if batch.rows is self._rows:
+            self._rows.promise(step, batch.sampled_rows)
+            return
+        self._scatter()
+        places = self._places(batch.sampled)
+        self._state[1:, places] = -1 - batch.sampled_rows, np.full(len(places), step)
 
     def sampled(self, step: int, tokens: NewTokens) -> None:
         """Remembers the tokens that a step gave its sequences, which may have gone on or ended since they were
         promised."""
-        group = self._grouped(tokens.sequences)
-        if not group.plain:
-            for number, token in zip(tokens.sequences, tokens.tokens, strict=True):
-                if number in self._sequences:
-                    self._sequences[number].sampler.took(token)
-        if self._newest <= step and len(group.samplers) == len(tokens.sequences):
-            self._last[group.places] = tokens.tokens
+        rows, numbers = self._rows, tokens.sequences
+        if numbers != rows.sequences:
+            self._scatter()
+            self._put_tokens(step, numbers, tokens.tokens)
         else:
-            due = (group.places >= 0) & (self._promised[group.places] <= step)
-            self._last[group.places[due]] = np.array(tokens.tokens, np.int64)[due]
+            rows.told(step, tokens.tokens)
+            if rows.plain:
+                return
+        for number, token in zip(numbers, tokens.tokens, strict=True):
+            if number in self._sequences:
+                self._sequences[number].sampler.took(token)
 
     def _end(self, number: int) -> None:
+        self._scatter()
         sequence = self._sequences.pop(number, None)
         if sequence is None:
             raise PlanError(f"the plan ends sequence {number}, which is not here")
         self._free.append(sequence.place)
-        self._group = _NOBODY
 
     def _start(self, start: SequenceStart) -> None:
+        self._scatter()
         number = start.sequence
         if number in self._sequences:
             raise PlanError(f"the plan starts sequence {number}, which is here already")
@@ -108,57 +104,89 @@ class SequenceTable:
             self._add_places()
         place = self._free.pop()
         self._sequences[number] = _Sequence(start, SequenceSampler(start), place)
-        self._state[:, place] = 0, _NO_TOKEN, -1, 0
-        self._pages[place] = -1
-        self._group = _NOBODY
+        self._state[:, place] = 0, NO_TOKEN, -1
+        self._pages.clear(place)
 
     def _add_places(self) -> None:
         """Twice as many."""
-        here = len(self._lengths)
+        here = self._state.shape[1]
         room = max(16, 2 * here)
-        self._put_state(np.pad(self._state, ((0, 0), (0, room - here))))
-        self._pages = _padded(self._pages, room, self._pages.shape[1])
+        self._state = np.pad(self._state, ((0, 0), (0, room - here)))
+        self._pages.add_places(room)
         self._free.extend(range(room - 1, here - 1, -1))
 
-    def _put_state(self, state: np.ndarray) -> None:
-        """One array, of which each column is a place, so that a step needs to look places up once."""
-        self._state = state
-        self._lengths, self._last, self._promised, self._counts = state
+    def _places(self, numbers: Sequence[int]) -> np.ndarray:
+        """[S] int64, those of sequences that are here."""
+        return np.array([self._sequences[number].place for number in numbers], np.int64)
 
-    def _grouped(self, numbers: tuple[int, ...]) -> _Group:
-        """These sequences' places and samplers; remembered, for the next step is mostly of the same ones."""
-        if numbers != self._group.sequences:
-            here = [self._sequences.get(number) for number in numbers]
-            places = np.array([-1 if each is None else each.place for each in here], np.int64)
-            samplers = tuple(each.sampler for each in here if each is not None)
-            plain = all(sampler.plain for sampler in samplers)
-            self._group = _Group(numbers, places, samplers, plain, np.arange(len(numbers) + 1))
-        return self._group
+    def _gathered(self, numbers: tuple[int, ...]) -> RunningRows:
+        """These sequences as rows. Raises `PlanError`."""
+        missing = [number for number in numbers if number not in self._sequences]
+        if missing:
+            raise PlanError(f"the plan runs sequence {missing[0]}, which is not here")
+        places, samplers = self._places(numbers), tuple(self._sequences[number].sampler for number in numbers)
+        lengths, tokens, promised = self._state.take(places, axis=1)
+        if not lengths.all():
+            raise PlanError(f"sequence {numbers[int(lengths.argmin())]} has no sampled token to go on with")
+        slots = self._pages.slots(places, lengths - 1) if numbers else lengths
+        return RunningRows(numbers, places, samplers, np.stack((tokens, lengths - 1, slots)), promised, self._page_size)
+
+    def _scatter(self) -> None:
+        """Others may go on than those that ran last."""
+        rows, self._rows = self._rows, self._nobody
+        if rows.sequences:
+            self._state[:, rows.places] = rows.positions + 1, rows.tokens, rows.promised
+
+    def _put_tokens(self, step: int, numbers: Sequence[int], tokens: Sequence[int]) -> None:
+        """Where the sequence is here, and no later step has promised a token."""
+        for number, token in zip(numbers, tokens, strict=True):
+            sequence = self._sequences.get(number)
+            if sequence is not None and self._state[2, sequence.place] <= step:
+                self._state[1, sequence.place] = token
 
     def _decode(self, decodes: Decodes) -> StepBatch:
         """Moves sequences on by the token that each sampled last."""
-        numbers, rows, size = decodes.sequences, len(decodes.sequences), self._page_size
-        if len(decodes.starts) != rows or len(decodes.page_rows) != len(decodes.new_pages) or len({*numbers}) != rows:
+        numbers, starts, gaining = decodes.sequences, decodes.starts, decodes.page_rows
+        if len(starts) != len(numbers) or len(gaining) != len(decodes.new_pages):
             raise PlanError(f"the plan's decodes do not fit each other: {decodes}")
-        group = self._grouped(numbers)
-        places = group.places
-        if len(group.samplers) != rows:
-            raise PlanError(f"the plan runs sequence {numbers[int(places.argmin())]}, which is not here")
+        if numbers != self._rows.sequences:
+            if len({*numbers}) != len(numbers):
+                raise PlanError(f"the plan's decodes do not fit each other: {decodes}")
+            self._scatter()
+            self._rows = self._gathered(numbers)
+        rows = self._rows
+        needing = rows.advance()
+        if gaining:
+            self._check_pages(decodes)
+        if tuple(rows.positions.tolist()) != starts or needing != gaining:
+            raise self._decode_misfit(rows, decodes, needing)
+        if not rows.take_tokens():
+            raise PlanError(f"sequence {numbers[int(rows.tokens.argmin())]} has no sampled token to go on with")
+        if gaining:
+            rows.gain(gaining, decodes.new_pages)
+            for row, page in rows.gained:
+                self._pages.put(rows.places[row], starts[row] // self._page_size, (page,))
+        if self._decoding.rows is not rows:
+            self._decoding = self._batch(rows)
+        return self._decoding
+
+    def _batch(self, rows: RunningRows) -> StepBatch:
+        """The same for all steps of these rows, whose numbers change in their place."""
+        each = rows.numbers, rows.bounds, rows.places, self._pages, rows.sequences, rows.bounds[:-1]
+        return StepBatch(*each, rows.samplers, (), rows.plain, rows)
+
+    def _check_pages(self, decodes: Decodes) -> None:
+        rows = len(decodes.sequences)
         for row, page in zip(decodes.page_rows, decodes.new_pages, strict=True):
             if not 0 <= row < rows:
                 raise PlanError(f"the plan's decodes have a page for row {row}, they have {rows}")
-            self._put_pages(numbers[row], places[row], int(self._counts[places[row]]), (page,))
-        lengths, ids, _, counts = self._state.take(places, axis=1)
-        room = lengths // size + 1 - counts
-        if tuple(lengths.tolist()) != decodes.starts or room.any():
-            row = int(((lengths != decodes.starts) | (room != 0)).argmax())
-            raise self._misfit(numbers[row], places[row], 1, decodes.starts[row], decodes.page_rows.count(row))
-        if rows and ids.min() == _NO_TOKEN:
-            raise PlanError(f"sequence {numbers[int(ids.argmin())]} has no sampled token to go on with")
-        lengths = self._lengths[places] = lengths + 1
-        table = self._pages[:, : counts.max(initial=0)].take(places, axis=0)
-        rows_of = group.bounds, lengths, table, size, numbers, group.bounds[:-1]
-        return StepBatch(ids, *rows_of, group.samplers, (), group.plain)
+            self._check_range(decodes.sequences[row], (page,))
+
+    def _decode_misfit(self, rows: RunningRows, decodes: Decodes, needing: tuple[int, ...]) -> PlanError:
+        unlike = [row for row, start in enumerate(decodes.starts) if start != rows.positions[row]]
+        row = min([*unlike, *{*needing}.symmetric_difference(decodes.page_rows)], default=0)
+        new, length = decodes.page_rows.count(row), int(rows.positions[row])
+        return self._misfit(decodes.sequences[row], rows.places[row], length, 1, decodes.starts[row], new)
 
     def _take(self, part: Slice) -> StepBatch:
         """Moves one sequence on by a slice."""
@@ -169,26 +197,27 @@ class SequenceTable:
         if not part.tokens:
             raise PlanError(f"sequence {number} got a slice without tokens")
         place, start, count = sequence.place, sequence.start, len(part.tokens)
-        end, length = part.start + count, int(self._lengths[place])
+        end, length = part.start + count, int(self._state[0, place])
         kept = -(-end // size) - len(part.new_pages)
         if part.start == length:
-            fits = kept == self._counts[place]
+            fits = kept == self._pages.counts[place]
         else:  # it goes on behind tokens that the prefix cache has: in whole pages, after those that it filled
             fits = part.start > length and not part.start % size and 0 <= kept <= length // size
         if not fits:
-            raise self._misfit(number, place, count, part.start, len(part.new_pages))
-        self._put_pages(number, place, kept, part.new_pages)
-        self._lengths[place] = end
+            raise self._misfit(number, place, length, count, part.start, len(part.new_pages))
+        self._check_range(number, part.new_pages)
+        self._pages.put(place, kept, part.new_pages)
+        self._state[0, place] = end
         scored: tuple[Scored, ...] = ()
         if start.score_prompt:
             targets = part.tokens[1:] + ((part.next_token,) if part.next_token >= 0 else ())
             scored = (Scored(number, part.start, 0, targets, start.keep, start.compare, part.next_token < 0),)
+        positions, places = np.arange(part.start, end), np.array((place,))
         return StepBatch(
-            np.array(part.tokens, np.int64),
+            np.stack((np.array(part.tokens, np.int64), positions, self._pages.slots(places, positions))),
             np.array((0, count)),
-            np.array((end,)),
-            self._pages[place, None, : self._counts[place]].copy(),
-            size,
+            places,
+            self._pages,
             (number,) if part.sample else (),
             np.array((count - 1,) if part.sample else (), np.int64),
             (sequence.sampler,) if part.sample else (),
@@ -196,25 +225,12 @@ class SequenceTable:
             sequence.sampler.plain or not part.sample,
         )
 
-    def _put_pages(self, number: int, place: int, kept: int, pages: tuple[int, ...]) -> None:
-        """From the page `kept` on, a sequence has these, and none behind them."""
+    def _check_range(self, number: int, pages: tuple[int, ...]) -> None:
         if any(not 0 <= page < self._num_pages for page in pages):
             raise PlanError(f"sequence {number} got pages {pages}, the cache has {self._num_pages}")
-        count = kept + len(pages)
-        if count > self._pages.shape[1]:
-            self._pages = _padded(self._pages, self._pages.shape[0], 2 * count)
-        self._pages[place, kept:count], self._pages[place, count : self._counts[place]] = pages, -1
-        self._counts[place] = count
 
-    def _misfit(self, number: int, place: int, count: int, start: int, new_pages: int) -> PlanError:
+    def _misfit(self, number: int, place: int, length: int, count: int, start: int, new_pages: int) -> PlanError:
         return PlanError(
-            f"sequence {number} has {self._lengths[place]} tokens in {self._counts[place]} pages of {self._page_size}; "
+            f"sequence {number} has {length} tokens in {self._pages.counts[place]} pages of {self._page_size}; "
             f"a slice of {count} from {start} with {new_pages} new pages does not follow"
         )
-
-
-def _padded(pages: np.ndarray, rows: int, width: int) -> np.ndarray:
-    """The same page tables with room for more; what is new is -1."""
-    wider = np.full((rows, width), -1, np.int32)
-    wider[: pages.shape[0], : pages.shape[1]] = pages
-    return wider

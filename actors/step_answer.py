@@ -104,8 +104,8 @@ def new_tokens(batch: StepBatch, sampled: Sampled) -> NewTokens:
     """The tokens of a step's sampled sequences; waits for the device."""
     tops: tuple[Top, ...] = ()
     if sampled.top_tokens.shape[1]:
-        best = zip(sampled.top_tokens.tolist(), sampled.top_logprobs.tolist(), batch.sampling, strict=True)
-        tops = tuple(tuple(zip(ids, values, strict=True))[: row.top_logprobs] for ids, values, row in best)
+        best = zip(sampled.top_tokens.tolist(), sampled.top_logprobs.tolist(), batch.samplers, strict=True)
+        tops = tuple(tuple(zip(ids, values, strict=True))[: sampler.top_logprobs] for ids, values, sampler in best)
     return NewTokens(batch.sampled, tuple(sampled.tokens.tolist()), tuple(sampled.logprobs.tolist()), tops)
 
 

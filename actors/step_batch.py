@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate, chain, pairwise
 
 import numpy as np
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..kernels.protocol import LogitChanges, PagedBatch, SamplingRow
-from ..kernels.sampling import WORDS, uniforms
+from .page_table import PageTable
+from .running_rows import RunningRows
 from .sequence_sampler import SequenceSampler
 
 
@@ -35,39 +35,37 @@ class Scored:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One step of one shard. T rows, one a token; S sequences; N of these get a token. Numbers of the host.
+    """One step of one shard, until its sequences go on. T rows, one a token; S sequences; N of these get a token.
+    Numbers of the host.
 
-    ids: [T] int64, the tokens; -1 - r where the token is still on the device: that of row r of the step before. bounds:
-    [S + 1] int64, sequence s has the rows from bounds[s] to bounds[s + 1]. lengths: [S] int64, tokens of each sequence,
-    these included. table: [S, W] int32, each one's pages, of `page_size` tokens, behind them -1. sampled: the N
-    sequences; sampled_rows: [N] int64, the row of each that is sampled; samplers: how. plain: `SequenceSampler.plain`
-    of all of them.
+    numbers: [3, T] int64, of each row the token, or -1 - r where it is still on the device: that of row r of the step
+    before; its position in its sequence; where in the KV cache it is written. bounds: [S + 1] int64, sequence s has the
+    rows from bounds[s] to bounds[s + 1], of which the last is its last token. places: [S] int64, each one's in `pages`.
+    sampled: the N sequences; sampled_rows: [N] int64, the row of each that is sampled; samplers: how. plain:
+    `SequenceSampler.plain` of all of them. rows: of a step that only decodes, what stays of it for the next one.
     """
 
-    ids: np.ndarray
+    numbers: np.ndarray
     bounds: np.ndarray
-    lengths: np.ndarray
-    table: np.ndarray
-    page_size: int
+    places: np.ndarray
+    pages: PageTable
     sampled: tuple[int, ...]
     sampled_rows: np.ndarray
     samplers: tuple[SequenceSampler, ...]
     scored: tuple[Scored, ...]
     plain: bool
+    rows: RunningRows | None = None
 
     @staticmethod
     def joined(parts: Sequence[StepBatch]) -> StepBatch:
         """Steps of different sequences as one, in this order."""
         first_rows = [0, *accumulate(len(part.ids) for part in parts)]
-        width = max(part.table.shape[1] for part in parts)
-        tables = [np.pad(part.table, ((0, 0), (0, width - part.table.shape[1])), constant_values=-1) for part in parts]
         each = list(zip(parts, first_rows, strict=False))
         return StepBatch(
-            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.numbers for part in parts], axis=1),
             np.concatenate([parts[0].bounds[:1], *(part.bounds[1:] + first for part, first in each)]),
-            np.concatenate([part.lengths for part in parts]),
-            np.concatenate(tables),
-            parts[0].page_size,
+            np.concatenate([part.places for part in parts]),
+            parts[0].pages,
             tuple(chain.from_iterable(part.sampled for part in parts)),
             np.concatenate([part.sampled_rows + first for part, first in each]),
             tuple(chain.from_iterable(part.samplers for part in parts)),
@@ -76,9 +74,29 @@ class StepBatch:
         )
 
     @property
+    def ids(self) -> np.ndarray:
+        """[T] int64, the tokens."""
+        return self.numbers[0]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """[T] int64."""
+        return self.numbers[1]
+
+    @property
+    def slots(self) -> np.ndarray:
+        """[T] int64."""
+        return self.numbers[2]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[S] int64, tokens of each sequence, these included."""
+        return self.positions[self.bounds[1:] - 1] + 1
+
+    @property
     def decodes(self) -> bool:
         """Whether every row is one sequence's next token and is sampled, and nothing is scored."""
-        return len(self.ids) == len(self.lengths) == len(self.sampled) > 0 and not self.scored
+        return self.numbers.shape[1] == len(self.places) == len(self.sampled) > 0 and not self.scored
 
     def split(self, parts: int) -> tuple[StepBatch, ...]:
         """The step in so many parts of whole sequences, in their order, of about as many rows; some may be empty."""
@@ -90,11 +108,10 @@ class StepBatch:
         low, high = self.bounds[begin], self.bounds[end]
         here = slice(*np.searchsorted(self.sampled_rows, (low, high)))
         return StepBatch(
-            self.ids[low:high],
+            self.numbers[:, low:high],
             self.bounds[begin : end + 1] - low,
-            self.lengths[begin:end],
-            self.table[begin:end],
-            self.page_size,
+            self.places[begin:end],
+            self.pages,
             self.sampled[here],
             self.sampled_rows[here] - low,
             self.samplers[here],
@@ -102,50 +119,24 @@ class StepBatch:
             self.plain,
         )
 
-    @cached_property
+    @property
     def sampling(self) -> tuple[SamplingRow, ...]:
-        """How each of the N rows is drawn, at the position behind it; to be asked before its sequence goes on."""
+        """How each of the N rows is drawn, at the position behind it."""
         positions = (self.positions[self.sampled_rows] + 1).tolist()
         return tuple(sampler.row(position) for sampler, position in zip(self.samplers, positions, strict=True))
 
-    @cached_property
-    def words(self) -> np.ndarray:
-        """[N, WORDS] float64, how each of the rows of a plain step is drawn."""
-        words = np.array([sampler.words for sampler in self.samplers]).reshape(-1, WORDS)
-        if words[:, 0].any():
-            seeds = np.array([sampler.seed for sampler in self.samplers], np.uint64)
-            words[:, 3] = uniforms(seeds, self.positions[self.sampled_rows] + 1)
-        return words
-
-    @cached_property
-    def positions(self) -> np.ndarray:
-        """[T] int64, of each token in its sequence, whose last row is its last token."""
-        if len(self.ids) == len(self.lengths):  # a row each
-            return self.lengths - 1
-        new = np.diff(self.bounds)
-        return np.arange(len(self.ids)) + np.repeat(self.lengths - self.bounds[1:], new)
-
-    @cached_property
-    def slots(self) -> np.ndarray:
-        """[T] int64, where in the KV cache each token is written."""
-        owner = self.bounds[:-1]
-        if len(self.ids) != len(self.lengths):
-            owner = np.repeat(np.arange(len(self.lengths)), np.diff(self.bounds))
-        pages, offsets = np.divmod(self.positions, self.page_size)
-        return self.table[owner, pages].astype(np.int64) * self.page_size + offsets
-
-    @cached_property
+    @property
     def tokens(self) -> Tensor:
         """[T] int64."""
         return torch.from_numpy(self.ids)
 
-    @cached_property
+    @property
     def paged(self) -> PagedBatch:
         """Where the tokens stand in the KV cache."""
         return PagedBatch(
             torch.from_numpy(self.bounds.astype(np.int32)),
             torch.from_numpy(self.lengths.astype(np.int32)),
-            torch.from_numpy(self.table),
+            torch.from_numpy(self.pages.rows(self.places)),
             torch.from_numpy(self.positions),
             torch.from_numpy(self.slots),
         )

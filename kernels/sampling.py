@@ -86,13 +86,14 @@ def check_sampling_row(row: SamplingRow) -> None:
 WORDS = 5
 """Numbers that say how a row draws, float64: temperature, top_p, temperature * log(min_p), which is -inf where min_p is
 off, the random number and top_k."""
-_WORDS = Struct(f"={WORDS}d")
+_WORDS, _NUMBER = Struct(f"={WORDS}d"), Struct("=d")
+_RANDOM = 3 * _NUMBER.size
 
 
 class SamplingRows(list[SamplingRow]):
     """Rows whose words stay at one place, so that a captured `sample` draws anew by what was put here last.
 
-    words: [S, WORDS] float64.
+    words: [S, WORDS] float64. What a captured `sample` draws by is theirs alone: `move` leaves the rows as they are.
     """
 
     def __init__(self, rows: Sequence[SamplingRow]) -> None:
@@ -103,12 +104,18 @@ class SamplingRows(list[SamplingRow]):
     def put(self, rows: Iterable[SamplingRow]) -> None:
         """Other rows, as many; a captured `sample` takes none with changes or top_logprobs."""
         self[:] = rows
+        self._random = [(index, row.seed) for index, row in enumerate(self) if row.temperature > 0.0]
         place = 0
         for row in self:
             temperature, top_p, reach, _, top_k = row_words(row.temperature, row.top_p, row.min_p, row.top_k)
             random = uniform(row.seed, row.position) if temperature > 0.0 else 0.0
             _WORDS.pack_into(self._bytes, place, temperature, top_p, reach, random, top_k)
             place += _WORDS.size
+
+    def move(self, positions: Sequence[int]) -> None:
+        """Draws as the same rows at other positions would."""
+        for index, seed in self._random:
+            _NUMBER.pack_into(self._bytes, index * _WORDS.size + _RANDOM, uniform(seed, positions[index]))
 
 
 def row_words(temperature: float, top_p: float, min_p: float, top_k: int) -> tuple[float, float, float, float, float]:
@@ -147,7 +154,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     for index, row in enumerate(rows):
         given = logits[index]
         best, log_sum = _log_sum(given, index)
-        tokens[index] = _token(changed[index], row, index)
+        tokens[index] = _token(changed[index], row, _random(rows, index), index)
         top_tokens[index] = _best(given, columns) if columns else top_tokens[index]
         logprobs[index] = float(given[tokens[index]]) - best - log_sum
         top_logprobs[index] = given[top_tokens[index]].to(torch.float64) - best - log_sum
@@ -215,7 +222,13 @@ def _best(logits: Tensor, count: int) -> Tensor:
     return ids[logits[ids].sort(descending=True, stable=True).indices[:count]]
 
 
-def _token(logits: Tensor, row: SamplingRow, index: int) -> int:
+def _random(rows: Sequence[SamplingRow], index: int) -> float:
+    if isinstance(rows, SamplingRows):
+        return float(rows.words[index, 3])
+    return uniform(rows[index].seed, rows[index].position)
+
+
+def _token(logits: Tensor, row: SamplingRow, random: float, index: int) -> int:
     """One token of logits [V] float32."""
     best = _largest(logits, index)
     if row.temperature == 0.0:
@@ -226,7 +239,7 @@ def _token(logits: Tensor, row: SamplingRow, index: int) -> int:
         weights = weights[kept]
     cumulative = weights.cumsum(0)
     total = int(cumulative[-1])
-    target = min(int(uniform(row.seed, row.position) * float(total)), total - 1)
+    target = min(int(random * float(total)), total - 1)
     chosen = int(torch.searchsorted(cumulative, target, right=True))
     return chosen if kept is None else int(kept[chosen])
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from flyray.actors.measured_costs import stage_costs
 from flyray.actors.micro_batches import MicroBatchChoice
+from flyray.actors.page_table import PageTable
 from flyray.actors.request import TracedStep
 from flyray.actors.sequence import COLOCATED, LayerPlan, sequence
 from flyray.actors.sequence_sampler import SequenceSampler
@@ -83,12 +84,12 @@ def test_parts_of_a_step_are_together_the_step(sequences: list[tuple[int, bool]]
         bounds.append(bounds[-1] + rows)
     sampled = [number for number, (_, samples) in enumerate(sequences) if samples]
     sampler = SequenceSampler(SequenceStart(0, Sampling(0.0, 1.0, 0, 0), False))
+    positions = np.array([place for rows, _ in sequences for place in range(rows)], np.int64)
     whole = StepBatch(
-        np.arange(bounds[-1]),
+        np.stack((np.arange(bounds[-1]), positions, positions)),
         np.array(bounds),
-        np.array([rows for rows, _ in sequences]),
-        np.arange(len(sequences), dtype=np.int32)[:, None],
-        16,
+        np.arange(len(sequences)),
+        PageTable(16),
         tuple(sampled),
         np.array([bounds[number + 1] - 1 for number in sampled], np.int64),
         (sampler,) * len(sampled),

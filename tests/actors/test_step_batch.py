@@ -68,7 +68,7 @@ def test_a_prompt_then_the_sampled_token() -> None:
         (replace(PLAN, decodes=decodes((1, 2))), "has 3 tokens in 1 pages of 4; a slice of 1 from 2 with 0 new"),
         (
             replace(PLAN, decodes=decodes((1, 3, (5,)))),
-            "in 2 pages of 4; a slice of 1 from 3 with 1 new pages does not",
+            "in 1 pages of 4; a slice of 1 from 3 with 1 new pages does not",
         ),
         (replace(PLAN, decodes=decodes((1, 3, (60,)))), r"got pages \(60,\), the cache has 60"),
         (replace(PLAN, decodes=decodes((1, 3), (1, 3))), "the plan's decodes do not fit each other"),
