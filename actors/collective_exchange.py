@@ -127,6 +127,13 @@ class CollectiveExchange:
         """For shards that all have all rows, when the group is formed; arguments as `CollectiveGather`'s."""
         return CollectiveGather(self._routes, columns, leaves_out)
 
+    def abort(self) -> None:
+        """Ends the group in the middle of a collective that waits for a shard which is gone; the thread that runs it
+        gets an error. From any thread."""
+        if dist.is_initialized():
+            dist.distributed_c10d._abort_process_group()
+        self._store = None
+
     def close(self) -> None:
         """Ends the group; no collective may run."""
         if dist.is_initialized():

@@ -51,7 +51,9 @@ class EngineConfig:
         the most load once they are moved, which is every rebalance_interval_s, if that evens out the load; 0: never.
     transport: "ipc" (one node), "tcp", or "auto": Unix sockets where everything is on one node, else TCP with keys.
     start_timeout_s: from placement to ready. placement_timeout_s: how long to wait for reserved resources to be free.
-    step_timeout_s: a step that takes longer ends the engine. silence_s: a TCP peer silent for so long is gone.
+    step_timeout_s: a step that takes longer has lost a shard. silence_s: a TCP peer silent for so long is gone.
+    shard_restarts: how often within 5 minutes a shard that is lost is started again, while the others keep their
+        weights and requests wait; one more ends the engine. 0: the first. Where statistics are gathered each one does.
     statistics: absolute path, the same on every node, of a folder to gather activation statistics in while the engine
         runs (`StatisticsPlan`), complete when it has stopped; "" for none. moments_block: columns of the diagonal
         blocks of their second moments, 0 for none.
@@ -84,6 +86,7 @@ class EngineConfig:
     placement_timeout_s: float = 20.0
     step_timeout_s: float = 60.0
     silence_s: float = 0.9
+    shard_restarts: int = 3
     statistics: str = ""
     moments_block: int = 0
 
@@ -101,7 +104,7 @@ class EngineConfig:
             "context_length",
             "moments_block",
         )
-        self._at_least(0, "redundant_experts", "rebalance_interval_s")
+        self._at_least(0, "redundant_experts", "rebalance_interval_s", "shard_restarts")
         self._positive("start_timeout_s", "placement_timeout_s", "step_timeout_s", "silence_s")
         check_linear_kinds(self.int8_weights, self.int4_weights)
         self._one_of("backend", BACKENDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .link import LinkKeys, LinkPlace, ProcessPlace, needs_tcp
 from .socket_folder import SocketFolder
@@ -39,6 +39,12 @@ class EngineLinks:
             client_keys=keys if clients_far else None,
             folder=folder,
         )
+
+    def reaching(self, transport: str, router: ProcessPlace, shards: Sequence[ProcessPlace]) -> EngineLinks:
+        """The same for shards that have come back, perhaps on another node: clients and folder stay as they are."""
+        if self.shard_keys is not None or not needs_tcp(transport, [router, *shards]):
+            return self
+        return replace(self, router=LinkPlace(host=router.host), shard_keys=self.client_keys or LinkKeys.create())
 
     def place_on(self, shard: ProcessPlace) -> LinkPlace:
         """Where a shard on that node binds its own socket."""

@@ -51,18 +51,23 @@ class ExpertBalancer:
         shards: Sequence[Any],
         loop: Switching,
         layers: Sequence[int],
-        placement: LayerPlacement,
+        placements: Sequence[LayerPlacement],
         interval_s: float,
     ) -> None:
-        """shards: handles of `ShardActor`. layers: those with routed experts, all placed as `placement` says.
-        interval_s: from one look at the placement to the next; 0: nothing is moved."""
+        """shards: handles of `ShardActor`. layers: those with routed experts, and where these are now. interval_s: from
+        one look at the placement to the next; 0: nothing is moved."""
         self._shards, self._loop, self._layers, self._interval_s = list(shards), loop, tuple(layers), interval_s
-        self._placements = [placement] * len(self._layers)
-        self._loads = np.zeros((len(self._layers), placement.experts))
+        self._placements = list(placements)
+        self._loads = np.zeros((len(self._layers), placements[0].experts))
         self._seen: list[np.ndarray | None] = [None] * len(self._shards)
         self._gathered = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="expert-balancer", daemon=True)
+
+    @property
+    def placements(self) -> tuple[LayerPlacement, ...]:
+        """Of the layers, once it has stopped: the last that plans name."""
+        return tuple(self._placements)
 
     def start(self) -> None:
         """Begins to gather."""
@@ -136,6 +141,8 @@ class ExpertBalancer:
 
     def _ask(self, method: str, *arguments: Any) -> list[Any] | None:
         """What a method of every shard gives; None, and the errors in the log, if one fails, or when it must end."""
+        if self._stopping.is_set():
+            return None
         calls = [getattr(shard, method).remote(*arguments) for shard in self._shards]
         waiting = calls
         while waiting and not self._stopping.is_set() and not self._loop.error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from .expert_placement import LayerPlacement
 from .expert_routes import ExpertRoutes
 from .expert_source import ReadExpert
 from .model.stages import ModelStages
+
+_SETTLING = 0
+"""The number of no change: they begin with 1."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class ExpertMover:
         self._stages, self._routes, self._read = stages, routes, read
         self._staged: dict[int, _Staged] = {}
         self._stream: torch.Stream | None = None
+        self._reading = threading.Lock()
 
     def stage(self, version: int, layer: int, placement: LayerPlacement) -> None:
         """Reads those experts that the shard does not have where the placement wants them. Steps may run meanwhile.
@@ -44,7 +49,7 @@ class ExpertMover:
         Raises CheckpointError or ValueError; then nothing is kept.
         """
         mine, now = (each.held[self._routes.shard] for each in (placement, self._routes.placement(layer)))
-        with self._beside_steps():
+        with self._reading, self._beside_steps():
             changed = [slot for slot, expert in enumerate(mine) if expert != now[slot]]
             experts = {slot: self._read(layer, mine[slot]) for slot in changed}
         self._staged[version] = _Staged(layer, placement, experts)
@@ -62,6 +67,15 @@ class ExpertMover:
             blocks.put(slot, expert)
         self._routes.place(staged.layer, staged.placement)
         self.longest_s = max(self.longest_s, time.perf_counter() - begin)
+
+    def settle(self, moved: Sequence[tuple[int, LayerPlacement]]) -> None:
+        """While no step runs: brings these layers to where they are in the other shards; what is staged is forgotten.
+        Raises what `stage` does."""
+        for layer, placement in moved:
+            if self._routes.placement(layer) != placement:
+                self.stage(_SETTLING, layer, placement)
+                self.apply(_SETTLING)
+        self._staged.clear()
 
     @contextmanager
     def _beside_steps(self) -> Iterator[None]:

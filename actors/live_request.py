@@ -112,6 +112,16 @@ class LiveRequest:
         self.told = self.reserved = self.awaited = self.known_pages = 0
         self.running = False
 
+    def forget_run(self) -> None:
+        """Nothing of it runs any more, nor is any answer on its way; what was told stays."""
+        self.stop()
+        self.in_flight = 0
+        self.started = False
+        if self.scoring:
+            self.scores.clear()
+            self.divergences.clear()
+            self.agreements.clear()
+
     def move(self, position: int, from_cache: bool) -> None:
         """Tokens up to `position` run, or are in pages from the cache."""
         prompt = min(position, len(self.request.prompt))

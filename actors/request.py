@@ -121,10 +121,12 @@ class TracedStep:
     stages: tuple[StageTime, ...]
 
 
-@message(version=3)
+@message(version=4)
 @dataclass(frozen=True)
 class EngineStatus:
-    """State of an engine. ready: takes requests; error: why not. Precision plan lines are ready to print.
+    """State of an engine. ready: runs requests; error: why it never will again. recovering: which shard it waits for
+    before it goes on, while it takes requests, or ""; recoveries: how often shards have come back. Precision plan lines
+    are ready to print.
 
     cached_pages, preemptions, prompt_tokens, cached_tokens: as in `SchedulerStats`. experts: where they are, and their
     load.
@@ -150,3 +152,5 @@ class EngineStatus:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     experts: ExpertState = UNKNOWN
+    recovering: str = ""
+    recoveries: int = 0

@@ -1,4 +1,5 @@
-"""Starts an engine's shards, checks what they compute, and runs their steps until it is stopped or a shard is lost."""
+"""Starts an engine's shards, checks what they compute, and runs their steps until it is stopped; brings shards that are
+lost together again with the others."""
 
 from __future__ import annotations
 
@@ -17,22 +18,23 @@ import ray.exceptions
 from .client_port import ClientPort
 from .engine_config import FLUSH_TIMEOUT_S, EngineConfig
 from .engine_error import EngineError
-from .engine_links import EngineLinks
 from .engine_shape import EngineShape
 from .expert_balancer import ExpertBalancer
+from .expert_placement import LayerPlacement
+from .formation import ExpertMoves, Formation
 from .golden import GoldenClient, compare_scores, reference_scores, run_golden
-from .link import LinkKeys, Links, ProcessPlace
+from .link import LinkKeys, Links
 from .micro_batches import MicroBatchChoice
+from .recovery import Recovery, Restarts
 from .router_loop import RouterLoop
 from .scheduler import Scheduler
-from .shard_actor import here
-from .shard_group import ShardGroup
-from .shard_start import ShardReport, ShardStart
+from .shard_calls import ShardCalls
+from .shard_group import ShardGroup, ShardLost
+from .shard_start import ShardReport
 from .statistics_plan import StatisticsError
 from .statistics_writer import StatisticsFolder
 
 STOP_TIMEOUT_S = 5.0
-_PROGRESS_PERIOD_S = 0.2
 
 logger = logging.getLogger(__name__)
 
@@ -48,33 +50,37 @@ class StartProgress:
 class Router:
     """The router of one engine, in the process that made its shards.
 
-    reports: the shards' own, once they are loaded. golden: a line on the golden prompt. local_pids: processes of the
-    shards that are on this node.
+    golden: a line on the golden prompt.
 
     `start` returns when the engine takes requests; then `address` and `keys` are what a client needs. Steps and
-    clients' messages are handled in a thread of their own. An engine that fails stays failed; its epoch is 0.
+    clients' messages are handled in a thread of their own. When a shard is lost, what runs waits until it has come back
+    (`Recovery`); an engine that fails stays failed. Statistics and overridden experts would be lost with a shard: an
+    engine that has any fails then.
     """
 
-    def __init__(self, config: EngineConfig, shape: EngineShape, shards: Sequence[Any]) -> None:
-        """shards: handles of `ShardActor`, in shard order; they stay the caller's to end."""
+    def __init__(
+        self, config: EngineConfig, shape: EngineShape, shards: Sequence[Any], renew: Callable[[int], Any]
+    ) -> None:
+        """shards: handles of `ShardActor`, in shard order; they stay the caller's to end. renew: as in `Recovery`."""
         if len(shards) != config.shards:
             raise ValueError(f"shards: {len(shards)} actors for an engine of {config.shards} shards")
         self.config = config
         self.shape = shape
-        self.epoch = 0
         self.address = ""
         self.keys: LinkKeys | None = None
-        self.reports: tuple[ShardReport, ...] = ()
         self.golden = ""
-        self.local_pids: tuple[int, ...] = ()
-        self._shards = list(shards)
+        self._calls = ShardCalls(shards, config.start_timeout_s)
+        self._formation = Formation(config, self._calls)
+        restarts = Restarts(config.shard_restarts)
+        self._recovery = Recovery(self._calls, self._formation, renew, restarts, config.start_timeout_s)
         self._golden_identity = secrets.token_hex(16).encode()
         self._loop: RouterLoop | None = None
         self._thread: threading.Thread | None = None
-        self._engine_links: EngineLinks | None = None
-        self._links: list[Links] = []
+        self._client_links: Links | None = None
         self._statistics: StatisticsFolder | None = None
+        self._overridden = False
         self._balancer: ExpertBalancer | None = None
+        self._placements: tuple[LayerPlacement, ...] = (shape.placement,) * len(shape.model.moe_layers)
 
     @property
     def ready(self) -> bool:
@@ -85,6 +91,30 @@ class Router:
     def error(self) -> str:
         """Why the engine does not take requests any more; empty while it does."""
         return "" if self._loop is None else self._loop.error
+
+    @property
+    def recovering(self) -> str:
+        """Which shard the engine waits for, while it takes requests; empty while it runs."""
+        return "" if self._loop is None else self._loop.recovering
+
+    @property
+    def epoch(self) -> int:
+        """How often the shards have come together before."""
+        return self._recovery.epoch
+
+    @property
+    def reports(self) -> tuple[ShardReport, ...]:
+        """The shards' own, once they are loaded."""
+        return self._formation.reports
+
+    @property
+    def local_pids(self) -> tuple[int, ...]:
+        """Processes of the shards that are on this node."""
+        return self._formation.local_pids
+
+    def local_pid(self, shard: int) -> int | None:
+        """The process of a shard, if it is on this node."""
+        return self._formation.local_pid(shard)
 
     def start(self, on_progress: Callable[[StartProgress], None] | None = None) -> None:
         """Starts the shards and checks the golden prompt; `on_progress` is called while weights are read.
@@ -111,6 +141,7 @@ class Router:
 
         Statistics are complete when it returns; after a failure they stay incomplete.
         """
+        self._recovery.stop()
         if self._loop is not None and self._thread is not None:
             self._loop.stop()
             self._thread.join()
@@ -121,13 +152,12 @@ class Router:
         if folder is not None:
             self._finish_statistics(folder)
         # A shard that is dead already has nothing to stop; one that hangs is the caller's to kill.
-        stopping = [shard.stop.remote() for shard in self._shards]
+        stopping = [shard.stop.remote() for shard in self._calls.handles]
         ray.wait(stopping, num_returns=len(stopping), timeout=STOP_TIMEOUT_S)
-        for links in self._links:
-            links.close(linger_ms=500)
-        self._links.clear()
-        if self._engine_links is not None:
-            self._engine_links.close()
+        if self._client_links is not None:
+            self._client_links.close(linger_ms=500)
+            self._client_links = None
+        self._formation.close()
 
     def abandon_statistics(self) -> None:
         """`stop` will not complete them."""
@@ -154,7 +184,8 @@ class Router:
         if unknown or not experts:
             raise EngineError(f"experts {unknown or 'of none'}: layer {layer} has 0..{model.n_routed_experts - 1}")
         with loop.hold():
-            self._ask_all("override", (layer, tuple(experts), path))
+            self._overridden = True
+            self._calls.ask_all("override", layer, tuple(experts), path)
             self._change(loop, "apply_override")
 
     def clear_overrides(self) -> None:
@@ -162,6 +193,35 @@ class Router:
         loop = self._running_loop()
         with loop.hold():
             self._change(loop, "clear_overrides")
+            self._overridden = False
+
+    def pause(self) -> ExpertMoves:
+        """For `Recovery`: stops moving experts, and says where they are."""
+        loop, layers = self._running_loop(), self.shape.model.moe_layers
+        if self._balancer is not None:
+            self._balancer.stop()
+            self._placements = self._balancer.placements
+        moved = zip(layers, self._placements, strict=True)
+        return ExpertMoves(loop.placement, tuple(each for each in moved if each[1] != self.shape.placement))
+
+    def resume(self, shards: ShardGroup, epoch: int) -> None:
+        """For `Recovery`: goes on with these shards."""
+        loop = self._running_loop()
+        loop.resume(shards, epoch)
+        self._balance(loop)
+
+    def fail(self, reason: str) -> None:
+        """For `Recovery`: ends all requests and takes no more."""
+        if self._loop is not None:
+            self._loop.fail(reason)
+
+    def _lost(self, lost: ShardLost) -> bool:
+        """Called by the loop. Begins to bring the shards together again; False where that would not be the engine that
+        it was, or is not wanted."""
+        if self.shape.statistics is not None or self._overridden or not self.config.shard_restarts:
+            return False
+        self._recovery.begin(lost, self, self.shape)
+        return True
 
     def _running_loop(self) -> RouterLoop:
         if self._loop is None or not self.ready:
@@ -171,122 +231,48 @@ class Router:
     def _change(self, loop: RouterLoop, method: str) -> None:
         """Shards that do not all do it run different models: that is the end of the engine."""
         try:
-            self._ask_all(method, ())
+            self._calls.ask_all(method)
         except EngineError as error:
             loop.fail(f"{method}: {error}")
             raise
         loop.clear_prefix_cache()
 
-    def _ask_all(self, method: str, arguments: tuple[Any, ...]) -> None:
-        """Calls a method of every shard and waits for all, also if one fails. Raises EngineError."""
-        calls = [getattr(shard, method).remote(*arguments) for shard in self._shards]
-        _, silent = ray.wait(calls, num_returns=len(calls), timeout=self.config.start_timeout_s)
-        if silent:
-            names = ", ".join(f"shard {calls.index(call)}" for call in silent)
-            raise EngineError(f"{names}: no answer to {method} within {self.config.start_timeout_s:g} s")
-        for shard, call in enumerate(calls):
-            self._check(call, f"shard {shard}", f"in {method}")
-
     def _start_shards(self, deadline: float, on_progress: Callable[[StartProgress], None] | None) -> None:
-        config = self.config
-        places = self._ask("place", [()] * config.shards, deadline)
-        router = here()
-        self.local_pids = tuple(place.pid for place in places if place.node == router.node)
-        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-        chosen = self._engine_links = EngineLinks.choose(config.transport, router, places, nodes)
-        shard_links, client_links = Links(chosen.shard_keys, config.silence_s), Links(chosen.client_keys)
-        self._links += [shard_links, client_links]
-        group = ShardGroup(
-            shard_links, chosen.router, config.shards, config.name, self.epoch, alike=bool(self.shape.tensor)
-        )
-        clients = ClientPort(client_links, chosen.clients, config.name)
+        config, formation = self.config, self._formation
+        formation.find(deadline)
+        place, keys = formation.client_place
+        links = self._client_links = Links(keys)
+        clients = ClientPort(links, place, config.name)
         self.address = clients.address
-        self.keys = chosen.client_keys.for_client() if chosen.client_keys else None
-        starts = [(self._shard_start(shard, chosen, place, group),) for shard, place in enumerate(places)]
-        addresses = self._ask("open", starts, deadline)
-        self.reports = tuple(self._ask("start", [(addresses,)] * config.shards, deadline, on_progress))
-        self.shape = self.shape.with_pages([report.kv_pages for report in self.reports])
-        group.await_shards(max(deadline - time.monotonic(), 1.0))
-        self._run(group, clients, shard_links)
+        self.keys = keys.for_client() if keys else None
 
-    def _shard_start(self, shard: int, chosen: EngineLinks, place: ProcessPlace, group: ShardGroup) -> ShardStart:
-        config = self.config
-        return ShardStart(
-            engine=config.name,
-            epoch=self.epoch,
-            shard=shard,
-            model_path=config.model_path,
-            precision=config.precision,
-            weights=config.weights,
-            int8_weights=config.int8_weights,
-            int4_weights=config.int4_weights,
-            backend=config.backend,
-            kernel_plan=self.shape.kernel_plan,
-            threads=config.threads_per_shard,
-            placement=self.shape.placement,
-            tensor=self.shape.tensor,
-            moves=config.rebalance_interval_s > 0,
-            kv_pages=self.shape.kv_pages,
-            kv_memory_share=config.kv_memory_share,
-            kv_dtype=config.kv_dtype,
-            page_size=config.page_size,
-            programs=self.shape.programs,
-            plan_address=group.addresses[shard],
-            place=chosen.place_on(place),
-            keys=chosen.shard_keys,
-            timeout_s=config.step_timeout_s,
-            silence_s=config.silence_s,
-        )
-
-    def _ask(
-        self,
-        method: str,
-        arguments: Sequence[tuple[Any, ...]],
-        deadline: float,
-        on_progress: Callable[[StartProgress], None] | None = None,
-    ) -> list[Any]:
-        """Calls a method of every shard and waits for all, or for the first that fails. Raises EngineError."""
-        calls = [getattr(shard, method).remote(*each) for shard, each in zip(self._shards, arguments, strict=True)]
-        waiting = list(calls)
-        while waiting:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                silent = ", ".join(f"shard {calls.index(call)}" for call in waiting)
-                raise EngineError(f"{silent}: no answer to {method} within {self.config.start_timeout_s:g} s")
-            done, waiting = ray.wait(waiting, timeout=min(left, _PROGRESS_PERIOD_S))
-            for call in done:
-                self._check(call, f"shard {calls.index(call)}")
+        def on_wait(left: float) -> None:
             if on_progress is not None:
                 on_progress(self._progress(left))
-        return ray.get(calls)
 
-    def _check(self, call: ray.ObjectRef, name: str, when: str = "while it started") -> None:
-        try:
-            ray.get(call)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            raise EngineError(f"{name}: {type(cause).__name__}: {cause}") from cause
-        except ray.exceptions.RayActorError as error:
-            raise EngineError(f"{name} died {when}: {error}") from error
+        group = formation.form(self.shape, self._recovery.epoch, ExpertMoves(), deadline, on_wait)
+        self.shape = self.shape.with_pages([report.kv_pages for report in self.reports])
+        self._run(group, clients, links)
 
     def _progress(self, timeout_s: float) -> StartProgress:
         try:
-            pairs = ray.get([shard.progress.remote() for shard in self._shards], timeout=timeout_s)
+            pairs = ray.get([shard.progress.remote() for shard in self._calls.handles], timeout=timeout_s)
         except ray.exceptions.RayError as error:
             raise EngineError(f"a shard died while it started: {error}") from error
         return StartProgress(tuple(read for read, _ in pairs), tuple(total for _, total in pairs))
 
-    def _run(self, group: ShardGroup, clients: ClientPort, shard_links: Links) -> None:
-        scheduler = Scheduler(self.shape.scheduler_config(self.config, self.epoch))
+    def _run(self, group: ShardGroup, clients: ClientPort, links: Links) -> None:
+        scheduler = Scheduler(self.shape.scheduler_config(self.config, self._recovery.epoch))
         self._loop = RouterLoop(
             scheduler,
             group,
             clients,
-            shard_links,
+            links,
             MicroBatchChoice(self.shape.programs, self.config.shards),
             self.config.step_timeout_s,
             self.shape.precision_plan,
             self._golden_identity,
+            self._lost,
             drain=self.shape.statistics is not None,
         )
         self._thread = threading.Thread(target=self._loop.run, name=f"router-{self.config.name}", daemon=True)
@@ -310,22 +296,26 @@ class Router:
         """Lets clients in. Statistics begin here, without the golden prompt."""
         assert self._loop is not None
         if self.shape.statistics is not None:
-            self._ask("gather", [(self.config.statistics, self.shape.statistics)] * self.config.shards, deadline)
-        if self.config.shards > 1:
-            shape, interval_s = self.shape, self.config.rebalance_interval_s
-            layers = shape.model.moe_layers
-            self._balancer = ExpertBalancer(self._shards, self._loop, layers, shape.placement, interval_s)
-            self._balancer.start()
+            arguments = self.config.statistics, self.shape.statistics
+            self._calls.ask("gather", [arguments] * self.config.shards, deadline)
+        self._balance(self._loop)
         self._loop.ready = True
         if self._loop.error:  # a shard was lost after the golden prompt's last step
             raise EngineError(self._loop.error)
+
+    def _balance(self, loop: RouterLoop) -> None:
+        """Begins to watch where tokens go, if there is more than one place."""
+        layers, interval_s = self.shape.model.moe_layers, self.config.rebalance_interval_s
+        if self.config.shards > 1:
+            self._balancer = ExpertBalancer(self._calls.handles, loop, layers, self._placements, interval_s)
+            self._balancer.start()
 
     def _finish_statistics(self, folder: StatisticsFolder) -> None:
         """Completes the statistics, if all shards ran every step to its end. It must not keep `stop` from going on."""
         try:
             if self._loop is None or not self._loop.stopped_whole:
                 raise StatisticsError("the engine did not run to its end")
-            calls = [shard.finish_gathering.remote() for shard in self._shards]
+            calls = [shard.finish_gathering.remote() for shard in self._calls.handles]
             folder.complete(sum(ray.get(calls, timeout=FLUSH_TIMEOUT_S)))
         except (StatisticsError, ray.exceptions.RayError) as error:
             logger.error("%s stays incomplete: %s", folder.path, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -32,11 +32,13 @@ logger = logging.getLogger(__name__)
 class RouterLoop:
     """Runs an engine's steps in the calling thread until `stop`.
 
-    The engine takes requests once `ready` is set, before that only from the client `golden`. It fails, once and for
-    all, when a shard is lost, a step misses its deadline or a shard answers with an error: all requests end with that
-    error, `error` says it, and new requests get it at once. It waits without spinning while there is nothing to do.
-    stopped_whole: after `run`, whether it was stopped and had not failed. experts: what is told of their load; whoever
-    gathers it replaces it.
+    The engine takes requests once `ready` is set, before that only from the client `golden`. When a shard is lost, a
+    step misses its deadline or a shard answers with an error, `on_lost` may have the shards come together again: until
+    `resume` nothing runs, `recovering` says why, requests wait and new ones are taken. Else, and when `fail` is called,
+    the engine fails once and for all: all requests end with that error, `error` says it, and new requests get it at
+    once. The loop waits without spinning while there is nothing to do.
+    recoveries: how often the shards came back. stopped_whole: after `run`, whether it was stopped and had not failed.
+    experts: what is told of their load; whoever gathers it replaces it.
     """
 
     def __init__(
@@ -49,18 +51,22 @@ class RouterLoop:
         step_timeout_s: float,
         precision_plan: tuple[str, ...],
         golden: bytes,
+        on_lost: Callable[[ShardLost], bool] = lambda lost: False,
         drain: bool = False,
     ) -> None:
-        """drain: `stop` waits for the steps on their way, so that every shard has run the same ones."""
+        """links: of the clients. on_lost: begins to bring the shards together again, and returns at once; False where
+        that is not to be. drain: `stop` waits for the steps on their way, so that every shard has run the same ones."""
         self.ready = False
         self.error = ""
+        self.recovering = ""
+        self.recoveries = 0
         self.stopped_whole = False
         self.experts = UNKNOWN
         self._scheduler, self._shards, self._clients = scheduler, shards, clients
         self._step_timeout_s = step_timeout_s
         self._precision_plan = precision_plan
         self._golden = golden
-        self._drain = drain
+        self._on_lost, self._drain = on_lost, drain
         self._book = RequestBook()
         self._results: dict[int, list[StepResult]] = {}
         self._sent = SentSteps()
@@ -73,6 +79,7 @@ class RouterLoop:
         self._placement, self._switching, self._placed = 0, -1, 0
         self._stopping = False
         self._doom = ""
+        self._next: tuple[ShardGroup, int] | None = None
         self._turned = threading.Condition()
         self._waker = Waker(links.context, "router")
         self._poller = zmq.Poller()
@@ -88,7 +95,7 @@ class RouterLoop:
                 self._waker.take()
                 if self._doom and not self._stopping:
                     self._fail(self._doom)
-                continue
+                ready = {}
             with self._turned:
                 self._try_turn(ready)
                 self._turned.notify_all()
@@ -96,7 +103,6 @@ class RouterLoop:
         self._end("the engine was stopped")
         with self._turned:
             self._turned.notify_all()
-        self._shards.close()
         self._waker.close()
 
     @contextmanager
@@ -109,8 +115,8 @@ class RouterLoop:
         with self._turned:
             while True:
                 stats = self._scheduler.stats
-                if self.error:
-                    raise EngineError(self.error)
+                if self.error or self.recovering:
+                    raise EngineError(self.error or self.recovering)
                 if stats.running or stats.waiting:
                     raise EngineError(f"requests run ({stats.running}) or wait ({stats.waiting}); there must be none")
                 if not self._sent:
@@ -122,16 +128,30 @@ class RouterLoop:
 
     def switch(self, version: int) -> bool:
         """Has all plans from the next one on name this change of experts' places, for which every shard must be ready;
-        from any thread but the loop's. True when a step with it is done, False if none will be."""
+        from any thread but the loop's. True when a step with it is done, or the shards come together again with it;
+        False if none will be."""
         with self._turned:
+            if self.error or self.recovering:
+                return False
             self._placement = version
-            while self._placed != version and not self.error:
+            while self._placed != version and not self.error and not self.recovering:
                 self._turned.wait()
-            return self._placed == version
+            return not self.error
+
+    @property
+    def placement(self) -> int:
+        """The last change of experts' places that plans name."""
+        return self._placement
 
     def clear_prefix_cache(self) -> None:
         """Forgets what KV pages hold, for the model has changed; within `hold` only."""
         self._scheduler.clear_cache()
+
+    def resume(self, shards: ShardGroup, epoch: int) -> None:
+        """Has these shards run what was running, in a new epoch that begins with the last change of experts' places;
+        from any thread."""
+        self._next = shards, epoch
+        self._waker.wake()
 
     def fail(self, reason: str) -> None:
         """Ends all requests and takes no more; from any thread."""
@@ -153,7 +173,9 @@ class RouterLoop:
     def _try_turn(self, ready: dict[zmq.Socket, int]) -> None:
         try:
             self._turn(ready)
-        except (ShardLost, SchedulerError) as error:
+        except ShardLost as error:
+            self._lose(error)
+        except SchedulerError as error:
             self._fail(str(error))
         except Exception as error:  # a bug here must not leave clients waiting
             logger.exception("router")
@@ -165,7 +187,10 @@ class RouterLoop:
         if self._clients.socket in ready:
             for client, message in self._clients.receive():
                 self._handle(client, message)
-        if self.error:
+        if self._next is not None and not self.error:
+            self._take_up(*self._next)
+            self._next = None
+        if self.error or self.recovering:
             return
         for result in self._shards.receive(ready):
             self._take(result)
@@ -220,7 +245,7 @@ class RouterLoop:
     def _take(self, result: StepResult) -> None:
         """Keeps a shard's result; completes steps in their order when all shards have answered."""
         if result.error:
-            raise ShardLost(f"shard {result.shard}: {result.error}")
+            raise ShardLost(f"shard {result.shard}: {result.error}", [result.shard])
         if result.step not in self._results:
             self._dropped += 1
             return
@@ -246,7 +271,7 @@ class RouterLoop:
             answered = {result.shard for result in self._results[step]}
             silent = [shard for shard in range(len(self._shards.addresses)) if shard not in answered]
             names = ", ".join(f"shard {shard}" for shard in silent)
-            raise ShardLost(f"{names} did not answer step {step} within {self._step_timeout_s:g} s")
+            raise ShardLost(f"{names} did not answer step {step} within {self._step_timeout_s:g} s", silent)
 
     def _deliver(self, news: StepNews) -> None:
         for client, mine in self._book.deliver(news).items():
@@ -280,8 +305,10 @@ class RouterLoop:
             query=query.query,
             engine=config.engine,
             epoch=config.epoch,
-            ready=self.ready and not self.error,
+            ready=self.ready and not self.error and not self.recovering,
             error=self.error,
+            recovering=self.recovering,
+            recoveries=self.recoveries,
             shards=len(self._shards.addresses),
             running=stats.running,
             waiting=stats.waiting,
@@ -299,6 +326,31 @@ class RouterLoop:
             experts=self.experts,
         )
 
+    def _lose(self, lost: ShardLost) -> None:
+        """What runs waits for the shards to come back, if they may."""
+        self._forget_steps()
+        self._answer(self._recordings.end())
+        self.recovering = str(lost)
+        if not self.ready or self._stopping or not self._on_lost(lost):
+            self._fail(str(lost))
+
+    def _take_up(self, shards: ShardGroup, epoch: int) -> None:
+        self._dropped += self._shards.dropped
+        self._shards = shards
+        shards.register(self._poller)
+        self._scheduler.restart(epoch)
+        self._placed, self._switching = self._placement, -1
+        self.recovering = ""
+        self.recoveries += 1
+
+    def _forget_steps(self) -> None:
+        """Those on their way; nothing more is sent to the shards, or heard of them."""
+        self._results.clear()
+        self._sent.clear()
+        self._traced.clear()
+        self._shards.unregister(self._poller)
+        self._shards.close()
+
     def _fail(self, reason: str) -> None:
         if not self.error:
             logger.error("engine %s failed: %s", self._scheduler.config.engine, reason)
@@ -310,9 +362,9 @@ class RouterLoop:
             return
         self.error = reason
         self.ready = False
-        self._results.clear()
-        self._sent.clear()
-        self._traced.clear()
-        self._shards.unregister(self._poller)
+        if self.recovering:
+            self.recovering = ""
+        else:
+            self._forget_steps()
         self._deliver(StepNews(items=self._scheduler.fail_all(reason)))
         self._answer(self._recordings.end())

@@ -120,6 +120,16 @@ class Scheduler:
         self.clear_cache()  # steps that were to fill its pages may not have run
         return [Progress.failed(name, error, lost=True) for name in names]
 
+    def restart(self, epoch: int) -> None:
+        """Shards of a new epoch, which hold nothing yet, run all that waits or ran, from its prompt and what it has
+        generated; steps in flight are forgotten, and what pages hold."""
+        self.config = replace(self.config, epoch=epoch)
+        self._in_flight.clear()
+        self._shards = [ScheduledShard(self.config) for _ in self._shards]
+        for live in self._live.values():
+            live.forget_run()
+        self._waiting = sorted(self._live.values(), key=lambda each: each.rank)
+
     def clear_cache(self) -> None:
         """Forgets what pages hold, as it must when the model changes; nothing may run meanwhile."""
         for shard in self._shards:

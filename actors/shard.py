@@ -36,16 +36,22 @@ from .statistics_plan import StatisticsError, StatisticsPlan
 from .statistics_writer import ShardStatistics
 from .waker import Waker
 
+LEAVE_TIMEOUT_S = 10.0
+"""How long a step may take to end that waits for a shard which is gone; who takes longer is started anew."""
+
 
 class Shard:
-    """One shard. `open`, then `start`, then steps until `stop` or the router is gone."""
+    """One shard. `open`, then `start`, then steps until `stop` or the router is gone; or until `leave`, after which it
+    may be opened and started again for another epoch, with the weights that it has."""
 
     def __init__(self) -> None:
         self._progress = (0, 0)
         self._links: Links | None = None
         self._loop: ShardLoop | None = None
         self._thread: threading.Thread | None = None
+        self._model: ShardModel | None = None
         self._mover: ExpertMover | None = None
+        self._peers: ShardPeers | None = None
         self._stopping = threading.Event()
 
     def open(self, start: ShardStart) -> str:
@@ -53,27 +59,35 @@ class Shard:
         self._start = start
         links = self._links = Links(start.keys, start.silence_s)
         self._waker = Waker(links.context, "shard")
-        self._peers = ShardPeers(start)
-        return self._peers.open(links, self._config())
+        peers = self._peers = ShardPeers(start, self._peers.routes if self._peers is not None else None)
+        return peers.open(links, self._config())
 
     def start(self, addresses: Sequence[str]) -> ShardReport:
-        """Loads weights, checks kernels and program, connects to the router and the shards at `addresses`, and begins
-        to run plans. Raises what is wrong with the checkpoint, a kernel or the program."""
-        begin, start, links = time.monotonic(), self._start, self._links
-        if links is None:
+        """Loads weights, unless it has them, checks kernels and program, connects to the router and the shards at
+        `addresses`, and begins to run plans. Raises what is wrong with the checkpoint, a kernel or the program."""
+        begin, start, links, peers = time.monotonic(), self._start, self._links, self._peers
+        if links is None or peers is None:
             raise LinkError(f"shard {start.shard} was stopped while it started")
         for program in start.programs:
             check(program)
         # Twice the same number, for the kernels and for what torch itself computes between them.
         torch.set_num_threads(start.threads)
-        kernels = self._kernels = select_kernels(start.backend, start.threads, start.kv_dtype, start.kernel_plan)
-        config = self._config()
-        self._peers.form_group(addresses, kernels, config)
-        model = ShardModel.load(start, config, kernels, self._report_progress)
-        self._prepare(model, kernels)
+        if self._model is None:
+            self._kernels = select_kernels(start.backend, start.threads, start.kv_dtype, start.kernel_plan)
+        config, kernels, bytes_read = self._config(), self._kernels, 0
+        peers.form_group(addresses, kernels, config)
+        model = self._model
+        if model is None:
+            model = ShardModel.load(start, config, kernels, self._report_progress)
+            bytes_read = model.bytes_read
+            self._prepare(model, kernels, peers)
+            self._model = model
+        if self._mover is not None:
+            self._mover.settle(start.moved)
+        self._interpreter = Interpreter(peers.actions(model.stages, kernels), *start.programs, fixed=peers.fixed)
         plans = links.connect(zmq.DEALER, start.plan_address, events=zmq.EVENT_DISCONNECTED)
         router_gone = plans.get_monitor_socket()
-        self._peers.connect(links, addresses, (self._waker.socket, router_gone))
+        peers.connect(links, addresses, (self._waker.socket, router_gone))
         self._table = SequenceTable(model.kv_pages, start.page_size)
         loop = ShardLoop(start, plans, router_gone, self._waker, self._table, self._interpreter, self._mover)
         loop.hello()
@@ -82,7 +96,7 @@ class Shard:
             target=loop.run, args=(kernels.device,), name=f"shard-{start.shard}", daemon=True
         )
         self._thread.start()
-        return ShardReport(start.shard, model.kv_pages, model.bytes_read, time.monotonic() - begin, model.checks)
+        return ShardReport(start.shard, model.kv_pages, bytes_read, time.monotonic() - begin, model.checks)
 
     def override(self, layer: int, experts: Sequence[int], path: str) -> None:
         """Reads experts of another checkpoint and keeps them aside; see `Overrides.prepare`."""
@@ -98,6 +112,7 @@ class Shard:
 
     def expert_report(self) -> ExpertReport:
         """How often this shard's tokens chose each expert. For an engine of several shards."""
+        assert self._peers is not None
         routes = self._peers.routes
         assert routes is not None
         longest = 0.0 if self._mover is None else self._mover.longest_s
@@ -119,10 +134,10 @@ class Shard:
 
     def stats(self) -> ShardStats:
         """What the loop did so far."""
-        loop, shard = self._loop, self._start.shard
-        if loop is None:
+        loop, peers, shard = self._loop, self._peers, self._start.shard
+        if loop is None or peers is None:
             return ShardStats(shard, 0, 0, 0, "")
-        return ShardStats(shard, loop.steps, len(self._table), loop.dropped + self._peers.dropped, loop.error)
+        return ShardStats(shard, loop.steps, len(self._table), loop.dropped + peers.dropped, loop.error)
 
     def gather(self, path: str, plan: StatisticsPlan) -> None:
         """From the next step on gathers activation statistics in the folder `path`. Raises StatisticsError."""
@@ -140,32 +155,49 @@ class Shard:
             raise StatisticsError(f"shard {self._start.shard} gathers no statistics")
         return collector.finish()
 
+    def leave(self) -> None:
+        """Ends the epoch, whose shards are not all there any more: the loop, sockets and collectives. What was loaded
+        stays. Raises LinkError where it cannot: a step does not end, or failed by this shard's own fault."""
+        if self._peers is not None:
+            self._waker.wake()
+            self._peers.abort()
+        self._end(LEAVE_TIMEOUT_S)
+        loop, self._loop = self._loop, None
+        if loop is not None and loop.fault:
+            raise LinkError(f"shard {self._start.shard}: {loop.error}")
+
     def stop(self) -> None:
         """Ends the loop and closes the sockets. May be called at any time, and twice."""
         self._stopping.set()
+        self._end(None)
+
+    def _end(self, timeout_s: float | None) -> None:
+        """Raises LinkError if the loop goes on for longer."""
         links, self._links = self._links, None
         if links is None:
             return
         if self._thread is not None:
             self._waker.wake()
-            self._thread.join()
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                raise LinkError(f"shard {self._start.shard}: its step does not end within {timeout_s:g} s")
+            self._thread = None
         self._waker.close()
-        self._peers.close()
+        if self._peers is not None:
+            self._peers.close()
         links.close()
 
     def _config(self) -> ModelConfig:
         return ModelConfig.from_dict(read_config(self._start.model_path))
 
-    def _prepare(self, model: ShardModel, kernels: Kernels) -> None:
-        """All that runs, or changes, what was loaded."""
-        start, routes, stages = self._start, self._peers.routes, model.stages
+    def _prepare(self, model: ShardModel, kernels: Kernels, peers: ShardPeers) -> None:
+        """All that changes what was loaded."""
+        start, routes, stages = self._start, peers.routes, model.stages
         self._stages = stages
         self._overrides = Overrides(stages, kernels, start.page_size, start.threads)
         if start.moves and routes is not None:
             kind = start.model_path, start.weights, stages.config, start.precision
             self._mover = ExpertMover(stages, routes, expert_source(*kind, kernels, start.threads))
-        actions = self._peers.actions(stages, kernels)
-        self._interpreter = Interpreter(actions, *start.programs, fixed=self._peers.fixed)
 
     def _report_progress(self, done: int, total: int) -> None:
         self._progress = done, total

@@ -106,6 +106,10 @@ class ShardActor:
         """See `Shard.stats`."""
         return self._shard.stats()
 
+    def leave(self) -> None:
+        """See `Shard.leave`."""
+        self._shard.leave()
+
     @ray.method(concurrency_group="ctl")
     def stop(self) -> None:
         """See `Shard.stop`."""

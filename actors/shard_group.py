@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 import zmq
 
@@ -16,7 +17,14 @@ HELLO = -1
 
 
 class ShardLost(EngineError):
-    """A shard's process or node is gone, or does not take plans any more."""
+    """A shard's process or node is gone, or does not take plans any more, or a step failed there.
+
+    shards: those that it seems to be.
+    """
+
+    def __init__(self, message: str, shards: Iterable[int]) -> None:
+        super().__init__(message)
+        self.shards = frozenset(shards)
 
 
 class ShardGroup:
@@ -37,7 +45,7 @@ class ShardGroup:
         self._monitors: list[zmq.Socket] = []
         self.addresses: list[str] = []
         for shard in range(shards):
-            socket, address = links.bind(zmq.DEALER, place, f"plan-{shard}")
+            socket, address = links.bind(zmq.DEALER, place, f"plan-{epoch}-{shard}")
             socket.sndtimeo = 0  # a queue of plans that nobody reads is a lost shard, nothing to wait for
             self._sockets.append(socket)
             self._monitors.append(socket.get_monitor_socket(zmq.EVENT_DISCONNECTED))
@@ -50,7 +58,7 @@ class ShardGroup:
             result = None
             while result is None or result.step != HELLO:
                 if not socket.poll(max(0, round((deadline - time.monotonic()) * 1000))):
-                    raise ShardLost(f"shard {shard} did not connect to the router within {timeout_s:g} s")
+                    raise ShardLost(f"shard {shard} did not connect to the router within {timeout_s:g} s", [shard])
                 result = self._read(socket, shard)
 
     def told(self, results: list[StepResult]) -> list[StepResult]:
@@ -76,7 +84,7 @@ class ShardGroup:
             try:
                 self._sockets[shard].send(message)
             except zmq.ZMQError as error:
-                raise ShardLost(f"shard {shard} takes no plans: {error}") from error
+                raise ShardLost(f"shard {shard} takes no plans: {error}", [shard]) from error
 
     def receive(self, ready: dict[zmq.Socket, int]) -> list[StepResult]:
         """The results that have come, at most one a shard, for the poller tells of more. Raises ShardLost if a
@@ -88,7 +96,7 @@ class ShardGroup:
                 if result is not None:
                     results.append(result)
             if monitor in ready:
-                raise ShardLost(f"shard {shard} is gone: its connection closed")
+                raise ShardLost(f"shard {shard} is gone: its connection closed", [shard])
         return results
 
     def close(self) -> None:

@@ -7,10 +7,12 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import zmq
 
 from .expert_mover import ExpertMover
 from .interpreter import Interpreter, StageError
+from .link import LinkError
 from .sequence_table import PlanError, SequenceTable
 from .shard_group import HELLO
 from .shard_start import ShardStart
@@ -35,6 +37,7 @@ class ShardLoop:
     """Runs the plans that come by the socket `plans` until it is woken, the router is gone or a step fails.
 
     steps: done. dropped: messages of another engine or epoch, or of none. error: why it has ended, "" if it was woken.
+    fault: whether a step failed for another reason than that peers are gone.
     """
 
     def __init__(
@@ -50,10 +53,11 @@ class ShardLoop:
         """router_gone: readable when the router's end of `plans` is lost. mover: where experts move."""
         self.steps = self.dropped = 0
         self.error = ""
+        self.fault = False
         self._start, self._table, self._interpreter, self._mover = start, table, interpreter, mover
         self._plans, self._router_gone, self._waker = plans, router_gone, waker
         self._programs = [program.name for program in start.programs]
-        self._placement = 0
+        self._placement = start.move
         self._on_their_way: deque[_Running] = deque()
 
     def hello(self) -> None:
@@ -144,6 +148,7 @@ class ShardLoop:
 
     def _fail(self, step: int, error: Exception) -> None:
         """While an error is handled: it becomes the result of the step, and the loop ends."""
+        self.fault = not isinstance(error.__cause__ or error, LinkError | dist.DistBackendError)
         if not isinstance(error, StageError | PlanError):
             logger.exception("shard %d, step %d", self._start.shard, step)
         self.error = f"step {step}: {error}" if isinstance(error, StageError | PlanError) else repr(error)

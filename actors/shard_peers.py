@@ -30,8 +30,9 @@ class ShardPeers:
     of rows on all shards, for kernels that leave out what pads them (`AheadKernels.leaves_out`).
     """
 
-    def __init__(self, start: ShardStart) -> None:
-        self.routes: ExpertRoutes | None = None
+    def __init__(self, start: ShardStart, routes: ExpertRoutes | None = None) -> None:
+        """routes: those of the epoch before, for a shard that has experts already."""
+        self.routes = routes
         self.fixed: Exchange | None = None
         self._start = start
         self._exchange: Exchange | ZmqGather = LocalExchange()
@@ -47,7 +48,7 @@ class ShardPeers:
         if len(start.placement.held) == 1:
             return ""
         alike = bool(start.tensor)
-        routes = ExpertRoutes(start.shard, start.placement, model.num_hidden_layers, start.moves, alike)
+        routes = self.routes or ExpertRoutes(start.shard, start.placement, model.num_hidden_layers, start.moves, alike)
         self.routes = routes
         shape = start.engine, start.epoch, routes, model.hidden_size, start.timeout_s
         if start.backend in ACCELERATED:
@@ -85,6 +86,11 @@ class ShardPeers:
             assert isinstance(exchange, ZmqGather)
             gather = exchange
         return TensorParallelActions(stages, kernels, gather, start.answers)
+
+    def abort(self) -> None:
+        """Has collectives fail that wait for a shard that is gone; from another thread than that of the steps."""
+        if isinstance(self._exchange, CollectiveExchange):
+            self._exchange.abort()
 
     def close(self) -> None:
         """Ends the group; sockets close with their links."""

@@ -16,8 +16,9 @@ class ShardStart:
     """All that one shard must know. Fields of the same names as in EngineConfig mean the same.
 
     placement: of every layer's experts at first. tensor: every shard's slice with tensor-parallel attention, else none.
-    moves: whether experts will be moved. kv_pages: as many, or at most, if kv_memory_share of the device's memory
-    decides; 0 for no share. plan_address: the router's socket for this shard; place: where to bind its own.
+    moves: whether experts will be moved. moved: layers with other places by now, after change `move`. kv_pages: as
+    many, or at most, if kv_memory_share of the device's memory decides; 0 for no share. plan_address: the router's
+    socket for this shard; place: where to bind its own.
     """
 
     engine: str
@@ -34,6 +35,8 @@ class ShardStart:
     placement: LayerPlacement
     tensor: tuple[TensorSlice, ...]
     moves: bool
+    moved: tuple[tuple[int, LayerPlacement], ...]
+    move: int
     kv_pages: int
     kv_memory_share: float
     kv_dtype: str

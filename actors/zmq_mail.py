@@ -97,7 +97,7 @@ class ZmqMail:
 
     def open(self, links: Links, place: LinkPlace) -> str:
         """Binds the socket that peers push into; returns its address."""
-        self._pull, address = links.bind(zmq.PULL, place, f"exchange-{self._shard}")
+        self._pull, address = links.bind(zmq.PULL, place, f"exchange-{self._epoch}-{self._shard}")
         self._poller = zmq.Poller()
         self._poller.register(self._pull, zmq.POLLIN)
         return address

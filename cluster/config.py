@@ -117,7 +117,10 @@ class EngineSection(Section):
     start_timeout_s: float = Field(default=EngineConfig.start_timeout_s, gt=0)
     """Seconds from placement to ready."""
     step_timeout_s: float = Field(default=EngineConfig.step_timeout_s, gt=0)
-    """Seconds after which a step counts as hung and ends the engine."""
+    """Seconds after which a step counts as hung: a shard is lost."""
+    shard_restarts: int = Field(default=EngineConfig.shard_restarts, ge=0)
+    """How often within 5 minutes a shard that is lost is started again. The others keep their weights, requests wait
+    and go on where they were. One more loss ends the engine, and a whole new one is started; 0: the first does."""
 
 
 class EnginesSection(Section):

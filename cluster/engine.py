@@ -62,6 +62,7 @@ class Engine:
         self.config = config
         self.shape = EngineShape.read(config)
         self._actors: list[Any] = []
+        self._bundles: list[PlacementGroupSchedulingStrategy] = []
         self._pids: list[int] = []
         self._group: PlacementGroup | None = None
         self._router: Router | None = None
@@ -104,6 +105,11 @@ class Engine:
             return "the engine has not been started"
         return self._router.error or ("" if self._router.ready else "the engine is still starting")
 
+    @property
+    def recovering(self) -> str:
+        """Which shard the engine waits for before it goes on, while it takes requests; empty while it runs."""
+        return "" if self._router is None else self._router.recovering
+
     def start(self, on_progress: Callable[[StartProgress], None] | None = None) -> Engine:
         """Places and starts the shards; returns when requests are taken. Blocks: on an event loop, run it in a thread.
 
@@ -117,7 +123,7 @@ class Engine:
             self._actors = self._place()
             if self._stopped:
                 raise EngineError("the engine was stopped while it started")
-            self._router = Router(self.config, self.shape, self._actors)
+            self._router = Router(self.config, self.shape, self._actors, self._renew)
             self._router.start(on_progress)
             self.shape = self._router.shape
         except BaseException:
@@ -168,16 +174,27 @@ class Engine:
             first = 1
             self._check_bundles(replica_group)
         group = replica_group or self._reserve()
-        bundle = self.config.shard_bundle
-        actor: Any = ShardActor
-        return [
-            actor.options(
-                num_cpus=bundle["CPU"],
-                num_gpus=bundle.get("GPU", 0.0),
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=first + shard),
-            ).remote()
+        self._bundles = [
+            PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=first + shard)
             for shard in range(self.config.shards)
         ]
+        return [self._make(shard) for shard in range(self.config.shards)]
+
+    def _make(self, shard: int) -> Any:
+        bundle = self.config.shard_bundle
+        actor: Any = ShardActor
+        return actor.options(
+            num_cpus=bundle["CPU"], num_gpus=bundle.get("GPU", 0.0), scheduling_strategy=self._bundles[shard]
+        ).remote()
+
+    def _renew(self, shard: int) -> Any:
+        """Ends a shard's process, for good, and starts another in its place."""
+        ray.kill(self._actors[shard])
+        pid = self.router.local_pid(shard)
+        if pid is not None:
+            _await_exit([pid])  # its GPU's memory is free then
+        self._actors[shard] = self._make(shard)
+        return self._actors[shard]
 
     def _check_bundles(self, group: PlacementGroup) -> None:
         """The replica's group must have a bundle a shard after the replica's own."""

@@ -18,7 +18,7 @@ _RETRY_PERIOD_S = 0.2
 class EngineMember:
     """Asks its engine once a second how it is, from `start` on until it is closed.
 
-    ready: it has said so since it last lost a request. listed: whether it may get new requests; one that is not is
+    ready: it has said so since it last lost a request. One that waits for a shard is not, and keeps its requests. listed: whether it may get new requests; one that is not is
     being drained, or gone. status: its last. error: why it is not ready.
     """
 
@@ -92,7 +92,7 @@ class EngineMember:
         if self.status is None or status.epoch != self.status.epoch:
             self._memory = PrefixMemory(status.total_pages)
         self.status, self._open_then = status, self.client.open_requests
-        self._set_ready(status.ready, "" if status.ready else status.error or "it is not ready")
+        self._set_ready(status.ready, "" if status.ready else status.error or status.recovering or "it is not ready")
 
     def _set_ready(self, ready: bool, error: str) -> None:
         changed = ready != self.ready

@@ -201,6 +201,8 @@ class EnginePool:
 
 
 def _view(member: EngineMember, silent: str) -> EngineView:
+    if not silent and member.status is not None and member.status.recovering:
+        return EngineView(member.name, "recovering", member.error, member.status)
     if silent or not member.ready:
         return EngineView(member.name, "lost", silent or member.error, None)
     return EngineView(member.name, "ready" if member.listed else "draining", "", member.status)

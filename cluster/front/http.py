@@ -71,10 +71,11 @@ class HttpFront:
         """GET /health: 200 when an engine takes requests, or the next request has one started; else 503."""
         views = await self._engine.views()
         ready = [view for view in views if view.stage == "ready"]
+        recovering = any(view.stage == "recovering" for view in views)
         idle = self._engine.idle()
         error = "" if ready or idle else self._engine.absence().message
         body = {
-            "status": "ready" if ready else "idle" if idle else "unavailable",
+            "status": "ready" if ready else "idle" if idle else "recovering" if recovering else "unavailable",
             "error": error,
             "engines": [_health_of(view) for view in views],
             "precision_plan": list(ready[0].status.precision_plan) if ready and ready[0].status else [],
@@ -120,6 +121,7 @@ def _health_of(view: EngineView) -> dict[str, Any]:
             "preemptions": status.preemptions,
             "prompt_tokens": status.prompt_tokens,
             "cached_tokens": status.cached_tokens,
+            "recoveries": status.recoveries,
         }
     return body
 

@@ -123,6 +123,7 @@ def _of_status(status: EngineStatus, labels: dict[str, str]) -> Iterator[Metric]
     yield _counter("vllm:num_preemptions", "Requests that gave their pages back.", labels, status.preemptions)
     yield _gauge("flyray:cached_pages", "KV pages that the prefix cache holds.", labels, status.cached_pages)
     yield _counter("flyray:steps", "Steps that the engine has run.", labels, status.steps)
+    yield _counter("flyray:recoveries", "Times that lost shards came back.", labels, status.recoveries)
     yield from _of_experts(status.experts, labels)
     yield _counter(
         "flyray:dropped_messages", "Messages of other epochs or no meaning.", labels, status.dropped_messages
