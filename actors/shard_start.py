@@ -35,8 +35,6 @@ class ShardStart:
     placement: LayerPlacement
     tensor: tuple[TensorSlice, ...]
     moves: bool
-    moved: tuple[tuple[int, LayerPlacement], ...]
-    move: int
     kv_pages: int
     kv_memory_share: float
     kv_dtype: str
@@ -47,6 +45,8 @@ class ShardStart:
     keys: LinkKeys | None
     timeout_s: float
     silence_s: float
+    moved: tuple[tuple[int, LayerPlacement], ...] = ()
+    move: int = 0
 
     @property
     def answers(self) -> bool:
