@@ -18,8 +18,9 @@ _RETRY_PERIOD_S = 0.2
 class EngineMember:
     """Asks its engine once a second how it is, from `start` on until it is closed.
 
-    ready: it has said so since it last lost a request. One that waits for a shard is not, and keeps its requests. listed: whether it may get new requests; one that is not is
-    being drained, or gone. status: its last. error: why it is not ready.
+    ready: it has said so since it last lost a request; one that waits for a shard is not, and keeps its requests.
+    listed: whether it may get new requests; one that is not is being drained, or gone. status: its last. error: why it
+    is not ready.
     """
 
     def __init__(self, name: str, address: EngineAddress, on_change: Callable[[], None]) -> None:

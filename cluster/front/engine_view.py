@@ -11,8 +11,8 @@ STAGES = ("starting", "ready", "recovering", "lost", "draining", "failed")
 
 @dataclass(frozen=True)
 class EngineView:
-    """stage: one of `STAGES`; "recovering": it waits for a shard that was lost, to go on with what it has; "lost": it does
-    not answer; "draining": it ends what it has and takes nothing new. error: why it is not ready. status: what it said
+    """stage: one of `STAGES`; "recovering": it waits for a lost shard to go on with what it has; "lost": it does not
+    answer; "draining": it ends what it has and takes nothing new. error: why it is not ready. status: what it said
     last; None before, and while it does not answer."""
 
     name: str

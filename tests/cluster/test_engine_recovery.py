@@ -42,7 +42,7 @@ async def with_losses(engine: Engine, *losses: Callable[[Engine], None]) -> dict
     async with EngineClient(engine.address, engine.keys, silence_s=60.0) as client:
         waiting = asyncio.create_task(answers(client, requests()))
         for number, loss in enumerate(losses, 1):
-            while not (await client.status()).running:
+            while not (await client.status()).running and not waiting.done():
                 await asyncio.sleep(0)
             loss(engine)
             while (await client.status()).recoveries < number:
