@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..kernels.select import ACCELERATED, BACKENDS, check_kv_dtype, check_sources
+from ..kernels.select import ACCELERATED, BACKENDS, check_expanding, check_kv_dtype, check_sources
 from .linear_kinds import check_linear_kinds
+from .model.prompt_attention import PROMPT_ATTENTIONS, PromptAttention
 from .stage_program import ATTENTIONS, Attention
 
 TRANSPORTS = ("auto", "ipc", "tcp")
@@ -29,6 +30,9 @@ class EngineConfig:
     attention: "data_parallel": a sequence lives on one shard, which computes all of its attention; or
         "tensor_parallel": each shard computes some of the heads of all sequences, and some of the logits, and has the
         KV pages of all: for a few sequences at once. Answers are equal to the bit. One shard has nothing to divide.
+    prompt_attention: "absorbed", for every row; or "expanded", with a key and a value for each head, for a prompt's
+        rows in steps that have enough of them (`least_expanded_rows`): faster, but a text may then depend by rounding
+        on how its prompt was cut, cached or replayed, and on the number of shards with tensor-parallel attention.
     shards: actors that the experts and sequences are spread over. threads_per_shard: compute threads of each; on CPU
         also the CPUs that Ray reserves for it. backend: the kernels, of `BACKENDS`; a shard of an accelerated one has a
         GPU to itself, which Ray reserves.
@@ -65,6 +69,7 @@ class EngineConfig:
     weights: str = "checkpoint"
     shards: int = 1
     attention: Attention = "data_parallel"
+    prompt_attention: PromptAttention = "absorbed"
     threads_per_shard: int = 1
     backend: str = "cpu"
     kernels: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -110,6 +115,9 @@ class EngineConfig:
         self._one_of("backend", BACKENDS)
         self._one_of("weights", WEIGHTS)
         self._one_of("attention", ATTENTIONS)
+        self._one_of("prompt_attention", PROMPT_ATTENTIONS)
+        if self.prompt_attention == "expanded":
+            check_expanding(self.backend, self.kv_dtype)
         check_kv_dtype(self.backend, self.kv_dtype)
         check_sources(self.backend, [name for _, names in self.kernels for name in names])
         self._one_of("transport", TRANSPORTS)
@@ -130,7 +138,8 @@ class EngineConfig:
 
     @property
     def answers(self) -> str:
-        """What answers depend on, to the bit: engines alike in it give the same, with however many shards."""
+        """What answers depend on: engines alike in it give the same, with however many shards; to the bit where prompts
+        are absorbed."""
         names = (
             "model_path",
             "weights",
@@ -141,7 +150,7 @@ class EngineConfig:
             "kernels",
             "page_size",
         )
-        named = {name: getattr(self, name) for name in (*names, "kv_dtype")}
+        named = {name: getattr(self, name) for name in (*names, "kv_dtype", "prompt_attention")}
         return ", ".join(f"{name} {value}" for name, value in named.items() if value)
 
     @property

@@ -15,6 +15,7 @@ from .model.config import ModelConfig
 from .model.expert_matrix import MATRIX_KINDS
 from .model.fields import ConfigError
 from .model.kv_pages import KvPages
+from .model.prompt_attention import least_expanded_rows
 from .model.tensor_slice import TensorSlice
 from .precision import precision_plan
 from .quantization_config import MIXED
@@ -76,9 +77,10 @@ class EngineShape:
         divided = config.backend not in ACCELERATED and config.shards > 1
         numbers = MICRO_BATCHES if divided else MICRO_BATCHES[:1]
         programs = tuple(sequence(model, COLOCATED, number, attention) for number in numbers)
+        prompts = _prompt_lines(config, model)
         if checkpoint is None:
             lines = (f"random weights, routed experts in {config.precision}; nothing is read but config.json",)
-            lines += chosen.lines() if chosen else ()
+            lines += (*prompts, *(chosen.lines() if chosen else ()))
             return EngineShape(model, pages, context, placement, programs, lines, chosen, tensor=tensor)
         plan = precision_plan(model, checkpoint, config.precision, kernels, config.int8_weights, config.int4_weights)
         if config.rebalance_interval_s and plan.memory == MIXED:
@@ -87,7 +89,8 @@ class EngineShape:
         if config.statistics:
             ranges = expert_ranges(model.n_routed_experts, config.shards)
             statistics = StatisticsPlan.of(checkpoint, model, ranges, plan.memory, config.moments_block)
-        return EngineShape(model, pages, context, placement, programs, plan.lines(), chosen, statistics, tensor)
+        lines = (*plan.lines(), *prompts)
+        return EngineShape(model, pages, context, placement, programs, lines, chosen, statistics, tensor)
 
     @property
     def program(self) -> StageProgram:
@@ -118,6 +121,14 @@ class EngineShape:
             prefix_cache=config.prefix_cache and self.statistics is None,
             preemption=self.statistics is None,
         )
+
+
+def _prompt_lines(config: EngineConfig, model: ModelConfig) -> tuple[str, ...]:
+    """What is told of expanded attention, if that is to run. Raises ValueError for a model where it saves nothing."""
+    if config.prompt_attention == "absorbed":
+        return ()
+    line = f"prompts: {least_expanded_rows(model)} or more tokens of a sequence in a step attend with expanded keys and"
+    return (f"{line} values; a text may depend by rounding on how its prompt was cut, cached or replayed",)
 
 
 def _check_one_kind(checkpoint: Checkpoint, model: ModelConfig) -> None:

@@ -135,6 +135,7 @@ def _shard_start(
         # Later epochs have the pages of the first.
         kv_memory_share=0.0 if epoch else config.kv_memory_share,
         kv_dtype=config.kv_dtype,
+        prompt_attention=config.prompt_attention,
         page_size=config.page_size,
         programs=shape.programs,
         plan_address=group.addresses[shard],

@@ -8,12 +8,19 @@ from ..kernels.protocol import ExpertMatrix, Kernels, matrix_kind
 from ..kernels.selfcheck import CheckShapes, self_check
 from .model.config import ModelConfig
 from .model.layer_weights import MoeWeights, ShardWeights
+from .model.prompt_attention import PromptAttention
 
 
-def check_kernels(kernels: Kernels, model: ModelConfig, weights: ShardWeights, page_size: int) -> tuple[str, ...]:
+def check_kernels(
+    kernels: Kernels,
+    model: ModelConfig,
+    weights: ShardWeights,
+    page_size: int,
+    prompt_attention: PromptAttention = "absorbed",
+) -> tuple[str, ...]:
     """A line for each comparison, such as "cpu.linear: error 0 of 1e-05". Raises KernelMismatch with the numbers."""
     shapes = replace(check_shapes(model, page_size), heads=len(weights.layers[0].attention.w_uk))
-    results = self_check(kernels, shapes, matrix_kinds(weights))
+    results = self_check(kernels, shapes, matrix_kinds(weights), prompt_attention == "expanded")
     return tuple(
         f"{kernels.name}.{result.operation}: error {result.max_error:.2g} of {result.allowed:.2g}" for result in results
     )

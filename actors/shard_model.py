@@ -33,9 +33,10 @@ class ShardModel:
     ) -> ShardModel:
         """Raises what is wrong with the checkpoint or a kernel. on_progress: as in `load_shard`."""
         weights, bytes_read = _weights(start, config, kernels, on_progress)
-        checks = check_kernels(kernels, config, weights, start.page_size)
+        checks = check_kernels(kernels, config, weights, start.page_size, start.prompt_attention)
         kv = KvPages.allocate(config, _pages(start, config, kernels, weights), start.page_size, kernels)
-        return ShardModel(ModelStages(config, weights, kernels, kv), bytes_read, kv.num_pages, checks)
+        stages = ModelStages(config, weights, kernels, kv, start.prompt_attention)
+        return ShardModel(stages, bytes_read, kv.num_pages, checks)
 
 
 def _weights(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..kernels.composition import KernelPlan
 from .expert_placement import LayerPlacement
 from .link import LinkKeys, LinkPlace
+from .model.prompt_attention import PromptAttention
 from .model.tensor_slice import TensorSlice
 from .sequence import StageProgram
 
@@ -38,6 +39,7 @@ class ShardStart:
     kv_pages: int
     kv_memory_share: float
     kv_dtype: str
+    prompt_attention: PromptAttention
     page_size: int
     programs: tuple[StageProgram, ...]
     plan_address: str

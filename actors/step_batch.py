@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..kernels.protocol import LogitChanges, PagedBatch, SamplingRow
+from ..kernels.protocol import Chunk, LogitChanges, PagedBatch, SamplingRow
 from .page_table import PageTable
 from .running_rows import RunningRows
 from .sequence_sampler import SequenceSampler
@@ -139,14 +139,24 @@ class StepBatch:
             torch.from_numpy(self.pages.rows(self.places)),
             torch.from_numpy(self.positions),
             torch.from_numpy(self.slots),
+            self._chunks,
+        )
+
+    @property
+    def _chunks(self) -> tuple[Chunk, ...]:
+        if len(self.ids) == len(self.lengths):  # a row each
+            return ()
+        rows = np.diff(self.bounds)
+        return tuple(
+            Chunk(sequence, int(self.bounds[sequence]), int(rows[sequence]), int(self.lengths[sequence]))
+            for sequence in np.flatnonzero(rows > 1).tolist()
         )
 
     def on(self, device: torch.device) -> StepInputs:
         """What the stages read, on a device; all are copied without waiting."""
         if device.type == "cpu":
             return StepInputs(self.tokens, self.paged)
-        paged = PagedBatch(**{name: _copied(tensor, device) for name, tensor in vars(self.paged).items()})
-        return StepInputs(_copied(self.tokens, device), paged)
+        return StepInputs(_copied(self.tokens, device), self.paged.moved(lambda tensor: _copied(tensor, device)))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from ..actors.engine_config import EngineConfig
+from ..actors.model.prompt_attention import PromptAttention
 from .byte_sizes import parse_bytes
 from .fields import first_error
 from .yaml_file import YamlError, read_yaml
@@ -71,6 +72,10 @@ class EngineSection(Section):
     attention: str = EngineConfig.attention
     """"data_parallel": a sequence's attention is computed by one shard; "tensor_parallel": every shard computes a part
     of the heads, and of the logits, of all sequences, and keeps the KV pages of all: for a few sequences at once."""
+    prompt_attention: PromptAttention = EngineConfig.prompt_attention
+    """"absorbed": a text never depends on how its prompt was cut into steps, found in the prefix cache or replayed.
+    "expanded", on GPUs: long prompts with a key and a value for each head, less work from some 170 tokens a step on, in
+    bfloat16; a text may then depend on all of that by rounding, as it does in other engines."""
     threads_per_shard: int = Field(default=EngineConfig.threads_per_shard, ge=1)
     """CPU threads of each shard, also the CPUs that Ray reserves for it."""
     backend: str = EngineConfig.backend

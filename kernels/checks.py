@@ -13,6 +13,7 @@ from .protocol import (
     ActivationFormat,
     Activations,
     Bf16Matrix,
+    Chunk,
     ExpertMatrix,
     ExpertWeights,
     GateConfig,
@@ -39,6 +40,17 @@ class PairShapes:
     experts: int
     hidden: int
     intermediate: int
+
+
+@dataclass(frozen=True)
+class ExpandedShapes:
+    """Sizes of one `expanded_attention` call: H heads, L and R of an entry, A + R of a head's query, V of its value."""
+
+    heads: int
+    rank: int
+    inner: int
+    rope: int
+    value: int
 
 
 class LaidOutMatrix(Protocol):
@@ -186,12 +198,51 @@ class ArgumentChecks:
             raise ValueError(f"{op}: kv_lora_rank is {kv_lora_rank}, expected 1 to {width}, the width of q")
         words = entry_width(self._kv, kv_lora_rank, width - kv_lora_rank)
         self._require(op, "pages", pages, (self._kv,), (num_pages, page_size, words))
+        self._paged(op, batch, tokens)
+        return tokens, heads, width
+
+    def expanded_attention(
+        self,
+        q: Tensor,
+        pages: Tensor,
+        batch: PagedBatch,
+        chunk: Chunk,
+        up_key: Tensor,
+        up_value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        out: Tensor,
+    ) -> ExpandedShapes:
+        """The sizes, and that the chunk lies within the batch's rows and its pages."""
+        op = "expanded_attention"
+        tokens, heads, width = self._shape(op, "q", q, 3)
+        _, rank, inner = self._shape(op, "up_key", up_key, 3)
+        value = self._shape(op, "up_value", up_value, 3)[1]
+        num_pages, page_size, _ = self._shape(op, "pages", pages, 3)
+        if inner >= width:
+            raise ValueError(f"{op}: q is {_describe(q)}, expected more columns than the {inner} of up_key")
+        self._require(op, "q", q, self._float, (tokens, heads, width))
+        self._require(op, "up_key", up_key, self._weight, (heads, rank, inner))
+        self._require(op, "up_value", up_value, self._weight, (heads, value, rank))
+        words = entry_width(self._kv, rank, width - inner)
+        self._require(op, "pages", pages, (self._kv,), (num_pages, page_size, words))
+        self._require(op, "out", out, self._float, (tokens, heads * value))
+        self.rotation(op, width - inner, tokens, batch.positions, cos, sin)
+        sequences, max_pages = self._paged(op, batch, tokens)
+        if not (0 <= chunk.sequence < sequences and chunk.first >= 0 and chunk.first + chunk.rows <= tokens):
+            raise ValueError(f"{op}: {chunk} is not within {sequences} sequences of {tokens} rows")
+        if not 0 < chunk.rows <= chunk.context <= max_pages * page_size:
+            raise ValueError(f"{op}: {chunk} does not fit its {max_pages} pages of {page_size} tokens")
+        return ExpandedShapes(heads, rank, inner, width - inner, value)
+
+    def _paged(self, op: str, batch: PagedBatch, tokens: int) -> tuple[int, int]:
+        """S and the columns of the page table."""
         sequences, max_pages = self._shape(op, "batch.page_table", batch.page_table, 2)
         self._require(op, "batch.page_table", batch.page_table, (torch.int32,), (sequences, max_pages))
         self._require(op, "batch.query_start", batch.query_start, (torch.int32,), (sequences + 1,))
         self._require(op, "batch.context_len", batch.context_len, (torch.int32,), (sequences,))
         self._require(op, "batch.positions", batch.positions, (torch.int64,), (tokens,))
-        return tokens, heads, width
+        return sequences, max_pages
 
     def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[int, int, int]:
         """T, D and E."""
@@ -401,6 +452,7 @@ def _describe(tensor: Tensor) -> str:
 
 __all__ = [
     "ArgumentChecks",
+    "ExpandedShapes",
     "LaidOutMatrix",
     "PairShapes",
     "check_gate_config",

@@ -13,6 +13,7 @@ from .protocol import (
     ActivationFormat,
     Activations,
     AheadKernels,
+    Chunk,
     Drawn,
     ExpertWeights,
     GateConfig,
@@ -138,7 +139,8 @@ class ComposedKernels:
 
 
 class ComposedAheadKernels(ComposedKernels):
-    """`AheadKernels` of sources that wait for nothing; the base is such a backend too."""
+    """`AheadKernels` of sources that wait for nothing, and `ExpandingKernels`; the base, whose entries all sources
+    read, is both too."""
 
     def draw(self, logits: Tensor, words: Tensor) -> Drawn:
         return self._base.draw(logits, words)
@@ -148,6 +150,21 @@ class ComposedAheadKernels(ComposedKernels):
 
     def join(self) -> None:
         self._base.join()
+
+    def expanded_attention(
+        self,
+        q: Tensor,
+        pages: Tensor,
+        batch: PagedBatch,
+        chunk: Chunk,
+        up_key: Tensor,
+        up_value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        scale: float,
+        out: Tensor,
+    ) -> None:
+        self._base.expanded_attention(q, pages, batch, chunk, up_key, up_value, cos, sin, scale, out)
 
 
 def compose(name: str, base: Kernels, sources: Sequence[KernelSource], plan: KernelPlan) -> ComposedKernels:

@@ -7,12 +7,13 @@ L `kv_lora_rank`, R `qk_rope_head_dim`. "float" is the backend's activation dtyp
 other rows stand beside it, on their number, or on how a prompt was cut into chunks. Sums therefore run in one
 fixed order. Greedy text is then the same for any batch and any number of shards, and a replay after a failure
 continues bit for bit. INT8 sums are exact integers, so there backends also agree with each other to the bit.
+One optional operation, `ExpandingKernels.expanded_attention`, does not promise this; who calls it gives that up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -168,6 +169,20 @@ class GateConfig:
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """Several queries of one sequence in a step, as the host knows them.
+
+    sequence: which of the batch. first, rows: its queries are first..first + rows. context: tokens of the sequence in
+    the cache, these included; the last query sees all of them.
+    """
+
+    sequence: int
+    first: int
+    rows: int
+    context: int
+
+
+@dataclass(frozen=True)
 class PagedBatch:
     """Where the queries of one step stand in the paged latent KV cache. S sequences, T = query_start[S] queries.
 
@@ -175,6 +190,8 @@ class PagedBatch:
     context_len: [S] int32, tokens in the cache including this step's; the last query sees all of them.
     page_table: [S, max_pages] int32, page numbers, unused entries -1.
     positions: [T] int64, each query's position. slots: [T] int64, page * page_size + offset of each query's own entry.
+    chunks: of the sequences with more than one query, in order; none where the host does not know them, as in steps
+    that are captured.
     """
 
     query_start: Tensor
@@ -182,6 +199,12 @@ class PagedBatch:
     page_table: Tensor
     positions: Tensor
     slots: Tensor
+    chunks: tuple[Chunk, ...] = ()
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> PagedBatch:
+        """The same with every tensor given to `move`, such as a copy to a device."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: move(tensor) for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -436,4 +459,35 @@ class AheadKernels(Kernels, Protocol):
 
     def join(self) -> None:
         """What is called from now on runs after all branches."""
+        ...
+
+
+@runtime_checkable
+class ExpandingKernels(Kernels, Protocol):
+    """A backend that can also attend with a key and a value for each head, made of latents: fewer operations a pair of
+    query and entry than `mla_attention` takes, for the price of making them anew for each call."""
+
+    def expanded_attention(
+        self,
+        q: Tensor,
+        pages: Tensor,
+        batch: PagedBatch,
+        chunk: Chunk,
+        up_key: Tensor,
+        up_value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        scale: float,
+        out: Tensor,
+    ) -> None:
+        """Causal attention of one chunk of the batch, from unabsorbed queries to what the output projection takes:
+        what `absorb`, `mla_attention` and `head_linear` give together, but for rounding.
+
+        q [T, H, A + R] float, of which the last R of a head are not yet rotated; up_key [H, L, A], up_value [H, V, L]
+        bf16 or float32; pages, cos and sin as `write_kv` and `absorb` take them; out [T, H * V] float, whose rows of
+        the chunk are written: softmax(scale * (q[:A] . (up_key . latent) + rotated q[A:] . key)) times (up_value .
+        latent) over the visible entries. Where `query_dtype` is bfloat16, queries, latents, keys, values and shares are
+        rounded to it.
+
+        **Alone of all operations it is not batch invariant**: a row's bits may depend on the chunk that it is in."""
         ...

@@ -2,7 +2,8 @@
 
 All sums run in the fixed order of `ordered`, so this backend is batch invariant by construction, and a backend that
 keeps the same order gives the same bits. An accelerator does too: every rounding is one of IEEE arithmetic, and
-divisors are tensors on the device, since by a number torch multiplies with the reciprocal there.
+divisors are tensors on the device, since by a number torch multiplies with the reciprocal there. `expanded_attention`
+alone has sums in torch's own order.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from .ordered import ordered_exp, ordered_linear, ordered_sigmoid, ordered_silu,
 from .protocol import (
     ActivationFormat,
     Activations,
+    Chunk,
     ExpertMatrix,
     ExpertWeights,
     Fp8Matrix,
@@ -128,20 +130,55 @@ class ReferenceKernels:
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         queries, heads, width = self._check.mla_attention(q, pages, batch, kv_lora_rank)
         check_paged_batch(batch, pages.shape[0], pages.shape[1], queries)
-        stored = pages.view(torch.uint8) if self.kv_dtype in ROUNDED else pages
         result = q.new_zeros(queries, heads, kv_lora_rank)
         starts = batch.query_start.tolist()
         for sequence, length in enumerate(batch.context_len.tolist()):
             rows = slice(starts[sequence], starts[sequence + 1])
             if rows.start == rows.stop:
                 continue
-            used = -(-length // pages.shape[1])
-            keys = stored[batch.page_table[sequence, :used].long()].flatten(0, 1)[:length].view(self.kv_dtype)
-            sizes = None
-            if self.kv_dtype in ROUNDED:
-                keys, sizes = unpack_entries(keys, kv_lora_rank, width - kv_lora_rank)
-            result[rows] = _attend(q[rows], keys.to(torch.float32), sizes, scale, kv_lora_rank)
+            keys, sizes = self._entries(pages, batch.page_table[sequence], length, kv_lora_rank, width - kv_lora_rank)
+            result[rows] = _attend(q[rows], keys, sizes, scale, kv_lora_rank)
         return result
+
+    def expanded_attention(
+        self,
+        q: Tensor,
+        pages: Tensor,
+        batch: PagedBatch,
+        chunk: Chunk,
+        up_key: Tensor,
+        up_value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        scale: float,
+        out: Tensor,
+    ) -> None:
+        """By torch's own matrix products, in float32, head by head: these sums alone have no order of ours."""
+        shapes = self._check.expanded_attention(q, pages, batch, chunk, up_key, up_value, cos, sin, out)
+        check_paged_batch(batch, pages.shape[0], pages.shape[1], len(q))
+        check_indices("expanded_attention", "positions", batch.positions, len(cos))
+        rows, past = slice(chunk.first, chunk.first + chunk.rows), chunk.context - chunk.rows
+        entries, sizes = self._entries(pages, batch.page_table[chunk.sequence], chunk.context, shapes.rank, shapes.rope)
+        latent, key = entries.split([shapes.rank, shapes.rope], dim=1)
+        latent = latent if sizes is None else latent * sizes[:, None]
+        turned = rotate(q[rows, :, shapes.inner :], batch.positions[rows], cos, sin)
+        hidden = torch.ones(chunk.rows, chunk.context, dtype=torch.bool, device=self.device).triu(past + 1)
+        result = out[rows].view(chunk.rows, shapes.heads, shapes.value)
+        for head in range(shapes.heads):
+            scores = q[rows, head, : shapes.inner] @ (latent @ up_key[head].to(torch.float32)).T
+            scores = (scores + turned[:, head] @ key.T) * scale
+            share = scores.masked_fill(hidden, -torch.inf).softmax(dim=1)
+            result[:, head] = share @ (latent @ up_value[head].to(torch.float32).T)
+
+    def _entries(self, pages: Tensor, table: Tensor, length: int, rank: int, rope: int) -> tuple[Tensor, Tensor | None]:
+        """The first `length` entries of the sequence with the pages `table`, [length, L + R] float32, and what the
+        latents of 8-bit pages are multiplied by, [length]."""
+        stored = pages.view(torch.uint8) if self.kv_dtype in ROUNDED else pages
+        used = -(-length // pages.shape[1])
+        entries = stored[table[:used].long()].flatten(0, 1)[:length].view(self.kv_dtype)
+        if self.kv_dtype in ROUNDED:
+            return unpack_entries(entries, rank, rope)
+        return entries.to(torch.float32), None
 
     def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
         tokens, _, experts = self._check.gate(x, weight, bias, config)

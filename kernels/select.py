@@ -21,6 +21,8 @@ ACCELERATED = ("torch", "triton", "rocm")
 """Backends that need a GPU of their own in each process."""
 BACKENDS = CPU_BACKENDS + ACCELERATED
 ROUNDED_KV_DTYPES = ("int8", "fp8")
+EXPANDING = ("reference", *ACCELERATED)
+"""Backends with `protocol.ExpandingKernels`."""
 KV_DTYPES = ("auto", "bf16", "f32", *ROUNDED_KV_DTYPES)
 """Of KV pages; "auto": the backend's own, f32 on CPUs and of "torch", bf16 of the others."""
 SOURCES = {"rocm": ("flydsl", "aiter", "triton")}
@@ -38,6 +40,20 @@ def check_kv_dtype(backend: str, kv_dtype: str) -> None:
     if kv_dtype == "bf16" and backend not in ("triton", "rocm"):
         raise ValueError(
             f"kv_dtype: 'bf16', but the backend {backend!r} keeps KV pages in f32, int8 or fp8; 'triton' in bf16 too"
+        )
+
+
+def check_expanding(backend: str, kv_dtype: str) -> None:
+    """Raises ValueError where a backend has no expanded attention over KV pages of that dtype."""
+    if backend not in EXPANDING:
+        raise ValueError(
+            f"prompt_attention: 'expanded', but the backend {backend!r} has none; {', '.join(EXPANDING)} do, and "
+            "'absorbed' is right for all"
+        )
+    if kv_dtype == "f32" and backend in ("triton", "rocm"):
+        raise ValueError(
+            f"prompt_attention: 'expanded' multiplies in bfloat16 with {backend!r}, but kv_dtype 'f32' is for answers "
+            "as on CPUs; one of 'absorbed' and kv_dtype 'bf16' is right"
         )
 
 

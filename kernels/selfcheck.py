@@ -20,7 +20,9 @@ from .protocol import (
     Activations,
     AheadKernels,
     Bf16Matrix,
+    Chunk,
     Drawn,
+    ExpandingKernels,
     ExpertMatrix,
     ExpertWeights,
     Fp8Matrix,
@@ -84,14 +86,19 @@ class KernelMismatch(RuntimeError):
     """A backend's result differs from the reference by more than is allowed."""
 
 
-def self_check(kernels: Kernels, shapes: CheckShapes, matrices: Sequence[type[ExpertMatrix]]) -> list[CheckResult]:
-    """Compares all operations, `experts` for each kind in `matrices`; raises `KernelMismatch` at the first failure."""
+def self_check(
+    kernels: Kernels, shapes: CheckShapes, matrices: Sequence[type[ExpertMatrix]], expanded: bool = False
+) -> list[CheckResult]:
+    """Compares all operations, `experts` for each kind in `matrices`, and `expanded_attention` where it will be used;
+    raises `KernelMismatch` at the first failure."""
     check = _Check(kernels, shapes)
     for run in (check.rows, check.products, check.attention, check.gate, check.quantize, check.sample):
         run()
     for kind in matrices:
         check.experts(kind)
     check.mlp()
+    if expanded:
+        check.expanded_attention()
     return check.results
 
 
@@ -252,6 +259,35 @@ class _Check:
             relative=self._kv,
         )
 
+    def expanded_attention(self) -> None:
+        """A chunk that takes several programs, behind a prefix, beside a decoding query."""
+        shapes, rows, past = self._shapes, 150, 91
+        width, heads, inner = shapes.kv_lora_rank + shapes.qk_rope_head_dim, shapes.heads, shapes.qk_nope_head_dim
+        used = -(-(past + rows) // shapes.page_size)
+        table = torch.randperm(used, generator=self._generator).to(torch.int32).expand(2, -1).contiguous()
+        positions = torch.cat([torch.tensor([past - 1]), torch.arange(past, past + rows)])
+        starts, lengths = torch.tensor([0, 1, 1 + rows]), torch.tensor([past, past + rows])
+        batch = PagedBatch(starts.to(torch.int32), lengths.to(torch.int32), table, positions, positions)
+        entries = self._floats(used * shapes.page_size, width)
+        q = self._floats(1 + rows, heads, inner + shapes.qk_rope_head_dim)
+        up_key = (self._floats(heads, shapes.kv_lora_rank, inner) * shapes.kv_lora_rank**-0.5).bfloat16()
+        up_value = (self._floats(heads, shapes.v_head_dim, shapes.kv_lora_rank) * shapes.kv_lora_rank**-0.5).bfloat16()
+        angles = torch.rand(past + rows, shapes.qk_rope_head_dim // 2, generator=self._generator) * 6
+
+        def attended(k: Kernels, t: _Mover) -> Tensor:
+            assert isinstance(k, ExpandingKernels)
+            pages = self._empty_pages(entries.view(used, shapes.page_size, width), k)
+            tables = t(torch.cos(angles), exact=True), t(torch.sin(angles), exact=True)
+            slots = t(torch.arange(len(entries)))
+            k.write_kv(pages, slots, t(entries), t(torch.ones(shapes.kv_lora_rank)), 1e-6, slots % len(angles), *tables)
+            out = t(torch.zeros(1 + rows, heads * shapes.v_head_dim))
+            weights, scale = (t(up_key), t(up_value)), q.shape[2] ** -0.5
+            chunk = Chunk(1, 1, rows, past + rows)
+            k.expanded_attention(t(q), pages, t.batch(batch), chunk, *weights, *tables, scale, out)
+            return out
+
+        self._both("expanded_attention", attended, relative=self._kv)
+
     def _empty_pages(self, entries: Tensor, kernels: Kernels) -> Tensor:
         """Pages of zeros for so many entries [pages, page size, L + R]."""
         width = entry_width(kernels.kv_dtype, self._shapes.kv_lora_rank, self._shapes.qk_rope_head_dim)
@@ -374,7 +410,7 @@ class _Mover:
         return Activations(x.format, self(x.values), None if x.scale is None else self(x.scale, exact=True))
 
     def batch(self, batch: PagedBatch) -> PagedBatch:
-        return PagedBatch(**{name: self(tensor) for name, tensor in vars(batch).items()})
+        return batch.moved(self)
 
     def weights(self, weights: ExpertWeights) -> ExpertWeights:
         return replace(weights, gate_up=self._matrix(weights.gate_up), down=self._matrix(weights.down))

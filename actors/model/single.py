@@ -8,12 +8,13 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from ...kernels.protocol import Kernels, PagedBatch
+from ...kernels.protocol import Chunk, Kernels, PagedBatch
 from ..checkpoint import Checkpoint
 from ..weights import load_shard
 from .config import ModelConfig
 from .kv_pages import KvPages
 from .layer_weights import ShardWeights
+from .prompt_attention import PromptAttention
 from .stages import ModelStages
 
 
@@ -21,11 +22,17 @@ class SingleProcessModel:
     """Prefill, then decode token by token, with all experts here. Runs the same stages and kernels as a shard.
 
     weights must hold every routed expert. max_tokens: the longest sequence, prompt and answer together. page_size:
-    tokens a KV page; results do not depend on it.
+    tokens a KV page; results do not depend on it. prompt_attention: as of `ModelStages`.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: ShardWeights, kernels: Kernels, max_tokens: int, page_size: int = 16
+        self,
+        config: ModelConfig,
+        weights: ShardWeights,
+        kernels: Kernels,
+        max_tokens: int,
+        page_size: int = 16,
+        prompt_attention: PromptAttention = "absorbed",
     ) -> None:
         if weights.experts != tuple(range(config.n_routed_experts)):
             raise ValueError(f"weights hold experts {weights.experts}, all {config.n_routed_experts} are needed")
@@ -37,7 +44,7 @@ class SingleProcessModel:
         self._max_tokens = max_tokens
         self._kernels = kernels
         kv = KvPages.allocate(config, -(-max_tokens // page_size), page_size, kernels)
-        self._stages = ModelStages(config, weights, kernels, kv)
+        self._stages = ModelStages(config, weights, kernels, kv, prompt_attention)
 
     @staticmethod
     def load(
@@ -122,4 +129,5 @@ class SingleProcessModel:
             page_table=pages[None],
             positions=positions,
             slots=positions,
+            chunks=(Chunk(0, 0, count, end),) if count > 1 else (),
         )

@@ -2,7 +2,8 @@
 
 Shapes use the letters of `kernels.protocol`. Attention is MLA with absorbed projections throughout: the key
 up-projection moves to the query and the value up-projection behind the softmax, so that prefill and decode do the
-same sums over the cached latents and a text does not depend on how its prompt was cut.
+same sums over the cached latents and a text does not depend on how its prompt was cut. Where the user chose expanded
+attention for prompts (`prompt_attention`), long chunks of one sequence do other sums, and it may depend on that.
 """
 
 from __future__ import annotations
@@ -13,11 +14,20 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from ...kernels.protocol import Activations, AheadKernels, IntegerWeight, Kernels, LinearWeight, PagedBatch
+from ...kernels.protocol import (
+    Activations,
+    AheadKernels,
+    ExpandingKernels,
+    IntegerWeight,
+    Kernels,
+    LinearWeight,
+    PagedBatch,
+)
 from .config import LATENT_NORM_EPS, ModelConfig
 from .expert_blocks import ExpertBlocks
 from .kv_pages import KvPages
-from .layer_weights import MlpWeights, MoeWeights, ShardWeights
+from .layer_weights import AttentionWeights, MlpWeights, MoeWeights, ShardWeights
+from .prompt_attention import PromptAttention, least_expanded_rows, long_chunks, others
 from .rope import rope_tables, softmax_scale
 
 T = TypeVar("T")
@@ -46,13 +56,27 @@ class ModelStages:
     is the kernels', so that stages can be captured. changes: how often experts were replaced.
     """
 
-    def __init__(self, config: ModelConfig, weights: ShardWeights, kernels: Kernels, kv: KvPages) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: ShardWeights,
+        kernels: Kernels,
+        kv: KvPages,
+        prompt_attention: PromptAttention = "absorbed",
+    ) -> None:
+        """prompt_attention: "expanded" for chunks of at least `least_expanded_rows`; all other rows are absorbed.
+        Raises ValueError for kernels that cannot expand."""
         self.config = config
         self.weights = weights
         self.kv = kv
         self.changes = 0
         self._kernels = kernels
         self._ahead = kernels if isinstance(kernels, AheadKernels) else None
+        self._expanding: ExpandingKernels | None = None
+        if prompt_attention == "expanded":
+            if not isinstance(kernels, ExpandingKernels):
+                raise ValueError(f"prompt_attention: the backend {kernels.name!r} has no expanded attention")
+            self._expanding, self._least_expanded = kernels, least_expanded_rows(config)
         self._gate = config.gate
         self._scale = softmax_scale(config)
         length = min(config.max_position_embeddings, kv.num_pages * kv.page_size)
@@ -95,9 +119,24 @@ class ModelStages:
             q = self._normed_linear(hidden, weights.input_norm, config.rms_norm_eps, weights.q_b)
         else:
             q = self._normed_linear(low[:, :rank], weights.q_norm, LATENT_NORM_EPS, weights.q_b)
-        q = kernels.absorb(q.unflatten(1, (-1, config.qk_head_dim)), weights.w_uk, *angles)
+        q = q.unflatten(1, (-1, config.qk_head_dim))
+        if self._expanding is not None and (chunks := long_chunks(batch, self._least_expanded)):
+            self._join()
+            heads = q.new_empty(len(q), weights.w_uv.shape[0] * weights.w_uv.shape[1])
+            given = weights.w_uk, weights.w_uv, self._cos, self._sin, self._scale
+            for chunk in chunks:
+                self._expanding.expanded_attention(q, pages, batch, chunk, *given, heads)
+            for other in others(batch, chunks):
+                heads[other.rows] = self._absorbed(weights, q[other.rows], pages, other.batch)
+            return heads
+        return self._absorbed(weights, q, pages, batch)
+
+    def _absorbed(self, weights: AttentionWeights, q: Tensor, pages: Tensor, batch: PagedBatch) -> Tensor:
+        """q [T, heads, A + R] -> [T, heads * v_head_dim]."""
+        kernels, rank = self._kernels, self.config.kv_lora_rank
+        q = kernels.absorb(q, weights.w_uk, batch.positions, self._cos, self._sin)
         self._join()
-        latent = kernels.mla_attention(q, pages, batch, self._scale, config.kv_lora_rank)
+        latent = kernels.mla_attention(q, pages, batch, self._scale, rank)
         return kernels.head_linear(latent, weights.w_uv).flatten(1)
 
     def output(self, layer: int, hidden: Tensor, heads: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from ...actors.model.config import ModelConfig
 from ...kernels.checks import INT4_GROUP
 from ...kernels.protocol import (
     ActivationFormat,
+    Chunk,
     ExpertMatrix,
     ExpertWeights,
     Int4Matrix,
@@ -224,7 +225,12 @@ def paged_batch(queries: Sequence[int], contexts: Sequence[int]) -> tuple[PagedB
     owner = torch.repeat_interleave(torch.arange(len(queries)), torch.tensor(queries))
     slots = table[owner, positions // PAGE].to(torch.int64) * PAGE + positions % PAGE
     starts = torch.tensor([0, *queries]).cumsum(0).to(torch.int32)
-    return PagedBatch(starts, torch.tensor(contexts, dtype=torch.int32), table, positions, slots), begin
+    chunks = tuple(
+        Chunk(row, int(starts[row]), new, length)
+        for row, (new, length) in enumerate(zip(queries, contexts, strict=True))
+        if new > 1
+    )
+    return PagedBatch(starts, torch.tensor(contexts, dtype=torch.int32), table, positions, slots, chunks), begin
 
 
 def _bound(call: Callable[..., object], weights: object) -> Callable[[Kernels], object]:

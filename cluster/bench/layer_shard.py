@@ -24,6 +24,7 @@ from ...actors.linear_kinds import LINEAR_KINDS
 from ...actors.link import LinkPlace
 from ...actors.model.config import ModelConfig
 from ...actors.model.kv_pages import KvPages
+from ...actors.model.prompt_attention import PromptAttention
 from ...actors.random_weights import random_shard
 from ...kernels.composition import KernelPlan
 from ...kernels.protocol import Kernels, PagedBatch, SamplingRow
@@ -74,6 +75,7 @@ class LayerTask:
     runs: int
     shard: int
     shards: int
+    prompt_attention: PromptAttention = "absorbed"
 
     @property
     def shallow(self) -> int:
@@ -192,7 +194,7 @@ class _LayerShard:
         most = max(task.rows(batch) for batch in task.batches) * -(-task.context // PAGE)
         pages = max([most, *(each.count * -(-each.tokens // PAGE) for each in prompts)])
         kv = KvPages.allocate(task.config, pages, PAGE, kernels)
-        self._pass = ModelPass(WatchedStages(task.config, weights, kernels, kv), self._exchange)
+        self._pass = ModelPass(WatchedStages(task.config, weights, kernels, kv, task.prompt_attention), self._exchange)
         self._fill(kv.values)
         last: Repeated | None = None
         decode = {}
@@ -252,7 +254,7 @@ class _LayerShard:
         """numbers: of each token, which decide it."""
         device = self._kernels.device
         paged, _ = paged_batch(queries, contexts)
-        moved = PagedBatch(**{name: tensor.to(device) for name, tensor in vars(paged).items()})
+        moved = paged.moved(lambda tensor: tensor.to(device))
         return ((numbers * 7919 + 13) % self._task.config.vocab_size).to(device), moved
 
     def _seconds(self, runs: Mapping[int, Callable[[], object]], steps: int) -> dict[int, float]:

@@ -14,7 +14,8 @@ from multiprocessing.process import BaseProcess
 from ...actors.linear_kinds import check_linear_kinds
 from ...actors.model.config import ModelConfig
 from ...actors.model.expert_matrix import MATRIX_KINDS
-from ...kernels.select import BACKENDS
+from ...actors.model.prompt_attention import PROMPT_ATTENTIONS, PromptAttention
+from ...kernels.select import BACKENDS, check_expanding
 from ..synthesize import Synthesis
 from .layer_report import LayerBench
 from .layer_shard import LayerTask, Prompts, ShardFailure, ShardTimes, serve_task
@@ -29,7 +30,7 @@ class LayerSettings:
     """model: a shipped shape or a config.json, cut or repeated to `layers`. batches: rows of all shards together, with
     `context` tokens each. gpus: numbers of shards, each of which is measured; a CPU backend's are processes of
     `threads` threads. steps: of one sample; runs: samples, of which the median counts. int8_weights, int4_weights: as
-    in `EngineConfig`; where neither is given, those of `LinearBits.of` the format."""
+    in `EngineConfig`; where neither is given, those of `LinearBits.of` the format. prompt_attention: as there."""
 
     model: str
     layers: int
@@ -44,18 +45,22 @@ class LayerSettings:
     runs: int = 5
     int8_weights: tuple[str, ...] | None = None
     int4_weights: tuple[str, ...] | None = None
+    prompt_attention: PromptAttention = "absorbed"
 
     def __post_init__(self) -> None:
         """Raises BenchUsageError for words that there are not, and too few layers for a difference."""
         for name, words, known in (
             ("format", self.formats, tuple(MATRIX_KINDS)),
             ("backend", (self.backend,), BACKENDS),
+            ("prompt_attention", (self.prompt_attention,), PROMPT_ATTENTIONS),
         ):
             for word in words:
                 if word not in known:
                     raise BenchUsageError(f"{name}: {word!r} is unknown; known are {', '.join(known)}")
         try:
             check_linear_kinds(self.int8_weights or (), self.int4_weights or ())
+            if self.prompt_attention == "expanded":
+                check_expanding(self.backend, "auto")
         except ValueError as error:
             raise BenchUsageError(str(error)) from None
 
@@ -81,7 +86,7 @@ class LayerSettings:
         formats = {format: self.linears(format) for format in self.formats}
         return LayerTask(
             config, formats, self.batches, self.prompts, self.context, self.backend, self.threads, self.steps,
-            self.runs, shard, shards,
+            self.runs, shard, shards, self.prompt_attention,
         )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from ...actors.model.config import ModelConfig
 from ...actors.model.expert_blocks import ExpertBlocks
 from ...actors.model.expert_matrix import MATRIX_KINDS, allocate_matrix
 from ...actors.model.kv_pages import KvPages
+from ...actors.model.stages import ModelStages
 from ...actors.model.weight_memory import WeightMemory
 from ...actors.random_weights import random_shard
 from ...kernels.aiter.attention import GROUP, SPLITS
@@ -21,7 +22,7 @@ from ...kernels.aiter.key_lists import key_lists
 from ...kernels.flydsl.shape import ProductShape
 from ...kernels.flydsl.source import TARGETS, FlyDslSource
 from ...kernels.kv_entries import ROUNDED
-from ...kernels.protocol import ExpertWeights, Int4Matrix, Int8Matrix, PagedBatch, activation_format
+from ...kernels.protocol import ExpertWeights, Int4Matrix, Int8Matrix, activation_format
 from ...kernels.sampling import WORDS
 from ...kernels.triton import peers
 from ...kernels.triton.backend import TritonKernels
@@ -36,6 +37,8 @@ specializes a number, as 1, as a multiple of 16, and as any other."""
 PROMPTS = (100, 2048)
 _META = torch.device("meta")
 _CONTEXT = 1024
+_LONG = 10_000
+"""Tokens of a prefix: more than are expanded at once."""
 _KV_BYTES = 64 << 30
 """Of a shard's KV cache: pointers to less than 2 GiB are compiled in another way."""
 
@@ -71,6 +74,8 @@ class BuildTask:
         kernels = TritonKernels(_META, torch.bfloat16, self.target)
         for kv_dtype in (torch.float32, *ROUNDED):
             self._passes(TritonKernels(_META, kv_dtype, self.target), self.formats[0], LinearBits())
+        for kv_dtype in (torch.bfloat16, *ROUNDED):
+            self._expanded_prompts(TritonKernels(_META, kv_dtype, self.target))
         for format in self.formats:
             self._passes(kernels, format, LinearBits.of(format))
             for shards in self.shards:
@@ -89,13 +94,25 @@ class BuildTask:
         run = ModelPass(stages, LocalExchange()).run
         for queries, contexts in self._steps():
             paged, _ = paged_batch(queries, contexts)
-            moved = PagedBatch(**{name: tensor.to(_META) for name, tensor in vars(paged).items()})
+            moved = paged.moved(lambda tensor: tensor.to(_META))
             last = moved.query_start[1:].long() if len(queries) == 1 else None
             logits = run(_empty(torch.int64, sum(queries)), moved, config.num_hidden_layers, last)
             kernels.draw(logits, _empty(torch.float64, len(logits), WORDS))
             # What AITER's attention is told, in as many calls as it needs.
             copies = -(-config.num_attention_heads // GROUP)
             key_lists(moved, slice(0, min(sum(queries), MOST_QUERIES)), PAGE, copies, SPLITS)
+
+    def _expanded_prompts(self, kernels: TritonKernels) -> None:
+        """Attention with expanded keys and values: of prompts whose context is one slice, or several."""
+        config = replace(self.config, num_hidden_layers=1)
+        weights = random_shard(config, self.formats[0], range(1), kernels)
+        pages = max(_KV_BYTES // KvPages.page_bytes(config, PAGE, kernels), 1)
+        stages = ModelStages(config, weights, kernels, KvPages.allocate(config, pages, PAGE, kernels), "expanded")
+        for tokens in self.prompts:
+            for context in (tokens, tokens + _LONG):
+                paged, _ = paged_batch([tokens], [context])
+                moved = paged.moved(lambda tensor: tensor.to(_META))
+                stages.own_heads(0, _empty(torch.float32, tokens, config.hidden_size), moved)
 
     def _steps(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
         """Tokens of each sequence in a step, and in the cache with them."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from .options import Debug, JsonFile, PlotFile, WorkDir, clear_errors, counts, say, words
 
 if TYPE_CHECKING:
+    from ...actors.model.prompt_attention import PromptAttention
     from ..bench.engine_report import EngineBench
     from ..bench.kernels import KernelBench
     from ..bench.layer_report import LayerBench
@@ -171,6 +172,7 @@ def bench_layers(
     runs: Annotated[int, typer.Option(help="Samples; their median counts.", min=1)] = 5,
     int8_weights: Int8Weights = None,
     int4_weights: Int4Weights = None,
+    prompt_attention: Annotated[str, typer.Option(help="Of prompts: absorbed or expanded.")] = "absorbed",
     json: JsonFile = None,
     debug: Debug = False,
 ) -> None:
@@ -197,6 +199,7 @@ def bench_layers(
             runs,
             None if int8_weights is None else words(int8_weights),
             None if int4_weights is None else words(int4_weights),
+            cast("PromptAttention", prompt_attention),  # which the settings check
         )
         found = measure.bench_layers(settings, say)
         _print(found, json)

@@ -17,6 +17,7 @@ from ..kv_entries import ROUNDED
 from ..protocol import (
     ActivationFormat,
     Activations,
+    Chunk,
     Drawn,
     ExpertWeights,
     GateConfig,
@@ -33,6 +34,7 @@ from ..single_expert import single_expert
 from . import rows as row_kernels
 from .absorb import absorb
 from .attention import attention_tile, mla_attention
+from .attention_expanded import expanded_attention, expanded_tile
 from .branches import BRANCH_ROWS, Branches
 from .drawing import draw
 from .experts import run_experts
@@ -83,7 +85,7 @@ class TritonKernels:
         gpu = gpu or ("default" if described else gpu_name(device))
         self._tiles, self._linears = TileTable.of(gpu), linear_tuning(gpu, device)
         self.branch_rows, self._branches = branch_rows, Branches(device)
-        self._attention = attention_tile(kv_dtype, gpu)
+        self._attention, self._expanded = attention_tile(kv_dtype, gpu), expanded_tile(gpu)
 
     def prepare(self, weights: ExpertWeights) -> TiledExperts:
         """The experts of one layer in the layout that `experts` multiplies; made once, on loading."""
@@ -144,6 +146,28 @@ class TritonKernels:
     def mla_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, scale: float, kv_lora_rank: int) -> Tensor:
         self._check.mla_attention(q, pages, batch, kv_lora_rank)
         return mla_attention(q.to(self.query_dtype), pages, batch, float(scale), kv_lora_rank, self._attention)
+
+    def expanded_attention(
+        self,
+        q: Tensor,
+        pages: Tensor,
+        batch: PagedBatch,
+        chunk: Chunk,
+        up_key: Tensor,
+        up_value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        scale: float,
+        out: Tensor,
+    ) -> None:
+        """Pages of float32 are for results that stand no further off the reference than `splits_floats` says; these
+        are in bfloat16, and refused."""
+        if self.kv_dtype is torch.float32:
+            raise ValueError("expanded_attention: pages is float32, expected bfloat16, int8 or float8_e4m3fn")
+        q = q.contiguous()
+        shapes = self._check.expanded_attention(q, pages, batch, chunk, up_key, up_value, cos, sin, out)
+        given = q, pages, batch, chunk, up_key, up_value, cos, sin, float(scale), out
+        expanded_attention(*given, shapes, self._expanded)
 
     def gate(self, x: Tensor, weight: Tensor, bias: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
         self._check.gate(x, weight, bias, config)

@@ -81,6 +81,7 @@ class Bench:
             kv_pages=16,
             kv_memory_share=0.0,
             kv_dtype="auto",
+            prompt_attention="absorbed",
             page_size=8,
             programs=(program,),
             plan_address=address,

@@ -70,6 +70,7 @@ class Bench:
                 kv_pages=40,
                 kv_memory_share=0.0,
                 kv_dtype="auto",
+                prompt_attention="absorbed",
                 page_size=8,
                 programs=shape.programs,
                 plan_address=address,

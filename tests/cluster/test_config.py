@@ -53,6 +53,15 @@ def test_the_prefix_cache_may_be_off(load):
         ),
         ("model: {path: model}\nengine: {kv_memory: 2 Gigs}", "'engine.kv_memory': must be a size such as '512 MiB'"),
         ("model: {path: model}\nengine: {backend: cuda}", "engine.backend: 'cuda' is none of cpu, reference"),
+        ("model: {path: model}\nengine: {prompt_attention: long}", "engine.prompt_attention"),
+        (
+            "model: {path: model}\nengine: {prompt_attention: expanded}",
+            "engine.prompt_attention: 'expanded', but the backend 'cpu' has none; reference, torch, triton, rocm do",
+        ),
+        (
+            "model: {path: model}\nengine: {prompt_attention: expanded, backend: triton, kv_dtype: f32}",
+            "engine.prompt_attention: 'expanded' multiplies in bfloat16 with 'triton', but kv_dtype 'f32' is for",
+        ),
         ("model: {path: model}\nengine: {kv_dtype: f16}", "engine.kv_dtype: 'f16' is none of auto, bf16, f32"),
         ("model: {path: model}\nengine: {kv_dtype: bf16}", "engine.kv_dtype: 'bf16', but the backend 'cpu' keeps"),
         ("model: {path: model}\nengine: {int8_weights: [gate]}", "engine.int8_weights: 'gate' is unknown; known are"),

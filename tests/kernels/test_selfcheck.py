@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,16 @@ from kernel_cases import MATRIX_KINDS, paged
 from torch import Tensor
 
 from flyray.kernels.cpu.backend import CpuKernels
-from flyray.kernels.protocol import Activations, GateConfig, Int4Matrix, Int8Matrix, Kernels, LayerExperts, PagedBatch
+from flyray.kernels.protocol import (
+    Activations,
+    Chunk,
+    GateConfig,
+    Int4Matrix,
+    Int8Matrix,
+    Kernels,
+    LayerExperts,
+    PagedBatch,
+)
 from flyray.kernels.reference import ReferenceKernels
 from flyray.kernels.selfcheck import CheckShapes, KernelMismatch, self_check
 
@@ -72,6 +82,21 @@ class ScaleHalved(ReferenceKernels):
 
     def write_kv(self, pages: Tensor, slots: Tensor, rows: Tensor, norm: Tensor, *others: Any) -> None:
         super().write_kv(pages, slots, rows, norm / 2, *others)
+
+
+class DiagonalMissed(ReferenceKernels):
+    """Expanded, no query of a chunk sees its own entry."""
+
+    def expanded_attention(self, q: Tensor, pages: Tensor, batch: PagedBatch, chunk: Chunk, *others: Any) -> None:
+        shorter = replace(chunk, context=chunk.context - 1)
+        super().expanded_attention(q, pages, batch, shorter, *others)
+
+
+def test_expanded_attention_is_compared_where_it_is_used() -> None:
+    assert self_check(ReferenceKernels(), NANO, (), expanded=True)[-1].operation == "expanded_attention"
+    assert self_check(DiagonalMissed(), NANO, ())[-1].operation != "expanded_attention"
+    with pytest.raises(KernelMismatch, match=r"expanded_attention: largest error .* allowed"):
+        self_check(DiagonalMissed(), NANO, (), expanded=True)
 
 
 def test_wrong_entries_in_8_bits_are_caught() -> None:

@@ -11,11 +11,17 @@ import tiktoken
 
 from flyray.actors.checkpoint import Checkpoint
 from flyray.actors.model.config import ModelConfig
+from flyray.actors.model.prompt_attention import least_expanded_rows
 from flyray.actors.model.single import SingleProcessModel
 from flyray.actors.precision import precision_plan
+from flyray.actors.weights import load_shard
 from flyray.kernels.select import select_kernels
 
 DEMO = Path(__file__).parents[3] / "cluster" / "demo" / "kimi-k2.5-nano"
+TURN = (
+    "<|im_user|>user<|im_middle|>What is {} + {}?<|im_end|>"
+    "<|im_assistant|>assistant<|im_middle|><think></think>{}<|im_end|>"
+)
 QUESTION = "<|im_user|>user<|im_middle|>What is 12 + 30?<|im_end|><|im_assistant|>assistant<|im_middle|><think>"
 
 
@@ -39,6 +45,20 @@ def test_demo_model_adds(precision: str) -> None:
     model = SingleProcessModel.load(DEMO, precision, select_kernels("cpu", 1), 256)
     answer = text.decode(model.generate(prompt, 120, end))
     assert answer.partition("</think>")[2].strip().rstrip(".").endswith("42"), answer
+
+
+def test_long_prompts_with_expanded_attention_have_the_same_answer() -> None:
+    """By the reference, against the CPU's absorbed attention."""
+    text, kernels = encoding(), select_kernels("reference", 1)
+    turns = "".join(TURN.format(a, b, a + b) for a, b in ((12, 30), (45, 17), (101, 22), (64, 64), (7, 8), (55, 21)))
+    prompt = text.encode(turns + QUESTION, allowed_special="all")
+    absorbed = SingleProcessModel.load(DEMO, "w8a8", select_kernels("cpu", 1), 256)
+    weights = load_shard(Checkpoint(DEMO), absorbed.config, "w8a8", range(absorbed.config.n_routed_experts), kernels)
+    expanded = SingleProcessModel(absorbed.config, weights, kernels, 256, prompt_attention="expanded")
+    assert len(prompt) >= least_expanded_rows(absorbed.config)
+    answer = expanded.generate(prompt, 12)
+    assert text.decode(answer).startswith("2 1 and 0 3\n2+0")
+    assert answer == absorbed.generate(prompt, 12)
 
 
 def test_demo_model_has_a_plan() -> None:

@@ -77,7 +77,7 @@ def test_gfx942(launches: tuple[Launch, ...]) -> None:
     once = {}
     for name, launch in _named(launches):
         # Of products one of all constants, without what is a hint on numbers and addresses alone; of others one.
-        product = any(part in launch.kernel for part in ("products", "absorb", "attend"))
+        product = any(part in launch.kernel for part in ("products", "absorb", "attend", "gather_e"))
         once.setdefault((launch.kernel, str(launch.constants) if product else ""), (name, launch))
     built = [_launch(name, launch, "gfx942")[0] for name, launch in once.values()]
     assert list(faults(built)) == []
