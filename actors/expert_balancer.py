@@ -19,7 +19,7 @@ import ray.exceptions
 
 from .expert_balance import balanced, imbalance, moves
 from .expert_placement import LayerPlacement
-from .expert_state import ExpertReport, ExpertState, HotExpert
+from .expert_state import ExpertReport, ExpertState, HotExpert, load_bytes
 
 _GATHER_S = 5.0
 _HALF_LIFE_S = 60.0
@@ -137,7 +137,8 @@ class ExpertBalancer:
             if shares[layer, expert] > 0
         )
         uneven = imbalance(self._loads, self._placements)
-        self._loop.experts = replace(self._loop.experts, imbalance=uneven, hottest=hottest, **changes)
+        told = {"imbalance": uneven, "hottest": hottest, "layers": self._layers}
+        self._loop.experts = replace(self._loop.experts, loads=load_bytes(shares), **told, **changes)
 
     def _ask(self, method: str, *arguments: Any) -> list[Any] | None:
         """What a method of every shard gives; None, and the errors in the log, if one fails, or when it must end."""

@@ -62,10 +62,10 @@ def _talk(server: Server, settings: ChatSettings, console: Console) -> None:
             server.stop()
 
 
-def converse(url: str, settings: ChatSettings) -> None:
+def converse(url: str, settings: ChatSettings, api_key: str = "") -> None:
     """Talks until the input ends. Raises ChatClientError if the server cannot be reached at the start."""
     console = Console(highlight=False)
-    with HttpChat(url) as chat:
+    with HttpChat(url, api_key) as chat:
         model = settings.model or chat.model()
         console.print(f"{model} at {url}. {_HELP}", style="dim")
         messages = settings.opening

@@ -17,6 +17,7 @@ app = typer.Typer(
 app.command("serve")(serving.serve)
 app.command("chat")(serving.chat)
 app.command("batch")(serving.batch)
+app.command("key")(serving.key)
 app.command("eval")(judging.evaluate)
 app.command("verify")(judging.verify)
 app.command("demo")(serving.show_demo)

@@ -10,10 +10,11 @@ names its key.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..actors.engine_config import EngineConfig
@@ -23,6 +24,9 @@ from .fields import first_error
 from .yaml_file import YamlError, read_yaml
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "kimi-k2.5-nano"
+
+
+_ORIGIN = re.compile(r"https?://[^/?#@\s]+")
 
 
 class ConfigError(ValueError):
@@ -42,6 +46,13 @@ def _bytes(value: Any) -> Any:
 def _engines(value: Any) -> Any:
     """A number of engines, or the section that says between which there may be."""
     return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _origin(value: str) -> str:
+    """What a browser sends as Origin: scheme, host and port without a path; or * for every page."""
+    if value != "*" and not _ORIGIN.fullmatch(value):
+        raise PydanticCustomError("origin", "must be as 'https://chat.example.com' or 'http://localhost:3000', or '*'")
+    return value
 
 
 class Section(BaseModel):
@@ -173,6 +184,13 @@ class ServeSection(Section):
     """Seconds that requests, running and new ones, wait for an engine that comes back, or that is started for it, when
     theirs was lost; then they get a 503. It has to read its weights again. Before the first engine is ready there is
     nothing to wait for: a 503 says when to come back."""
+    api_keys_file: str = ""
+    """File of the keys that let clients in, made with `flyray key FILE NAME`, the same on all nodes of fronts; relative
+    paths count from the configuration file. A change holds within a second, without a restart. "": everybody may come.
+    The page's files, /health and /metrics need no key."""
+    cors_origins: list[Annotated[str, AfterValidator(_origin)]] = []
+    """Sites whose pages may ask this server from a browser, as "https://chat.example.com"; "*": all. flyray's own page
+    needs none."""
 
 
 class RaySection(Section):
@@ -238,6 +256,10 @@ def load_config(path: str | Path) -> FlyrayConfig:
     if config.engine.statistics:
         statistics = (file.parent / config.engine.statistics).resolve()
         changes["engine"] = config.engine.model_copy(update={"statistics": str(statistics)})
+    if config.serve.api_keys_file:
+        # Not resolved: a file that is replaced by way of a link, as Kubernetes does it, keeps its name alone.
+        keys = (file.parent / config.serve.api_keys_file).absolute()
+        changes["serve"] = config.serve.model_copy(update={"api_keys_file": str(keys)})
     config = config.model_copy(update=changes)
     try:
         config.engine_config()

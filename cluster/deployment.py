@@ -26,10 +26,14 @@ from .engine_client import EngineClient, EngineUnreachable
 from .engine_roster import ServeRoster
 from .engine_scaling import REQUESTS, STARTING, EngineScaling
 from .engine_state import EngineAddress, EngineState
+from .front.api_keys import ApiKeys
+from .front.cluster_view import ClusterView
 from .front.engine_pool import EnginePool
 from .front.errors import RequestError
+from .front.gate import guard
 from .front.http import HttpFront, error_response
 from .front.metrics import FrontMetrics
+from .page.page_files import PageFiles
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -153,13 +157,23 @@ async def _no_such_route(request: Request, _: Exception) -> Response:
 
 @serve.ingress(_routes)
 class Front:
-    """Speaks HTTP: OpenAI's endpoints and the engine's health."""
+    """Speaks HTTP: OpenAI's endpoints, the engine's health and the web page."""
 
     def __init__(self, config: FlyrayConfig, engines: DeploymentHandle) -> None:
+        self._section = config.serve
         metrics = FrontMetrics(config.model_name, serve.get_replica_context().replica_tag)
         pool = EnginePool(ServeRoster(engines), config.serve, Tokenizer(config.model.path), config.model_name, metrics)
         self._http = HttpFront(pool, config.model_name, int(time.time()), metrics)
+        self._cluster = ClusterView(pool, config.model_name, metrics)
+        self._page = PageFiles()
         self._running = asyncio.ensure_future(pool.run())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve behind the constructor: the routes with what stands before them."""
+        app: FastAPI = getattr(self, "app")  # noqa: B009 - Serve's wrapper has it
+        keys = ApiKeys(self._section.api_keys_file) if self._section.api_keys_file else None
+        guard(app, keys, self._section.cors_origins)
+        return app
 
     @_routes.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
@@ -184,6 +198,22 @@ class Front:
     @_routes.get("/metrics")
     async def metrics(self) -> Response:
         return await self._http.metrics()
+
+    @_routes.get("/cluster")
+    async def cluster(self) -> Response:
+        return await self._cluster.cluster()
+
+    @_routes.get("/cluster/trace")
+    async def trace(self) -> Response:
+        return await self._cluster.trace()
+
+    @_routes.get("/")
+    async def page(self, request: Request) -> Response:
+        return self._page.answer(request)
+
+    @_routes.get("/page/{name:path}")
+    async def page_file(self, request: Request, name: str) -> Response:
+        return self._page.answer(request, name)
 
     async def __del__(self) -> None:
         self._running.cancel()

@@ -30,14 +30,14 @@ class ChatNews:
 
 
 class HttpChat:
-    """Streams answers from the server at `url`, with or without "/v1" at its end."""
+    """Streams answers from the server at `url`, with or without "/v1" at its end. api_key: "" for none."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str = "") -> None:
         base = url.rstrip("/").removesuffix("/v1")
         if not base.startswith(("http://", "https://")):
             raise ChatClientError(f"{url!r} is no URL; it begins with http:// or https://")
         timeout = httpx.Timeout(_READ_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S)
-        self._client = httpx.Client(base_url=base, timeout=timeout)
+        self._client = httpx.Client(base_url=base, timeout=timeout, headers=bearer(api_key))
 
     def __enter__(self) -> HttpChat:
         return self
@@ -51,6 +51,8 @@ class HttpChat:
         """The first model that the server has."""
         try:
             response = self._client.get("/v1/models")
+            if response.status_code == httpx.codes.UNAUTHORIZED:
+                raise ChatClientError(_error_text(response.content, response.status_code))
             response.raise_for_status()
             return response.json()["data"][0]["id"]
         except httpx.HTTPError as error:
@@ -70,6 +72,11 @@ class HttpChat:
                         yield _news(json.loads(line.removeprefix("data: ")))
         except httpx.HTTPError as error:
             raise ChatClientError(f"{self._client.base_url}: {error}") from error
+
+
+def bearer(api_key: str) -> dict[str, str]:
+    """The header that lets a client in; none without a key."""
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 def _news(chunk: dict[str, Any]) -> ChatNews:

@@ -18,6 +18,7 @@ from ..actors.engine_config import FLUSH_TIMEOUT_S
 from ..kernels.select import CPU_BACKENDS
 from .cluster_room import NoRoom, amounts, check_engines, nodes_of_cluster
 from .config import FlyrayConfig
+from .front.api_keys import ApiKeys
 from .held_port import HeldPort
 from .local_ray import LocalRay
 from .ray_address import connect
@@ -104,13 +105,15 @@ class Server:
     def start(self, ray_started: Callable[[], None] = lambda: None) -> None:
         """Returns when requests are answered. ray_started is called when Ray has set its signal handlers.
 
-        Raises ServeError or TokenizerError; call `stop` then as well.
+        Raises ServeError, TokenizerError or ApiKeysError; call `stop` then as well.
         """
         begin = time.monotonic()
         check_haproxy()
         self._port = hold_port(self.config.serve.host, self.config.serve.port)
-        # Read here only to say early what is wrong with it: a front that cannot start is started again and again.
+        # Read here only to say early what is wrong with them: a front that cannot start is started again and again.
         Tokenizer(self.config.model.path)
+        if self.config.serve.api_keys_file:
+            ApiKeys(self.config.serve.api_keys_file)
         self._connect()
         ray_started()
         self._check_room()
@@ -126,6 +129,7 @@ class Server:
         number = self._first_engines
         engine = engine if number == 1 else f"{number} engines of {engine}"
         self._say(f"ready in {self.start_seconds:.1f} s ({engine}): {self.url}  model {self.config.model_name}")
+        self._say(f"in a browser: {self.url}/ to chat and to watch the cluster; for clients: {self.url}/v1")
 
     def stop(self) -> None:
         """Ends the engines, the application, and the cluster if it is this server's own."""

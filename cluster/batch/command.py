@@ -31,6 +31,7 @@ def run(
     output_path: str | Path,
     *,
     url: str | None = None,
+    api_key: str = "",
     config: FlyrayConfig | None = None,
     concurrency: int = CONCURRENCY,
     retry_errors: bool = False,
@@ -63,7 +64,7 @@ def run(
                 summary = run_on_ray(main, cpus=_cpus(config), address=config.ray.address, keep_logs=keep_logs)
             else:
                 assert url is not None
-                summary = run_stoppable(partial(run_over_http, url, make_job))
+                summary = run_stoppable(partial(run_over_http, url, api_key, make_job))
             code = 0
         except (ServiceLost, KeyboardInterrupt) as end:
             summary = progress.summary
@@ -75,9 +76,9 @@ def run(
     return code
 
 
-async def run_over_http(url: str, make_job: JobMaker) -> BatchSummary:
+async def run_over_http(url: str, api_key: str, make_job: JobMaker) -> BatchSummary:
     """The job on a running server."""
-    async with HttpRunner(url) as runner:
+    async with HttpRunner(url, api_key=api_key) as runner:
         return await make_job(runner).run()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from ..http_chat import bearer
 from .job import ServiceLost
 from .line import Answer, BatchLine
 
@@ -21,11 +22,12 @@ ANSWER_TIMEOUT_S = 1800.0  # a long answer at low priority on a busy server
 class HttpRunner:
     """A `LineRunner` over an OpenAI-compatible server at `url`, with or without "/v1" at its end.
 
-    A server that says it is busy, or that cannot be reached, is tried again for `patience_s`; then ServiceLost, unless
-    its health is good and it is only this request that it refuses. Raises ValueError for what is no HTTP address.
+    One that refuses the key (`api_key`, "" for none) ends the job with ServiceLost. One that says it is busy, or that
+    cannot be reached, is tried again for `patience_s`; then ServiceLost, unless its health is good and it is only this
+    request that it refuses. Raises ValueError for what is no HTTP address.
     """
 
-    def __init__(self, url: str, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, url: str, *, api_key: str = "", patience_s: float = PATIENCE_S) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"{url!r} is no address of a server; it begins with http:// or https://")
         self._url = url.rstrip("/").removesuffix("/v1")
@@ -33,7 +35,8 @@ class HttpRunner:
         timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=10.0)
         # The job bounds how many requests run; the connections need no second bound.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._client = httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)
+        headers = PRIORITY | bearer(api_key)
+        self._client = httpx.AsyncClient(timeout=timeout, limits=limits, headers=headers, trust_env=False)
 
     async def __aenter__(self) -> HttpRunner:
         return self
@@ -67,13 +70,15 @@ class HttpRunner:
     async def _try(self, line: BatchLine) -> tuple[str, Answer | None, float]:
         """What is wrong with the server ("" if nothing), its answer, and the seconds it asks to wait."""
         try:
-            response = await self._client.post(self._url + line.url, json=line.body, headers=PRIORITY)
+            response = await self._client.post(self._url + line.url, json=line.body)
         except httpx.ConnectError as error:
             return f"cannot be reached ({error or 'no connection'})", None, 0.0
         except httpx.HTTPError as error:
             return f"broke off in the middle of a request ({error or type(error).__name__})", None, 0.0
         body = _body(response)
         answer = Answer(response.status_code, response.headers.get("x-request-id") or f"req_{uuid.uuid4().hex}", body)
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            raise ServiceLost(f"{self._url} lets nobody in so: {_message(body)}")
         if response.status_code not in BUSY:
             return "", answer, 0.0
         asked = response.headers.get("retry-after", "")

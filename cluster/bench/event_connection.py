@@ -12,6 +12,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..http_chat import bearer
 from .load_summary import StreamTimes
 
 _HEAD_END = b"\r\n\r\n"
@@ -23,22 +24,22 @@ _DONE = b"[DONE]"
 class EventConnection(asyncio.Protocol):
     """One connection, one request at a time. `usable` says whether another request may follow."""
 
-    def __init__(self, host: str) -> None:
-        """host: for the Host header."""
-        self._host = host
+    def __init__(self, host: str, api_key: str = "") -> None:
+        """host: for the Host header. api_key: "" for none."""
+        self._head = "".join(f"{name}: {value}\r\n" for name, value in ({"Host": host} | bearer(api_key)).items())
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[StreamTimes] | None = None
         self._clear()
 
     @staticmethod
-    async def open(url: str) -> EventConnection:
+    async def open(url: str, api_key: str = "") -> EventConnection:
         """A new connection to the server at `url`. Raises OSError, or ValueError for what is no http URL."""
         parts = urlsplit(url)
         if parts.scheme != "http" or not parts.hostname:
             raise ValueError(f"{url!r} is no URL that begins with http://")
         loop = asyncio.get_running_loop()
         port = parts.port or 80
-        _, protocol = await loop.create_connection(lambda: EventConnection(parts.netloc), parts.hostname, port)
+        _, protocol = await loop.create_connection(lambda: EventConnection(parts.netloc, api_key), parts.hostname, port)
         return protocol
 
     @property
@@ -54,7 +55,7 @@ class EventConnection(asyncio.Protocol):
         """Sends a request for a stream with usage and returns its times. A refusal or a loss is one with an `error`."""
         if self._transport is None or self._answer is not None:
             raise RuntimeError("the connection is closed or in use")
-        head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\n{self._head}Content-Type: application/json\r\n"
         self._clear()
         self._answer = asyncio.get_running_loop().create_future()
         self._sent = time.perf_counter()

@@ -117,8 +117,8 @@ class Target(Protocol):
 class HttpTarget:
     """A server's URL. Connections are kept and used again."""
 
-    def __init__(self, url: str, workload: Workload) -> None:
-        self._url, self._workload = url, workload
+    def __init__(self, url: str, workload: Workload, api_key: str = "") -> None:
+        self._url, self._workload, self._api_key = url, workload, api_key
         self._idle: list[EventConnection] = []
         self._path = ENDPOINTS[workload.endpoint]
 
@@ -137,7 +137,7 @@ class HttpTarget:
         if connection is None:
             begin = time.perf_counter()
             try:
-                connection = await EventConnection.open(self._url)
+                connection = await EventConnection.open(self._url, self._api_key)
             except OSError as error:
                 return StreamTimes(begin, error=f"no connection: {error.strerror or error}")
         try:
@@ -225,6 +225,7 @@ class LoadTask:
     first: int
     url: str = ""
     address: EngineAddress | None = None
+    api_key: str = ""
 
     def run(self) -> Measured:
         """Makes the load in this process."""
@@ -235,7 +236,7 @@ class LoadTask:
         async with AsyncExitStack() as stack:
             target: Target
             if self.address is None:
-                target = await stack.enter_async_context(HttpTarget(self.url, workload))
+                target = await stack.enter_async_context(HttpTarget(self.url, workload, self.api_key))
             else:
                 target = await stack.enter_async_context(EngineTarget(self.address, workload))
             if self.level.concurrency:

@@ -26,13 +26,15 @@ _SPREADS = ("ttft", "tpot", "itl")
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """levels: run one after another, each `runs` times; against_engine: in turns with the engine itself."""
+    """levels: run one after another, each `runs` times; against_engine: in turns with the engine itself.
+    api_key: what the server asks for, "" for none."""
 
     levels: tuple[Level, ...]
     workload: Workload
     runs: int
     limits: Limits
     against_engine: bool = False
+    api_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def bench_url(url: str, settings: ServeSettings) -> ServeBench:
     if settings.against_engine:
         raise LoadError("the engine behind a URL cannot be reached: measure against it with --demo or --config")
     with ExitStack() as stack:
-        chat = stack.enter_context(HttpChat(url))
+        chat = stack.enter_context(HttpChat(url, settings.api_key))
         base = url.rstrip("/").removesuffix("/v1")
         settings = replace(settings, workload=replace(settings.workload, model=settings.workload.model or chat.model()))
         return _bench(stack.enter_context(LoadProcess()), base, None, settings)
@@ -183,7 +185,7 @@ def _bench(
             for measured, where in ((http, None), (engine, address)):
                 if measured is engine and address is None:
                     continue
-                task = LoadTask(settings.workload, seconds, first, url, where)
+                task = LoadTask(settings.workload, seconds, first, url, where, settings.api_key)
                 measured.append(load(task))
                 first += len(measured[-1].streams)
         results.append(_result(level, http[1:], engine[1:], settings.limits, settings.workload.shared_prefix))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, JsonFile, clear_errors, configuration, say
+from .options import ApiKey, Debug, JsonFile, clear_errors, configuration, say
 
 # As a shell tells an end by SIGINT.
 _STOPPED = 130
@@ -28,6 +28,7 @@ def bench_serve(
     shared_prefix: Annotated[int, typer.Option(help="Tokens before these that all prompts of a run share.", min=0)] = 0,
     max_tokens: Annotated[int, typer.Option(help="Tokens of an answer.", min=1)] = 64,
     endpoint: Annotated[str, typer.Option(help="completions (exact lengths) or chat.")] = "completions",
+    api_key: ApiKey = "",
     model: Annotated[str, typer.Option(help="With a URL; by default the server's first.")] = "",
     ttft_limit: Annotated[float | None, typer.Option(help="Goodput: most milliseconds to the first token.")] = None,
     tpot_limit: Annotated[float | None, typer.Option(help="Goodput: most milliseconds a token after it.")] = None,
@@ -64,6 +65,7 @@ def bench_serve(
             runs,
             Limits(_seconds(ttft_limit), _seconds(tpot_limit)),
             against_engine,
+            api_key,
         )
         if url is not None:
             found = bench_url(url, settings)

@@ -17,6 +17,7 @@ USAGE_ERROR = 2
 RUN_ERROR = 1
 # Errors that lie in what the user gave, by name: their modules are not imported for this.
 _USAGE_ERRORS = (
+    "ApiKeysError",
     "BatchFileError",
     "BenchUsageError",
     "CalibrationSettingsError",
@@ -41,6 +42,12 @@ _USAGE_ERRORS = (
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and keep Ray's logs.")]
 Demo = Annotated[bool, typer.Option("--demo", help="Take the packaged demo model, on this machine's CPU.")]
+ApiKey = Annotated[
+    str,
+    typer.Option(
+        "--api-key", envvar="FLYRAY_API_KEY", help="The server's API key, if it asks for one.", show_default=False
+    ),
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.", show_default=False)]
 PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw the numbers into this PNG.", show_default=False)]
 WorkDir = Annotated[Path | None, typer.Option(help="Keeps quantized checkpoints; by default ~/.cache/flyray.")]

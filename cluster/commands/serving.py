@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Config, Debug, Demo, JsonFile, WorkDir, clear_errors, configuration, say
+from .options import ApiKey, Config, Debug, Demo, JsonFile, WorkDir, clear_errors, configuration, say
 
 
 def serve(
@@ -28,6 +28,7 @@ def chat(
         str | None, typer.Argument(help="A server's URL, as http://127.0.0.1:8000.", show_default=False)
     ] = None,
     demo: Demo = False,
+    api_key: ApiKey = "",
     model: Annotated[str | None, typer.Option(help="One of the server's models; by default its first.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
     thinking: Annotated[bool, typer.Option(help="Think before answering.")] = True,
@@ -45,13 +46,14 @@ def chat(
         if url is None:
             converse_demo(settings, keep_logs=debug)
         else:
-            converse(url, settings)
+            converse(url, settings, api_key)
 
 
 def batch(
     input: Annotated[Path, typer.Argument(help="Requests, a line each, in OpenAI's batch form.", show_default=False)],
     output: Annotated[Path, typer.Argument(help="Results; what stands there already is not run again.")],
     url: Annotated[str | None, typer.Option(help="A running server.", show_default=False)] = None,
+    api_key: ApiKey = "",
     config: Annotated[Path | None, typer.Option(help="Start the engine of this configuration.")] = None,
     demo: Demo = False,
     concurrency: Annotated[int, typer.Option(help="Requests that run at once.", min=1)] = 32,
@@ -70,6 +72,7 @@ def batch(
                 input,
                 output,
                 url=url,
+                api_key=api_key,
                 config=None if url is not None else configuration(config, demo, None),
                 concurrency=concurrency,
                 retry_errors=retry_errors,
@@ -77,6 +80,20 @@ def batch(
                 keep_logs=debug,
             )
         )
+
+
+def key(
+    file: Annotated[Path, typer.Argument(help="The file that `serve.api_keys_file` names.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Whose it is, to find its line again.", show_default=False)],
+    debug: Debug = False,
+) -> None:
+    """Make an API key: it is printed once, and the file gets its digest."""
+    with clear_errors(debug):
+        from ..front.api_keys import add_key, new_key
+
+        made = new_key()
+        add_key(file, name, made)
+        say(made)
 
 
 def show_demo(

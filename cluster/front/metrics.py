@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -73,6 +74,15 @@ class FrontMetrics:
         finally:
             self._e2e.add(time.perf_counter() - begin)
             self._finished[reason] = self._finished.get(reason, 0) + 1
+
+    def totals(self) -> dict[str, Any]:
+        """What this front has counted since its start, for `ClusterView`."""
+        return {
+            "name": self._front,
+            "prompt_tokens": self._prompt_tokens,
+            "generated_tokens": self._tokens,
+            "finished": dict(self._finished),
+        }
 
     def text(self, engines: Sequence[EngineView]) -> bytes:
         """All of it in Prometheus' format, also when there is no engine."""

@@ -1,0 +1,139 @@
+"""GET /cluster and /cluster/trace: what the page shows of the cluster at work, as versioned JSON.
+
+/cluster, at any time with status 200:
+
+    version   1; another number when a field's meaning changes or one goes, not when one comes
+    model     its name in requests
+    front     of the front that answers, since its start: `name`, `seconds`, `prompt_tokens`, `generated_tokens`, and
+              `finished`, reason to number of requests. Behind several fronts each answer is another one's: a rate is
+              the difference of two answers of one name, and all together the sum over the names
+    engines   a list, one for each:
+        name, state ("ready" or "unavailable"), error (why), epoch, shards, context_length, precision_plan (lines)
+        running, waiting      requests
+        pages                 KV pages: `total`, `free`, `cached` (free for whoever needs them, but kept till then)
+        steps, preemptions, dropped_messages, prompt_tokens, cached_tokens: since the engine's start
+        experts               `imbalance`, `moved`, `changes`, `failures`, and `layers` with `loads`: base64 of a byte
+                              for each expert, layer by layer, 32 for an even share of its layer's tokens
+
+/cluster/trace waits for the next steps and has `version` and `engines`, each with its `name` and `steps`: `step`,
+`shard`, `stages` of [name, begin, end] in microseconds from the shard's first begin. 504 where nothing ran.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from base64 import b64encode
+from typing import Any, Protocol
+
+from starlette.responses import JSONResponse, Response
+
+from ...actors.expert_state import ExpertState
+from ...actors.request import EngineStatus, TracedStep
+from .errors import EngineUnavailable, RequestError
+from .metrics import FrontMetrics
+
+VERSION = 1
+TRACED_STEPS = 8
+_TRACE_TIMEOUT_S = 10.0
+
+
+class EngineStates(Protocol):
+    """Who asks the engine. Raises EngineUnavailable with the reason while there is none."""
+
+    async def status(self, trace_steps: int = 0) -> EngineStatus: ...
+
+
+class ClusterView:
+    """The handlers, of one front."""
+
+    def __init__(self, engine: EngineStates, model_name: str, metrics: FrontMetrics) -> None:
+        self._engine, self._model, self._metrics = engine, model_name, metrics
+        self._begin = time.monotonic()
+        self._tracing: asyncio.Task[EngineStatus] | None = None
+
+    async def cluster(self) -> Response:
+        """GET /cluster"""
+        try:
+            engines = [engine_body(await self._engine.status())]
+        except EngineUnavailable as error:
+            engines = [absent_body(error.message)]
+        front = self._metrics.totals() | {"seconds": time.monotonic() - self._begin}
+        return _json({"version": VERSION, "model": self._model, "front": front, "engines": engines})
+
+    async def trace(self) -> Response:
+        """GET /cluster/trace"""
+        # One recording at a time, whoever asks and leaves: an idle engine would gather them until it has steps to run.
+        if self._tracing is None or self._tracing.done():
+            self._tracing = asyncio.ensure_future(self._engine.status(TRACED_STEPS))
+            self._tracing.add_done_callback(lambda task: task.cancelled() or task.exception())  # all may have left
+        try:
+            status = await asyncio.wait_for(asyncio.shield(self._tracing), _TRACE_TIMEOUT_S)
+        except TimeoutError:
+            message = f"no {TRACED_STEPS} steps ran within {_TRACE_TIMEOUT_S:g} s; ask while requests run"
+            return _json(RequestError(message, status=504, code="no_steps").body(), 504)
+        except EngineUnavailable as error:
+            return _json(error.body(), error.status)
+        engines = [{"name": status.engine, "steps": step_bodies(status.trace)}]
+        return _json({"version": VERSION, "engines": engines})
+
+
+def engine_body(status: EngineStatus) -> dict[str, Any]:
+    """An engine that answers."""
+    return {
+        "name": status.engine,
+        "state": "ready" if status.ready else "unavailable",
+        "error": status.error,
+        "epoch": status.epoch,
+        "shards": status.shards,
+        "context_length": status.context_length,
+        "running": status.running,
+        "waiting": status.waiting,
+        "pages": {"total": status.total_pages, "free": status.free_pages, "cached": status.cached_pages},
+        "steps": status.steps,
+        "preemptions": status.preemptions,
+        "dropped_messages": status.dropped_messages,
+        "prompt_tokens": status.prompt_tokens,
+        "cached_tokens": status.cached_tokens,
+        "experts": _experts_body(status.experts),
+        "precision_plan": list(status.precision_plan),
+    }
+
+
+def absent_body(error: str) -> dict[str, Any]:
+    """In the place of an engine that does not answer: it has the first fields alone."""
+    return {"name": "", "state": "unavailable", "error": error}
+
+
+def step_bodies(trace: tuple[TracedStep, ...]) -> list[dict[str, Any]]:
+    """Each step of each shard; clocks of shards are not comparable, so each shard's time begins with its own first."""
+    begins: dict[int, int] = {}
+    for step in trace:
+        for stage in step.stages:
+            begins[step.shard] = min(begins.get(step.shard, stage.begin), stage.begin)
+    return [
+        {
+            "step": step.step,
+            "shard": step.shard,
+            "stages": [
+                [each.name, *((at - begins[step.shard]) / 1000 for at in (each.begin, each.end))]
+                for each in step.stages
+            ],
+        }
+        for step in trace
+    ]
+
+
+def _experts_body(experts: ExpertState) -> dict[str, Any]:
+    return {
+        "imbalance": experts.imbalance,
+        "moved": experts.moved,
+        "changes": experts.version,
+        "failures": experts.failures,
+        "layers": list(experts.layers),
+        "loads": b64encode(experts.loads).decode(),
+    }
+
+
+def _json(body: dict[str, Any], status: int = 200) -> Response:
+    return JSONResponse(body, status, {"Cache-Control": "no-store"})
