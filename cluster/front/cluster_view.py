@@ -10,7 +10,7 @@
     engines   a list, one for each:
         name, state ("ready" or "unavailable"), error (why), epoch, shards, context_length, precision_plan (lines)
         running, waiting      requests
-        pages                 KV pages: `total`, `free`, `cached` (free for whoever needs them, but kept till then)
+        pages                 KV pages: `total`, `free` (no request holds them), `cached` (content known, held or free)
         steps, preemptions, dropped_messages, prompt_tokens, cached_tokens: since the engine's start
         experts               `imbalance`, `moved`, `changes`, `failures`, and `layers` with `loads`: base64 of a byte
                               for each expert, layer by layer, 32 for an even share of its layer's tokens

@@ -30,9 +30,9 @@ export class EngineView {
       context: new Figure("context", "Most tokens of a prompt and its answer"),
       dropped: new Figure("messages dropped", "Of other epochs or no meaning"),
     };
-    this.bar = { used: element("span", { class: "used" }), cached: element("span", { class: "cached" }) };
+    this.used = element("span", { class: "used" });
     this.pages = element("p", { class: "faint" });
-    this.meter = element("div", { class: "meter", role: "img" }, this.bar.used, this.bar.cached);
+    this.meter = element("div", { class: "meter", role: "img" }, this.used);
     this.heat = new HeatMap();
     this.plan = element("pre", { tabindex: "0" });
     const figures = Object.values(this.figures).map((figure) => figure.node);
@@ -52,7 +52,7 @@ export class EngineView {
 
   /** engine: one of GET /cluster's. rates: steps a second come from it. */
   update(engine, rates, now) {
-    this.title.textContent = engine.name ? `Engine ${engine.name}` : "Engine";
+    this.title.textContent = engine.name || "Engine";
     this.state.textContent = engine.state;
     this.state.className = `state ${engine.state}`;
     this.error.textContent = engine.error;
@@ -68,11 +68,10 @@ export class EngineView {
     this.figures.context.set(number(engine.context_length));
     this.figures.dropped.set(number(engine.dropped_messages));
     const used = total - free;
-    const words = `${number(used)} of ${number(total)} in use (${percent(used, total)}); the prefix cache holds ${number(cached)}`;
+    const words = `${number(used)} of ${number(total)} in use (${percent(used, total)}); ${number(cached)} known to the prefix cache`;
     this.pages.textContent = words;
     this.meter.setAttribute("aria-label", words);
-    this.bar.used.style.width = `${(100 * used) / total}%`;
-    this.bar.cached.style.width = `${(100 * Math.min(cached, free)) / total}%`;
+    this.used.style.width = `${(100 * used) / total}%`;
     this.heat.update(engine.experts);
     this.plan.textContent = engine.precision_plan.join("\n");
   }

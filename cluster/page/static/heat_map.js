@@ -55,7 +55,7 @@ export class HeatMap {
   }
 
   say() {
-    this.under.textContent = `A row a layer, a column an expert. ${this.words()}`;
+    this.under.textContent = `A row a layer, a column an expert; ${this.words()}`;
   }
 
   words() {

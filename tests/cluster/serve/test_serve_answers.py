@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
 
+import httpx
 import openai
 import pytest
+from grafana import dashboard_metrics
+from prometheus_client.parser import text_string_to_metric_families
 from questions import MODEL, QUESTION, chat
+from server_process import until
+from typer.testing import CliRunner
 
-from flyray.cluster.config import DEMO_MODEL
+from flyray.cluster.cli import app
+from flyray.cluster.config import DEMO_MODEL, demo_config
+from flyray.cluster.front.api_keys import add_key, new_key
 from flyray.cluster.front.http import LARGEST_BODY
+from flyray.cluster.page import page_files
 from flyray.cluster.tokenizer import Tokenizer
 
+SITE = "https://chat.example.com"
 TOKENIZER = Tokenizer(DEMO_MODEL)
 WEATHER = {
     "type": "function",
@@ -23,6 +34,22 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
+
+
+@pytest.fixture(scope="module")
+def api_key() -> str:
+    return new_key()
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory, port: int, api_key: str) -> list[str]:
+    """The demo's configuration for clients with a key."""
+    folder = tmp_path_factory.mktemp("keyed")
+    add_key(folder / "keys", "tests", api_key)
+    config = demo_config(port).model_dump()
+    config["serve"] |= {"api_keys_file": "keys", "cors_origins": [SITE]}
+    (folder / "flyray.yaml").write_text(json.dumps(config))  # which is YAML too
+    return [str(folder / "flyray.yaml")]
 
 
 def test_a_chat_answer(client):
@@ -263,3 +290,91 @@ def test_many_streams_at_once_are_the_same_as_alone(client):
         together = list(pool.map(ask, numbers))
     assert together[:2] == [ask(number) for number in numbers[:2]]
     assert together == [str(number + 377) for number in numbers]
+
+
+def test_without_a_key_only_the_page_health_and_metrics_answer(http, port):
+    url = f"http://127.0.0.1:{port}"
+    for key in ("none", http.headers["Authorization"].removeprefix("Bearer ")[:-1]):
+        with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as stranger:
+            with pytest.raises(openai.AuthenticationError, match="not one of this server's") as refused:
+                stranger.chat.completions.create(model=MODEL, messages=QUESTION, stream=True)
+            assert refused.value.code == "invalid_api_key"
+            with pytest.raises(openai.AuthenticationError):
+                stranger.models.list()
+    codes = {
+        path: httpx.get(url + path).status_code for path in ("/", "/page/main.js", "/health", "/metrics", "/cluster")
+    }
+    assert codes == {"/": 200, "/page/main.js": 200, "/health": 200, "/metrics": 200, "/cluster": 401}
+
+
+def test_commands_send_the_key(http, port, tmp_path):
+    url, key = f"http://127.0.0.1:{port}", http.headers["Authorization"].removeprefix("Bearer ")
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(line | {"body": {"model": MODEL, "messages": QUESTION}}))
+    batch = ["batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "--url", url]
+    bench = ["bench", "serve", url, "--runs", "1", "--duration", "0.1", "--concurrency", "1", "--max-tokens", "2"]
+    talk = {"chat": (["chat", url, "--temperature", "0"], "What is 125 + 377?\n/quit\n")}
+    for arguments, typed in [(batch, ""), (bench, ""), talk["chat"]]:
+        refused = CliRunner().invoke(app, arguments, input=typed, env={"FLYRAY_API_KEY": ""})
+        assert refused.exit_code == 1, refused.output
+        assert "this server needs an API key" in refused.output + refused.stderr
+        done = CliRunner().invoke(app, arguments, input=typed, env={"FLYRAY_API_KEY": key})
+        assert done.exit_code == 0, done.output
+        assert key not in done.output
+    assert CliRunner().invoke(app, ["chat", url, "--api-key", key], input="/quit\n").exit_code == 0
+
+
+def test_pages_of_another_site_may_ask_where_it_is_named(http):
+    asks = {"Origin": SITE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    preflight = httpx.options(f"{http.base_url}v1/chat/completions", headers=asks)
+    assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, SITE)
+    assert chat(http, max_tokens=1).headers.get("access-control-allow-origin") is None
+
+
+def test_the_page_comes_through_the_proxy_as_it_is_and_nothing_else_does(http, port):
+    page = http.get("/")
+    assert page.text == (Path(page_files.__file__).parent / "static" / "index.html").read_text()
+    assert page.headers["content-security-policy"].startswith("default-src 'self';")
+    assert http.get("/", headers={"If-None-Match": page.headers["etag"]}).status_code == 304
+    for path in (
+        "/page/../page_files.py",
+        "/page/%2e%2e/page_files.py",
+        "/page/..%2f..%2fconfig.py",
+        "/page//etc/passwd",
+    ):
+        connection = HTTPConnection("127.0.0.1", port)  # httpx would take the dots away
+        connection.request("GET", path)
+        assert connection.getresponse().status in (400, 401, 404)
+        connection.close()
+
+
+def test_the_cluster_at_work_is_seen(client, http):
+    before = http.get("/cluster").json()
+    with client.completions.create(
+        model=MODEL, prompt="The", max_tokens=3000, stream=True, extra_body={"ignore_eos": True}
+    ) as stream:
+        for _ in range(8):
+            next(stream)
+        during = http.get("/cluster").json()
+        trace = http.get("/cluster/trace").json()
+    assert during["engines"][0]["running"] == 1
+    assert during["engines"][0]["state"] == "ready"
+    assert during["engines"][0]["shards"] == 2
+    assert during["front"]["generated_tokens"] >= before["front"]["generated_tokens"] + 8
+    (engine,) = trace["engines"]
+    assert len({step["step"] for step in engine["steps"]}) == 8
+    assert {step["shard"] for step in engine["steps"]} == {0, 1}
+    names = {name.partition(".")[0] for step in engine["steps"] for name, begin, end in step["stages"] if begin <= end}
+    assert {"attention", "experts", "dispatch", "combine"} <= names
+
+
+def test_grafanas_dashboard_asks_for_metrics_that_there_are(client, http):
+    client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=2)
+
+    def missing() -> set[str]:
+        families = text_string_to_metric_families(http.get("/metrics").text)
+        return dashboard_metrics() - {sample.name for family in families for sample in family.samples}
+
+    # The experts' load is gathered every five seconds.
+    until(lambda: not any("expert" in name for name in missing()), "the load of the experts is known")
+    assert missing() == set()
