@@ -13,7 +13,7 @@ def test_panels_have_their_places_and_ids():
     panels = dashboard()["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     boxes = [panel["gridPos"] for panel in panels]
-    assert all(0 <= box["x"] and box["x"] + box["w"] <= 24 for box in boxes)
+    assert all(box["x"] >= 0 and box["x"] + box["w"] <= 24 for box in boxes)
     for one, two in itertools.combinations(boxes, 2):
         apart_x = one["x"] + one["w"] <= two["x"] or two["x"] + two["w"] <= one["x"]
         apart_y = one["y"] + one["h"] <= two["y"] or two["y"] + two["h"] <= one["y"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from questions import MODEL, QUESTION, chat
 from server_process import until
 from typer.testing import CliRunner
 
+from flyray.cluster.bench.load import HttpTarget, Workload
 from flyray.cluster.cli import app
 from flyray.cluster.config import DEMO_MODEL, demo_config
 from flyray.cluster.front.api_keys import add_key, new_key
@@ -312,9 +314,8 @@ def test_commands_send_the_key(http, port, tmp_path):
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}
     (tmp_path / "in.jsonl").write_text(json.dumps(line | {"body": {"model": MODEL, "messages": QUESTION}}))
     batch = ["batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "--url", url]
-    bench = ["bench", "serve", url, "--runs", "1", "--duration", "0.1", "--concurrency", "1", "--max-tokens", "2"]
     talk = {"chat": (["chat", url, "--temperature", "0"], "What is 125 + 377?\n/quit\n")}
-    for arguments, typed in [(batch, ""), (bench, ""), talk["chat"]]:
+    for arguments, typed in [(batch, ""), talk["chat"]]:
         refused = CliRunner().invoke(app, arguments, input=typed, env={"FLYRAY_API_KEY": ""})
         assert refused.exit_code == 1, refused.output
         assert "this server needs an API key" in refused.output + refused.stderr
@@ -323,10 +324,17 @@ def test_commands_send_the_key(http, port, tmp_path):
         assert key not in done.output
     assert CliRunner().invoke(app, ["chat", url, "--api-key", key], input="/quit\n").exit_code == 0
 
+    async def load(api_key: str) -> str:
+        async with HttpTarget(url, Workload(MODEL, prompt_tokens=4), api_key) as target:
+            return (await target.answer(0, 2)).error
+
+    assert asyncio.run(load("")) == "401: invalid_api_key"
+    assert asyncio.run(load(key)) == ""
+
 
 def test_pages_of_another_site_may_ask_where_it_is_named(http):
     asks = {"Origin": SITE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
-    preflight = httpx.options(f"{http.base_url}v1/chat/completions", headers=asks)
+    preflight = http.options("/v1/chat/completions", headers=asks | {"Authorization": ""})
     assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, SITE)
     assert chat(http, max_tokens=1).headers.get("access-control-allow-origin") is None
 
