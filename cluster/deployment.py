@@ -204,8 +204,8 @@ class Front:
         return await self._cluster.cluster()
 
     @_routes.get("/cluster/trace")
-    async def trace(self) -> Response:
-        return await self._cluster.trace()
+    async def trace(self, engine: str) -> Response:
+        return await self._cluster.trace(engine)
 
     @_routes.get("/")
     async def page(self, request: Request) -> Response:

@@ -7,16 +7,17 @@
     front     of the front that answers, since its start: `name`, `seconds`, `prompt_tokens`, `generated_tokens`, and
               `finished`, reason to number of requests. Behind several fronts each answer is another one's: a rate is
               the difference of two answers of one name, and all together the sum over the names
-    engines   a list, one for each:
-        name, state ("ready" or "unavailable"), error (why), epoch, shards, context_length, precision_plan (lines)
+    engines   a list, in the order of their names: `name`, `state` (one of `engine_view.STAGES`), `error` (why it is not
+              ready), and of one that has told any:
+        epoch, shards, context_length, precision_plan (lines)
         running, waiting      requests
         pages                 KV pages: `total`, `free` (no request holds them), `cached` (content known, held or free)
         steps, preemptions, dropped_messages, prompt_tokens, cached_tokens: since the engine's start
         experts               `imbalance`, `moved`, `changes`, `failures`, and `layers` with `loads`: base64 of a byte
                               for each expert, layer by layer, 32 for an even share of its layer's tokens
 
-/cluster/trace waits for the next steps and has `version` and `engines`, each with its `name` and `steps`: `step`,
-`shard`, `stages` of [name, begin, end] in microseconds from the shard's first begin. 504 where nothing ran.
+/cluster/trace?engine=NAME waits for the engine's next steps and has `version`, `name` and `steps`, each with `step`,
+`shard` and `stages` of [name, begin, end] in microseconds from the shard's first begin. 504 where nothing ran.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from starlette.responses import JSONResponse, Response
 
 from ...actors.expert_state import ExpertState
 from ...actors.request import EngineStatus, TracedStep
+from ..engine_client import EngineUnreachable
+from .engine_view import EngineView
 from .errors import EngineUnavailable, RequestError
 from .metrics import FrontMetrics
 
@@ -39,70 +42,73 @@ _TRACE_TIMEOUT_S = 10.0
 
 
 class EngineStates(Protocol):
-    """Who asks the engine. Raises EngineUnavailable with the reason while there is none."""
+    """Who asks the engines: `EnginePool`."""
 
-    async def status(self, trace_steps: int = 0) -> EngineStatus: ...
+    async def views(self) -> list[EngineView]: ...
+
+    async def trace(self, engine: str, steps: int) -> EngineStatus:
+        """Raises EngineUnavailable where there is no such engine, EngineUnreachable where it goes meanwhile."""
+        ...
 
 
 class ClusterView:
     """The handlers, of one front."""
 
-    def __init__(self, engine: EngineStates, model_name: str, metrics: FrontMetrics) -> None:
-        self._engine, self._model, self._metrics = engine, model_name, metrics
+    def __init__(self, engines: EngineStates, model_name: str, metrics: FrontMetrics) -> None:
+        self._engines, self._model, self._metrics = engines, model_name, metrics
         self._begin = time.monotonic()
-        self._tracing: asyncio.Task[EngineStatus] | None = None
+        self._traces: dict[str, asyncio.Task[EngineStatus]] = {}
 
     async def cluster(self) -> Response:
         """GET /cluster"""
-        try:
-            engines = [engine_body(await self._engine.status())]
-        except EngineUnavailable as error:
-            engines = [absent_body(error.message)]
+        engines = [engine_body(view) for view in await self._engines.views()]
         front = self._metrics.totals() | {"seconds": time.monotonic() - self._begin}
         return _json({"version": VERSION, "model": self._model, "front": front, "engines": engines})
 
-    async def trace(self) -> Response:
+    async def trace(self, engine: str) -> Response:
         """GET /cluster/trace"""
-        # One recording at a time, whoever asks and leaves: an idle engine would gather them until it has steps to run.
-        if self._tracing is None or self._tracing.done():
-            self._tracing = asyncio.ensure_future(self._engine.status(TRACED_STEPS))
-            self._tracing.add_done_callback(lambda task: task.cancelled() or task.exception())  # all may have left
+        # One recording of an engine at a time, whoever asks and leaves: an idle one would gather them.
+        if engine not in self._traces:
+            self._traces[engine] = asyncio.ensure_future(self._engines.trace(engine, TRACED_STEPS))
+            self._traces[engine].add_done_callback(lambda task: self._traced(engine, task))
         try:
-            status = await asyncio.wait_for(asyncio.shield(self._tracing), _TRACE_TIMEOUT_S)
+            status = await asyncio.wait_for(asyncio.shield(self._traces[engine]), _TRACE_TIMEOUT_S)
         except TimeoutError:
             message = f"no {TRACED_STEPS} steps ran within {_TRACE_TIMEOUT_S:g} s; ask while requests run"
             return _json(RequestError(message, status=504, code="no_steps").body(), 504)
         except EngineUnavailable as error:
             return _json(error.body(), error.status)
-        engines = [{"name": status.engine, "steps": step_bodies(status.trace)}]
-        return _json({"version": VERSION, "engines": engines})
+        except EngineUnreachable as error:
+            return _json(EngineUnavailable(str(error)).body(), 503)
+        return _json({"version": VERSION, "name": engine, "steps": step_bodies(status.trace)})
+
+    def _traced(self, engine: str, task: asyncio.Task[EngineStatus]) -> None:
+        del self._traces[engine]
+        if not task.cancelled():
+            task.exception()  # all who asked may have left, and Python would complain
 
 
-def engine_body(status: EngineStatus) -> dict[str, Any]:
-    """An engine that answers."""
-    return {
-        "name": status.engine,
-        "state": "ready" if status.ready else "unavailable",
-        "error": status.error,
-        "epoch": status.epoch,
-        "shards": status.shards,
-        "context_length": status.context_length,
-        "running": status.running,
-        "waiting": status.waiting,
-        "pages": {"total": status.total_pages, "free": status.free_pages, "cached": status.cached_pages},
-        "steps": status.steps,
-        "preemptions": status.preemptions,
-        "dropped_messages": status.dropped_messages,
-        "prompt_tokens": status.prompt_tokens,
-        "cached_tokens": status.cached_tokens,
-        "experts": _experts_body(status.experts),
-        "precision_plan": list(status.precision_plan),
-    }
-
-
-def absent_body(error: str) -> dict[str, Any]:
-    """In the place of an engine that does not answer: it has the first fields alone."""
-    return {"name": "", "state": "unavailable", "error": error}
+def engine_body(view: EngineView) -> dict[str, Any]:
+    """An engine; with numbers where it has told any."""
+    body: dict[str, Any] = {"name": view.name, "state": view.stage, "error": view.error}
+    status = view.status
+    if status is not None:
+        body |= {
+            "epoch": status.epoch,
+            "shards": status.shards,
+            "context_length": status.context_length,
+            "precision_plan": list(status.precision_plan),
+            "running": status.running,
+            "waiting": status.waiting,
+            "pages": {"total": status.total_pages, "free": status.free_pages, "cached": status.cached_pages},
+            "steps": status.steps,
+            "preemptions": status.preemptions,
+            "dropped_messages": status.dropped_messages,
+            "prompt_tokens": status.prompt_tokens,
+            "cached_tokens": status.cached_tokens,
+            "experts": _experts_body(status.experts),
+        }
+    return body
 
 
 def step_bodies(trace: tuple[TracedStep, ...]) -> list[dict[str, Any]]:

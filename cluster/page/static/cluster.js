@@ -3,7 +3,6 @@ import { byId, drawn, element } from "./elements.js";
 import { EngineView, Figure } from "./engine_view.js";
 import { number, Rates } from "./rates.js";
 import { json } from "./server.js";
-import { timeline } from "./timeline.js";
 
 const VERSION = 1;
 const PERIOD_MS = 1000;
@@ -23,7 +22,6 @@ export class Cluster {
     const spark = drawn("svg", { ...box, "aria-label": "tokens a second in the last minute" }, this.line);
     const nodes = Object.values(this.figures).map((figure) => figure.node);
     byId("totals").append(element("dl", { class: "figures" }, ...nodes), spark);
-    byId("record").addEventListener("click", () => this.record());
   }
 
   /** Asks again and again; while the page is hidden it waits. */
@@ -62,6 +60,7 @@ export class Cluster {
     while (this.views.length > body.engines.length) this.views.pop().node.remove();
     body.engines.forEach((engine, index) => this.views[index].update(engine, this.rates, now));
     byId("pulse").textContent = pulse(body.engines, sum.tokens);
+    byId("no-engine").hidden = body.engines.length > 0;
   }
 
   draw() {
@@ -73,24 +72,11 @@ export class Cluster {
     });
     this.line.setAttribute("points", points.join(" "));
   }
-
-  async record() {
-    const state = byId("trace-state");
-    byId("record").disabled = true;
-    state.textContent = "Waiting for steps…";
-    try {
-      const { engines } = await json("cluster/trace");
-      byId("timeline").replaceChildren(...engines.map(timeline));
-      state.textContent = "Where the time of a step goes, stage by stage, on each shard.";
-    } catch (error) {
-      state.textContent = error.message;
-    }
-    byId("record").disabled = false;
-  }
 }
 
 /** The cluster in a few words, for the page's head. */
 export function pulse(engines, tokens) {
+  if (!engines.length) return "no engine";
   const ready = engines.filter((engine) => engine.state === "ready").length;
   const running = engines.reduce((sum, engine) => sum + (engine.running ?? 0), 0);
   const who = engines.length === 1 ? engines[0].state : `${ready} of ${engines.length} engines ready`;

@@ -2,6 +2,8 @@
 import { element } from "./elements.js";
 import { HeatMap } from "./heat_map.js";
 import { number, percent } from "./rates.js";
+import { json } from "./server.js";
+import { timeline } from "./timeline.js";
 
 /** A figure with its name; `set` changes what it says. */
 export class Figure {
@@ -34,6 +36,9 @@ export class EngineView {
     this.pages = element("p", { class: "faint" });
     this.meter = element("div", { class: "meter", role: "img" }, this.used);
     this.heat = new HeatMap();
+    this.record = element("button", { type: "button", class: "small", onclick: () => this.trace() }, "Record 8 steps");
+    this.traced = element("p", { class: "faint", role: "status" }, "Where a step's time goes, stage by stage, on each shard.");
+    this.timeline = element("div", { class: "timeline" });
     this.plan = element("pre", { tabindex: "0" });
     const figures = Object.values(this.figures).map((figure) => figure.node);
     this.details = element(
@@ -44,15 +49,32 @@ export class EngineView {
       this.meter,
       this.pages,
       this.heat.node,
+      element("div", { class: "bar" }, element("h3", {}, "Steps"), this.record),
+      this.traced,
+      this.timeline,
       element("details", {}, element("summary", {}, "Precision plan"), this.plan),
     );
     this.node = element("section", { class: "card" }, element("div", { class: "bar" }, this.title, this.state));
     this.node.append(this.error, this.details);
   }
 
+  async trace() {
+    this.record.disabled = true;
+    this.traced.textContent = "Waiting for steps…";
+    try {
+      const trace = await json(`cluster/trace?engine=${encodeURIComponent(this.name)}`);
+      this.timeline.replaceChildren(timeline(trace));
+      this.traced.textContent = "";
+    } catch (error) {
+      this.traced.textContent = error.message;
+    }
+    this.record.disabled = false;
+  }
+
   /** engine: one of GET /cluster's. rates: steps a second come from it. */
   update(engine, rates, now) {
-    this.title.textContent = engine.name || "Engine";
+    this.name = engine.name;
+    this.title.textContent = engine.name;
     this.state.textContent = engine.state;
     this.state.className = `state ${engine.state}`;
     this.error.textContent = engine.error;

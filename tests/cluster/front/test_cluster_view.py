@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy as np
 from flyray.actors.expert_state import EVEN_LOAD, ExpertState, load_bytes
 from flyray.actors.request import EngineStatus, TracedStep
 from flyray.actors.step_plan import StageTime
+from flyray.cluster.engine_client import EngineUnreachable
 from flyray.cluster.front import cluster_view
 from flyray.cluster.front.cluster_view import TRACED_STEPS, ClusterView, step_bodies
-from flyray.cluster.front.errors import EngineUnavailable
+from flyray.cluster.front.engine_view import EngineView
 from flyray.cluster.front.metrics import FrontMetrics
 
 EXPERTS = ExpertState(imbalance=1.5, moved=3, version=2, layers=(1, 2), loads=b"\x00\x20\x40\xff")
@@ -23,36 +25,38 @@ STATUS = EngineStatus(
 TRACE = (TracedStep(9, 0, (StageTime("embed", 5_000, 7_500),)), TracedStep(9, 1, (StageTime("embed", 90_000, 91_000),)))
 
 
-class Engine:
-    """Answers at once; a trace only when `traced` is set."""
+class Engines:
+    """Those of some views; a trace comes when `traced` is set."""
 
-    def __init__(self, status: EngineStatus | None) -> None:
-        self.answer, self.asked, self.traced = status, 0, asyncio.Event()
+    def __init__(self, *views: EngineView) -> None:
+        self.all, self.asked, self.traced = list(views), 0, asyncio.Event()
 
-    async def status(self, trace_steps: int = 0) -> EngineStatus:
-        if self.answer is None:
-            raise EngineUnavailable("the engine is starting")
-        if trace_steps:
-            assert trace_steps == TRACED_STEPS
-            self.asked += 1
-            await self.traced.wait()
-        return self.answer
+    async def views(self) -> list[EngineView]:
+        return self.all
+
+    async def trace(self, engine: str, steps: int) -> EngineStatus:
+        assert steps == TRACED_STEPS
+        self.asked += 1
+        await self.traced.wait()
+        for view in self.all:
+            if view.name == engine and view.status is not None:
+                return view.status
+        raise EngineUnreachable("it went")
 
 
 def body(response: Any) -> dict[str, Any]:
     return json.loads(response.body)
 
 
-async def cluster_of(view: ClusterView) -> dict[str, Any]:
-    return body(await view.cluster())
+def ask(*views: EngineView) -> dict[str, Any]:
+    async def main() -> Any:
+        return await ClusterView(Engines(*views), "m", FrontMetrics("m", "f")).cluster()
 
-
-def ask(engine: Engine) -> dict[str, Any]:
-    return asyncio.run(cluster_of(ClusterView(engine, "m", FrontMetrics("m", "f"))))
+    return body(asyncio.run(main()))
 
 
 def test_an_engine_at_work():
-    told = ask(Engine(STATUS))
+    told = ask(EngineView("e0", "ready", "", STATUS))
     assert (told["version"], told["model"]) == (1, "m")
     assert told["front"].pop("seconds") >= 0
     assert told["front"] == {"name": "f", "prompt_tokens": 0, "generated_tokens": 0, "finished": {}}
@@ -78,9 +82,13 @@ def test_an_engine_at_work():
     }
 
 
-def test_no_engine_is_told_with_its_reason():
-    told = ask(Engine(None))
-    assert told["engines"] == [{"name": "", "state": "unavailable", "error": "the engine is starting"}]
+def test_engines_that_tell_nothing_have_their_reasons():
+    told = ask(EngineView("e1", "lost", "no answer", None), EngineView("e2", "starting", "", None))
+    assert told["engines"] == [
+        {"name": "e1", "state": "lost", "error": "no answer"},
+        {"name": "e2", "state": "starting", "error": ""},
+    ]
+    assert ask()["engines"] == []
 
 
 def test_times_of_a_trace_begin_with_each_shards_first():
@@ -92,21 +100,20 @@ def test_times_of_a_trace_begin_with_each_shards_first():
 
 def test_an_idle_engine_is_asked_for_one_trace_whoever_comes_and_goes(monkeypatch):
     async def main() -> None:
-        engine = Engine(STATUS)
-        view = ClusterView(engine, "m", FrontMetrics("m", "f"))
+        engines = Engines(EngineView("e0", "ready", "", replace(STATUS, trace=TRACE)))
+        view = ClusterView(engines, "m", FrontMetrics("m", "f"))
         monkeypatch.setattr(cluster_view, "_TRACE_TIMEOUT_S", 0.0)
         for _ in range(3):
-            idle = await view.trace()
+            idle = await view.trace("e0")
             assert idle.status_code == 504
             assert body(idle)["error"]["code"] == "no_steps"
-        assert engine.asked == 1
         monkeypatch.setattr(cluster_view, "_TRACE_TIMEOUT_S", 100.0)
-        engine.traced.set()
-        assert body(await view.trace()) == {"version": 1, "engines": [{"name": "e0", "steps": []}]}
-        await view.trace()
-        assert engine.asked == 2
-        engine.answer = None
-        assert (await view.trace()).status_code == 503
+        engines.traced.set()
+        assert body(await view.trace("e0")) == {"version": 1, "name": "e0", "steps": step_bodies(TRACE)}
+        assert engines.asked == 1
+        await view.trace("e0")
+        assert engines.asked == 2
+        assert (await view.trace("e1")).status_code == 503
 
     asyncio.run(main())
 

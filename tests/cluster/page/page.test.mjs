@@ -178,5 +178,6 @@ test("expert load from its bytes", () => {
 test("the cluster in a few words", () => {
   const ready = { state: "ready", running: 3 };
   assert.equal(pulse([ready], 12), "ready, 3 running, 12 tokens/s");
+  assert.equal(pulse([], 0), "no engine");
   assert.equal(pulse([ready, { state: "unavailable" }], 0), "1 of 2 engines ready, 3 running, 0 tokens/s");
 });
