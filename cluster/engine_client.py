@@ -170,19 +170,19 @@ class EngineClient:
             logger.exception("%s sent what is no message", self.address)
             return
         if isinstance(message, ProgressBatch):
-            for progress in message.news:
-                self._tell(progress)
+            self._tell_all(message)
         elif isinstance(message, EngineStatus):
             answer = self._queries.get(message.query)
             if answer is not None and not answer.done():
                 answer.set_result(message)
 
-    def _tell(self, progress: Progress) -> None:
-        news = self._requests.get(progress.request)
-        if news is not None:
-            news.put(progress)
-        elif not progress.finish:  # given up, and the router does not know or its Cancel was lost
-            self._send(Cancel(progress.request))
+    def _tell_all(self, batch: ProgressBatch) -> None:
+        for progress in batch.news:
+            news = self._requests.get(progress.request)
+            if news is not None:
+                news.put(progress)
+            elif not progress.finish:  # given up, and the router does not know or its Cancel was lost
+                self._send(Cancel(progress.request))
 
     async def _watch(self) -> None:
         """Asks for signs of life while something is waited for, and gives up when there are none."""

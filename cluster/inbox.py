@@ -22,17 +22,15 @@ class Inbox:
     def put(self, progress: Progress) -> None:
         """Adds news and wakes the reader."""
         self._news.append(progress)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     async def take(self) -> Progress:
         """All that has come, at least one; an error comes alone, after what came before it."""
         if not self._news:
             self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self._waiter
         news = self._news
         if len(news) == 1:
             self._news = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flyray.actors.request import Progress
+from flyray.actors.wire import encode
 from flyray.cluster.inbox import Inbox
 
 PIECES = st.lists(st.integers(0, 3), max_size=12)
@@ -67,3 +69,10 @@ def test_a_reader_waits_for_what_comes():
         return await reading
 
     assert asyncio.run(run()).finish == "stop"
+
+
+def test_one_token_made_fast_is_the_same_news():
+    made, same = Progress.of_token("r", 7, -0.5), Progress("r", (7,), (-0.5,), (), "", "")
+    assert (made, hash(made), repr(made)) == (same, hash(same), repr(same))
+    assert encode(made) == encode(same)
+    assert replace(made, finish="stop") == replace(same, finish="stop")
