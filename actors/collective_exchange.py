@@ -9,10 +9,12 @@ waits for. Every shard takes part in all of them, also one without tokens. With 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -26,6 +28,9 @@ from .expert_routes import ExpertRoutes
 from .fixed_exchange import FixedExchange
 from .gather import Gather, PartColumns
 from .link import LinkError, LinkPlace
+
+if TYPE_CHECKING:
+    from .peer_exchange import PeerExchange
 
 _FORMATS = tuple(ActivationFormat)
 _LOCALHOST = "127.0.0.1"
@@ -73,6 +78,7 @@ class CollectiveExchange:
         self._columns = hidden_size
         self._timeout = timedelta(seconds=timeout_s)
         self._store: TCPStore | None = None
+        self._peer_memory: PeerExchange | None = None
         self._under_way: dict[ExchangePoint, _Dispatch] = {}
         self._outputs: dict[ExchangePoint, Tensor] = {}
 
@@ -93,6 +99,8 @@ class CollectiveExchange:
             if self._store is None:
                 self._store = TCPStore(host, int(port), is_master=False, timeout=self._timeout)
             backend = dist.get_default_backend_for_device(device)
+            # Else torch's watchdog would end this process with its peer; who is gone the router notices, and `abort`s.
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
             store = PrefixStore(self._name, self._store)
             dist.init_process_group(
                 backend, store=store, rank=self._shard, world_size=self._shards, timeout=self._timeout
@@ -121,7 +129,8 @@ class CollectiveExchange:
         assert self._store is not None
         most, store = MostRows(rows, self._columns, slots), PrefixStore(self._name, self._store)
         with self._failing("mapping the shards' memory"):
-            return PeerExchange(self._routes, most, store)
+            self._peer_memory = PeerExchange(self._routes, most, store)
+        return self._peer_memory
 
     def gather(self, columns: PartColumns, leaves_out: bool) -> Gather:
         """For shards that all have all rows, when the group is formed; arguments as `CollectiveGather`'s."""
@@ -130,6 +139,8 @@ class CollectiveExchange:
     def abort(self) -> None:
         """Ends the group in the middle of a collective that waits for a shard which is gone; the thread that runs it
         gets an error. From any thread."""
+        if self._peer_memory is not None:
+            self._peer_memory.release()
         if dist.is_initialized():
             dist.distributed_c10d._abort_process_group()
         self._store = None

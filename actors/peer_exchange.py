@@ -22,12 +22,15 @@ from .expert_routes import ExpertRoutes
 from .pair_tokens import PairTokens
 from .peer_memory import PeerMemory
 
+# More turns than any step takes, and less than half of what a counter holds.
+_FAR = 1 << 29
+
 
 class PeerExchange:
     """`Exchange` over `PeerMemory`. All shards dispatch as many rows in the same format.
 
     `Received.pair_expert` is -1 for experts of other shards, which the backend's `experts` must leave out. A shard that
-    is gone is waited for without an end: who watches the steps ends the process.
+    is gone is waited for until `release`.
     """
 
     dropped = 0
@@ -57,6 +60,14 @@ class PeerExchange:
         )
         self._pair_tokens = PairTokens()
         self._sent: dict[ExchangePoint, tuple[Activations, Tensor]] = {}
+
+    def release(self) -> None:
+        """Has this GPU wait for nobody any more, for a shard is gone; what it computes from now on means nothing. From
+        another thread than that of the steps."""
+        torch.accelerator.set_device_index(self._device.index)  # each thread has a current device
+        with torch.Stream(self._device) as beside:
+            self._flags.add_(_FAR)
+        beside.synchronize()
 
     def begin_step(self, step: int) -> None:
         self._sent.clear()

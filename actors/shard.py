@@ -158,13 +158,14 @@ class Shard:
     def leave(self) -> None:
         """Ends the epoch, whose shards are not all there any more: the loop, sockets and collectives. What was loaded
         stays. Raises LinkError where it cannot: a step does not end, or failed by this shard's own fault."""
+        loop, self._loop = self._loop, None
+        fault = loop.error if loop is not None and loop.fault else ""  # what fails from here on was made to
         if self._peers is not None:
             self._waker.wake()
             self._peers.abort()
         self._end(LEAVE_TIMEOUT_S)
-        loop, self._loop = self._loop, None
-        if loop is not None and loop.fault:
-            raise LinkError(f"shard {self._start.shard}: {loop.error}")
+        if fault:
+            raise LinkError(f"shard {self._start.shard}: {fault}")
 
     def stop(self) -> None:
         """Ends the loop and closes the sockets. May be called at any time, and twice."""

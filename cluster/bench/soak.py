@@ -2,8 +2,9 @@
 
 A first engine, with pages for all and nothing shared, runs each of a pool of requests by itself. A second one, with few
 pages, is then loaded with them in random order, by no client and by many in turns: prompts begin alike or are the same
-and are prefilled in chunks, sequences are preempted, and clients leave in the middle, some with their connection.
-Requests are greedy, or draw with all that sampling knows; tokens, log probabilities and scores are compared to the bit.
+and are prefilled in chunks, sequences are preempted, and clients leave in the middle, some with their connection. If it
+is asked for, shards are killed, too, and come back. Requests are greedy, or draw with all that sampling knows; tokens,
+log probabilities and scores are compared to the bit.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ...actors.model.config import ModelConfig
 from ...actors.request import EngineStatus, Generate
 from ..engine import Engine, EngineClient
 from ..figures import Figure
+from .soak_kills import ShardKills
 from .soak_requests import LONGEST, PAGE, RandomRequests
 
 # In pages: what each shard has.
@@ -34,6 +36,7 @@ _WAVE_S = 1.0
 _LEAST_REQUESTS = 8
 _SILENCE_S = 60.0
 _IDLE_S = 30.0
+_MANY = 1 << 30
 
 
 class SoakError(Exception):
@@ -45,7 +48,7 @@ class SoakSettings:
     """seconds: of the whole soak, a third of which runs the requests alone. answers: it lasts until so many were equal,
     if that takes longer. seed: of all that is random. shards: of the loaded engine. precision, int8_weights,
     int4_weights: as in `EngineConfig`. rebalance_s: how often the loaded engine moves experts, with a redundant one on
-    each shard; 0.0: never."""
+    each shard; 0.0: never. kill_s: so many seconds apart, on average, one of its shards is killed; 0.0: never."""
 
     seconds: float
     answers: int = 0
@@ -55,6 +58,7 @@ class SoakSettings:
     int8_weights: tuple[str, ...] = ()
     int4_weights: tuple[str, ...] = ()
     rebalance_s: float = 0.0
+    kill_s: float = 0.0
 
     @property
     def cpus(self) -> int:
@@ -71,6 +75,8 @@ class SoakSettings:
         config = replace(self._both(path), name="loaded", shards=self.shards, kv_pages=_OF_SHARD)
         if self.rebalance_s:
             config = replace(config, redundant_experts=1, rebalance_interval_s=self.rebalance_s)
+        if self.kill_s:
+            config = replace(config, shard_restarts=_MANY)
         return replace(config, max_batch_tokens=6 * PAGE, max_sequences=16)
 
     def _both(self, path: Path) -> EngineConfig:
@@ -91,7 +97,7 @@ class Answer:
 
 @dataclass
 class SoakReport:
-    """What a soak without a difference has seen."""
+    """What a soak without a difference has seen. kills: seconds from each kill of a shard until the engine went on."""
 
     pool: int
     equal: int = 0
@@ -101,14 +107,21 @@ class SoakReport:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     experts: ExpertState = UNKNOWN
+    kills: tuple[float, ...] = ()
 
     def lines(self) -> list[str]:
-        return [
+        lines = [
             f"{self.equal} answers of {self.pool} requests were those of the request run alone, {self.tokens} tokens",
             f"{self.cancelled} requests cancelled, {self.preemptions} preemptions",
             f"{self.cached_tokens} of {self.prompt_tokens} prompt tokens from the prefix cache",
             f"{self.experts.moved} experts moved in {self.experts.version} changes, {self.experts.failures} failed",
         ]
+        if self.kills:
+            middle, longest = sorted(self.kills)[len(self.kills) // 2], max(self.kills)
+            lines.append(
+                f"shards killed {len(self.kills)} times, back in {middle:.1f} s (median), {longest:.1f} s at most"
+            )
+        return lines
 
     def figures(self) -> list[Figure]:
         names = ("equal", "cancelled", "preemptions")
@@ -130,23 +143,29 @@ def soak(path: Path, settings: SoakSettings, say: Callable[[str], None], run: Ru
 
         async def main() -> SoakReport:
             async with EngineClient(alone.address, alone.keys) as one:
-                return await Soak(one, partial(EngineClient, loaded.address, loaded.keys), vocabulary, settings).run(
-                    say
-                )
+                kills = ShardKills(loaded, settings.kill_s, random.Random(settings.seed)) if settings.kill_s else None
+                connect = partial(EngineClient, loaded.address, loaded.keys)
+                return await Soak(one, connect, vocabulary, settings, kills).run(say)
 
         return run(main)
 
 
 class Soak:
-    """One soak of two engines that stand. connect: gives a client of the loaded one."""
+    """One soak of two engines that stand. connect: gives a client of the loaded one. kills: of its shards."""
 
     def __init__(
-        self, alone: EngineClient, connect: Callable[[], EngineClient], vocabulary: int, settings: SoakSettings
+        self,
+        alone: EngineClient,
+        connect: Callable[[], EngineClient],
+        vocabulary: int,
+        settings: SoakSettings,
+        kills: ShardKills | None,
     ) -> None:
         self._alone, self._connect, self._settings = alone, connect, settings
         self._random = random.Random(settings.seed)
         self._requests = RandomRequests(self._random, vocabulary)
         self._expected: list[tuple[Generate, Answer]] = []
+        self._kills = kills
         self._sent = 0
         self._asking = _STREAMS
         self._turned = asyncio.Condition()
@@ -164,6 +183,8 @@ class Soak:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._turn(end))
+                if self._kills is not None:
+                    group.create_task(self._kills.run(end))
                 for number in range(_STREAMS):
                     group.create_task(self._stream(number, report, end))
         except* SoakError as errors:
@@ -172,6 +193,7 @@ class Soak:
             status = await _rest(client)
         report.preemptions, report.cached_tokens = status.preemptions, status.cached_tokens
         report.prompt_tokens, report.experts = status.prompt_tokens, status.experts
+        report.kills = tuple(self._kills.seconds) if self._kills is not None else ()
         return report
 
     async def _turn(self, end: float) -> None:

@@ -28,6 +28,9 @@ def bench_soak(
     rebalance: Annotated[
         float, typer.Option(help="Seconds after which the loaded engine moves experts again; 0: never.", min=0.0)
     ] = 0.0,
+    kill_every: Annotated[
+        float, typer.Option(help="Seconds, on average, after which a shard is killed again; 0: never.", min=0.0)
+    ] = 0.0,
     json: JsonFile = None,
     debug: Debug = False,
 ) -> None:
@@ -40,7 +43,7 @@ def bench_soak(
         from ..job import Main, job_ray, run_stoppable
 
         kinds = words(int8_weights), words(int4_weights)
-        settings = SoakSettings(seconds, 0, seed, shards, precision, *kinds, rebalance_s=rebalance)
+        settings = SoakSettings(seconds, 0, seed, shards, precision, *kinds, rebalance, kill_every)
         with job_ray(settings.cpus, keep_logs=debug) as end_now:
 
             def run(main: Main[SoakReport]) -> SoakReport:

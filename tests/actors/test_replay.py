@@ -54,3 +54,38 @@ def test_what_cannot_have_been_told_is_refused(emitted: tuple[int, ...], says: s
     assert refusal is not None
     assert refusal.error.startswith(says)
     assert not refusal.lost
+
+
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=12),
+    requests=st.lists(
+        st.tuples(st.integers(1, 10), st.integers(1, 8), st.integers(0, 1), st.booleans()), min_size=1, max_size=8
+    ),
+    cache=st.booleans(),
+)
+def test_a_new_epoch_goes_on_with_all_that_ran_or_waited(steps, requests, cache) -> None:
+    """steps: how many are scheduled and not completed when the shards are lost, and whether some are before."""
+    bench = Bench(dataclasses.replace(CONFIG, prefix_cache=cache))
+    asked = [
+        generate(str(number), [number % VOCAB] * length, most, priority=priority, score_prompt=scores)
+        for number, (length, most, priority, scores) in enumerate(requests)
+    ]
+    for request in asked:
+        bench.add(request)
+    for ahead, completes in steps:
+        if completes and (bench.results or bench.schedule() is not None):
+            bench.complete()
+        for _ in range(ahead):
+            bench.schedule()
+        bench.lose_shards()
+    bench.drain()
+    assert bench.answers == {request.request: expected(request) for request in asked}
+
+
+def test_what_is_cancelled_meanwhile_is_gone() -> None:
+    bench = Bench()
+    bench.add(generate("a"))
+    bench.schedule()
+    bench.lose_shards()
+    assert bench.scheduler.cancel("a")
+    assert bench.schedule() is None

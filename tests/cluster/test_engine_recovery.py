@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from server_process import until
 from tiny_checkpoint import write_tiny
 from tiny_engine import GREEDY, Answer, answer, answers, greedy, prompt, run, tiny_config
 
@@ -72,12 +73,15 @@ def alone(checkpoint: Path) -> dict[str, Answer]:
 
 
 def test_killed_shards_are_a_pause(checkpoint: Path, alone: dict[str, Answer]) -> None:
-    config = tiny_config(checkpoint, shards=2, kv_pages=100, shard_restarts=2, max_batch_tokens=64)
+    config = tiny_config(checkpoint, shards=2, kv_pages=100, shard_restarts=1, max_batch_tokens=64)
     with Engine(config) as engine:
         pids = engine.router.local_pids
         found = run(with_losses(engine, kill(1), kill(0)))
         assert found == alone
         assert set(pids).isdisjoint(engine.router.local_pids)
-        assert [report.bytes_read > 0 for report in engine.router.reports] == [True, False], (
-            "the other kept its weights"
-        )
+        kept = [report.bytes_read == 0 for report in engine.router.reports]
+        assert kept == [False, True], "who was not killed last has its weights still"
+        kill(1)(engine)
+        until(lambda: bool(engine.error), "a shard that is lost too often ends the engine")
+        assert "shard 1 was lost 2 times within 300 s; shard_restarts allows 1" in engine.error
+        assert "shard 1 is gone" in engine.error

@@ -104,11 +104,12 @@ class SimulatedShard:
     all that was before it, and read again by whoever goes on after it. ran: tokens that ran in all.
     """
 
-    def __init__(self, index: int, config: SchedulerConfig) -> None:
+    def __init__(self, index: int, config: SchedulerConfig, step: int = 0) -> None:
+        """step: the number of its first."""
         self.index, self.config = index, config
         self.held: dict[int, Held] = {}
         self.started: list[SequenceStart] = []
-        self.step = 0
+        self.step = step
         self.ran = 0
         self.memory: dict[int, tuple[int, ...]] = {}
         self.shared: dict[int, int] = {}
@@ -243,6 +244,14 @@ class Bench:
         answer.agreements.extend(item.agreements)
         answer.finish, answer.error = item.finish, item.error
         answer.cached_tokens += item.cached_tokens
+
+    def lose_shards(self) -> None:
+        """New shards take the place of the old ones, with what is on its way to them lost."""
+        self.results.clear()
+        self.config = dataclasses.replace(self.config, epoch=self.config.epoch + 1)
+        self.scheduler.restart(self.config.epoch)
+        steps = {shard.step for shard in self.shards}
+        self.shards = [SimulatedShard(index, self.config, *steps) for index in range(self.config.shards)]
 
     def drain(self, limit: int = 2000) -> int:
         """Runs until nothing is left, returns the number of steps; nothing may be lost on the way."""
