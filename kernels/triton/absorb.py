@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .arithmetic import two_parts
 from .float_linear import token_tile
+from .tiles import row_order
 
 _COLUMNS = 128
 _PROGRAMS = 128
@@ -64,9 +65,8 @@ def absorb_heads(
 def absorb(
     q: Tensor, weight: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, amd: bool
 ) -> Tensor:
-    """`Kernels.absorb`: q [T, H, A + R] float32, weight [H, L, A] -> [T, H, L + R] of `dtype`. amd: on AMD's, where one
-    matrix instruction is named: by itself the compiler takes one or another by the number of tokens, and these need
-    not add in the same order."""
+    """`Kernels.absorb`: q [T, H, A + R] float32, weight [H, L, A] -> [T, H, L + R] of `dtype`. amd: on one of
+    AMD's."""
     (tokens, heads, width), (_, latent, inner) = q.shape, weight.shape
     out = torch.empty((tokens, heads, latent + width - inner), dtype=dtype, device=q.device)
     if out.numel():
@@ -77,7 +77,7 @@ def absorb(
         absorb_heads[(triton.cdiv(latent, rows) + 1, together, heads)](
             q, weight, positions, cos, sin, out, tokens, heads, cos.shape[0],
             inner, latent, pairs, triton.next_power_of_2(pairs), size, rows, columns,
-            num_warps=warps, enable_fp_fusion=False, **({"matrix_instr_nonkdim": 16} if amd else {}),
+            num_warps=warps, enable_fp_fusion=False, **row_order(amd),
         )  # fmt: skip
     return out
 

@@ -21,7 +21,7 @@ from .arithmetic import bfloat_parts, from_e4m3, ordered_silu
 from .grouping import PairBlocks, group_pairs
 from .layouts import ROWS, TiledExperts, TiledMatrix
 from .quantize import quantize
-from .tiles import Tile, TileTable
+from .tiles import Tile, TileTable, row_order
 from .unpacking import unpacked
 
 INT4, INT8, FP8, BF16 = (tl.constexpr(code) for code in range(4))
@@ -126,8 +126,7 @@ def multiply(
 
     pair_row [P] int32: the row of x of each pair of gate and up, whose result is silu(gate) * up [P, N / 2]; None:
     row p, and the product itself. blocks: None where each pair is a block. expert [P] int32. amd: whether the GPU is
-    one of AMD's, whose compiler takes another matrix instruction for another tile: floats are then added in another
-    order, and a row's bits would depend on how many there are.
+    one of AMD's.
     """
     gated, pairs = pair_row is not None, expert.shape[0]
     width = matrix.rows // 2 if gated else matrix.rows
@@ -135,8 +134,8 @@ def multiply(
     height = matrix.tiles.shape[1]
     fp8 = x.format is ActivationFormat.FP8
     bound = {"maxnreg": tile.registers} if tile.registers else {}
-    if amd and matrix.kind in (Fp8Matrix, Bf16Matrix):
-        bound["matrix_instr_nonkdim"] = 16
+    if matrix.kind in (Fp8Matrix, Bf16Matrix):
+        bound |= row_order(amd)
     unused = expert  # a kernel reads a pointer only where its constants say so
     expert_products[(height, pairs if blocks is None else blocks.expert.shape[0])](
         x.values.view(torch.uint8) if fp8 else x.values,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .arithmetic import bfloat_parts, two_parts
 from .linear_tiles import LinearTuning
+from .tiles import row_order
 
 _CHUNK = 512
 _COLUMNS = 64
@@ -132,15 +133,13 @@ def _launch(tokens: int, outputs: int, tuning: LinearTuning, narrow: int) -> tup
     """Tokens and rows of weights of a program, and how it is compiled. Up to `narrow` tokens it takes 64 rows.
 
     Where it takes 128 and as many tokens, their parts are made for twice the products, by twice the warps; AMD's have
-    no registers for it. Few tokens leave room for the loads of most of a chunk at once. AMD's smaller matrix
-    instruction is named, for by itself the compiler takes one or the other by the number of tokens, and they need not
-    add in the same order."""
+    no registers for it. Few tokens leave room for the loads of most of a chunk at once."""
     size = token_tile(tokens)
     wide = tokens > narrow and outputs % 128 == 0 and (size == 64 or not tuning.amd)
     rows, warps = (128, 8 if size == 128 else 4) if wide else (64, 4)
-    if tuning.amd:
-        return size, rows, {"num_warps": warps, "num_stages": 2, "enable_fp_fusion": True, "matrix_instr_nonkdim": 16}
-    return size, rows, {"num_warps": warps, "num_stages": 6 if size <= 32 else 3, "enable_fp_fusion": True}
+    stages = 2 if tuning.amd else 6 if size <= 32 else 3
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    return size, rows, options | row_order(tuning.amd)
 
 
 __all__ = ["float_parts", "head_linear", "linear", "token_tile"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..protocol import Int4Weight, Int8Weight, IntegerWeight
-from .tiles import tables_of
+from .tiles import Regime, regimes_of, tables_of, tile_for
 
 LINEAR_NAMES: dict[type[IntegerWeight], str] = {Int4Weight: "int4", Int8Weight: "int8"}
 _COUNTERS, _LINE = 1 << 16, 32
@@ -30,18 +30,10 @@ class LinearTile:
     unpacked: int = 0
 
 
-@dataclass(frozen=True)
-class LinearRegime:
-    """tile runs while there are at most `most` rows of activations."""
-
-    most: int
-    tile: LinearTile
-
-
 class LinearTable:
     """The regimes of one GPU, by kind of weight and its shape."""
 
-    def __init__(self, regimes: dict[tuple[type[IntegerWeight], int, int], tuple[LinearRegime, ...]]) -> None:
+    def __init__(self, regimes: dict[tuple[type[IntegerWeight], int, int], tuple[Regime[LinearTile], ...]]) -> None:
         self._regimes = regimes
 
     @staticmethod
@@ -51,23 +43,22 @@ class LinearTable:
 
     @staticmethod
     def parse(tables: dict[str, list[list[int]]]) -> LinearTable:
-        """From rows of [most, rows, tokens, columns, parts, warps, stages, unpacked], ascending, by "int4.linear.NxK";
-        other names are left out."""
+        """From rows of [most, rows, tokens, columns, parts, warps, stages, unpacked] by "int4.linear.NxK"; other names
+        are left out."""
         kinds = {name: kind for kind, name in LINEAR_NAMES.items()}
         regimes = {}
         for name, rows in tables.items():
             kind, product, *shape = name.split(".")
             if product == "linear":
                 outputs, inner = map(int, shape[0].split("x"))
-                some = tuple(LinearRegime(most, LinearTile(*tile)) for most, *tile in sorted(rows))
-                regimes[kinds[kind], outputs, inner] = some
+                regimes[kinds[kind], outputs, inner] = regimes_of(rows, LinearTile)
         return LinearTable(regimes)
 
     def tile(self, kind: type[IntegerWeight], outputs: int, inner: int, tokens: int) -> LinearTile:
-        """Of a weight [outputs, inner] and so many rows: the first regime that holds them, else the last. An unknown
-        shape has the regimes of the one nearest in size, and of these nearest in outputs."""
-        regimes = self._regimes.get((kind, outputs, inner)) or self._regimes[self._nearest(kind, outputs, inner)]
-        return next((regime.tile for regime in regimes if tokens <= regime.most), regimes[-1].tile)
+        """Of a weight [outputs, inner] and so many rows. An unknown shape has the regimes of the one nearest in size,
+        and of these nearest in outputs."""
+        known = self._regimes.get((kind, outputs, inner)) or self._regimes[self._nearest(kind, outputs, inner)]
+        return tile_for(known, tokens)
 
     def _nearest(self, kind: type[IntegerWeight], outputs: int, inner: int) -> tuple[type[IntegerWeight], int, int]:
         def distance(known: tuple[type[IntegerWeight], int, int]) -> tuple[float, float]:
@@ -123,4 +114,4 @@ def linear_tuning(gpu: str, device: torch.device) -> LinearTuning:
     return LinearTuning(LinearTable.of(gpu), Arrivals(device), gpu.startswith("gfx"))
 
 
-__all__ = ["LINEAR_NAMES", "LinearRegime", "LinearTable", "LinearTile", "LinearTuning", "linear_tuning"]
+__all__ = ["LINEAR_NAMES", "LinearTable", "LinearTile", "LinearTuning", "linear_tuning"]

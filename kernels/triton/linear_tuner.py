@@ -18,9 +18,9 @@ from triton.runtime.errors import OutOfResources
 
 from ..protocol import ActivationFormat, Activations, Int4Weight, Int8Weight, IntegerWeight
 from .linear import integer_linear
-from .linear_tiles import LINEAR_NAMES, Arrivals, LinearRegime, LinearTable, LinearTile, LinearTuning, linear_tuning
+from .linear_tiles import LINEAR_NAMES, Arrivals, LinearTable, LinearTile, LinearTuning, linear_tuning
 from .recording import Launch, compile_launch, record
-from .tiles import tile_row
+from .tiles import Regime, tile_row
 from .timing import graph_time
 
 SHAPES = (
@@ -194,7 +194,7 @@ def _compile_one(launch: Launch, target: str) -> None:
 
 def _only(case: LinearCase, tile: LinearTile, tuning: LinearTuning, device: torch.device | None = None) -> LinearTuning:
     """What launches this tile, whatever the table says."""
-    table = LinearTable({(case.kind, case.outputs, case.inner): (LinearRegime(case.tokens, tile),)})
+    table = LinearTable({(case.kind, case.outputs, case.inner): (Regime(case.tokens, tile),)})
     arrivals = tuning.arrivals if device is None else Arrivals(device)
     return LinearTuning(table, arrivals, tuning.amd)
 

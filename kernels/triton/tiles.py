@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
@@ -33,18 +34,31 @@ class Tile:
     registers: int = 0
 
 
-@dataclass(frozen=True)
-class Regime:
-    """tile runs while there are at most `pairs` pairs in all."""
+T = TypeVar("T")
 
-    pairs: int
-    tile: Tile
+
+@dataclass(frozen=True)
+class Regime(Generic[T]):
+    """tile runs while there are at most `most` rows: an experts' product's pairs in all, a linear's tokens."""
+
+    most: int
+    tile: T
+
+
+def regimes_of(rows: Iterable[Sequence[int]], tile: Callable[..., T]) -> tuple[Regime[T], ...]:
+    """From rows of [most, *the tile's fields], in any order."""
+    return tuple(Regime(most, tile(*fields)) for most, *fields in sorted(rows))
+
+
+def tile_for(regimes: Sequence[Regime[T]], rows: int) -> T:
+    """That of the first regime that holds so many rows, else of the last."""
+    return next((regime.tile for regime in regimes if rows <= regime.most), regimes[-1].tile)
 
 
 class TileTable:
     """The regimes of one GPU: of a kind's gate-and-up and down products, by pairs. amd: whether it is one of AMD's."""
 
-    def __init__(self, regimes: dict[str, tuple[Regime, ...]], amd: bool = False) -> None:
+    def __init__(self, regimes: dict[str, tuple[Regime[Tile], ...]], amd: bool = False) -> None:
         self._regimes, self.amd = regimes, amd
 
     @staticmethod
@@ -53,22 +67,15 @@ class TileTable:
         return TileTable.parse(tables_of(gpu), gpu.startswith("gfx"))
 
     @staticmethod
-    def parse(regimes: dict[str, list[list[int]]], amd: bool = False) -> TileTable:
-        """From rows of [pairs, rows, stages, warps, registers], ascending by pairs, by "int4.gate_up" and so on; names
-        of linears are left out."""
-        return TileTable(
-            {
-                name: tuple(Regime(pairs, Tile(*tile)) for pairs, *tile in sorted(rows))
-                for name, rows in regimes.items()
-                if name.endswith((".gate_up", ".down"))
-            },
-            amd,
-        )
+    def parse(tables: dict[str, list[list[int]]], amd: bool = False) -> TileTable:
+        """From rows of [pairs, rows, stages, warps, registers] by "int4.gate_up" and so on; names of linears are left
+        out."""
+        products = {name: rows for name, rows in tables.items() if name.endswith((".gate_up", ".down"))}
+        return TileTable({name: regimes_of(rows, Tile) for name, rows in products.items()}, amd)
 
     def tile(self, kind: type[ExpertMatrix], gated: bool, pairs: int) -> Tile:
-        """The first regime that holds `pairs`, else the last."""
-        regimes = self._regimes[f"{KIND_NAMES[kind]}.{'gate_up' if gated else 'down'}"]
-        return next((regime.tile for regime in regimes if pairs <= regime.pairs), regimes[-1].tile)
+        """For so many pairs."""
+        return tile_for(self._regimes[f"{KIND_NAMES[kind]}.{'gate_up' if gated else 'down'}"], pairs)
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._regimes)
@@ -95,6 +102,13 @@ def table_text(tables: dict[str, dict[str, list[list[int]]]]) -> str:
     return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
+def row_order(amd: bool) -> dict[str, int]:
+    """Options of the compiler that a product of floats needs so that a row's bits do not depend on how many rows there
+    are. AMD's takes one matrix instruction or another by the rows of a tile, 32 x 32 or 16 x 16, and these need not add
+    in the same order; so one is named. NVIDIA's has one order."""
+    return {"matrix_instr_nonkdim": 16} if amd else {}
+
+
 def gpu_name(device: torch.device) -> str:
     """The key of a device in the table, such as "NVIDIA H200" or "gfx942"."""
     if torch.version.hip is not None:
@@ -102,4 +116,16 @@ def gpu_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device)
 
 
-__all__ = ["KIND_NAMES", "Regime", "Tile", "TileTable", "gpu_name", "table_text", "tables_of", "tile_row"]
+__all__ = [
+    "KIND_NAMES",
+    "Regime",
+    "Tile",
+    "TileTable",
+    "gpu_name",
+    "regimes_of",
+    "row_order",
+    "table_text",
+    "tables_of",
+    "tile_for",
+    "tile_row",
+]

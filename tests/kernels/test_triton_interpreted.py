@@ -24,10 +24,10 @@ from flyray.kernels.triton.gate import choose
 from flyray.kernels.triton.experts import run_experts
 from flyray.kernels.triton.layouts import tile_experts
 from flyray.kernels.triton.linear import gated_hidden, integer_linear
-from flyray.kernels.triton.linear_tiles import LINEAR_NAMES, Arrivals, LinearRegime, LinearTable, LinearTile
+from flyray.kernels.triton.linear_tiles import LINEAR_NAMES, Arrivals, LinearTable, LinearTile
 from flyray.kernels.triton.linear_tiles import LinearTuning
 from flyray.kernels.triton.rows import combine
-from flyray.kernels.triton.tiles import TileTable
+from flyray.kernels.triton.tiles import Regime, TileTable
 
 reference = ReferenceKernels()
 for kind in (Int4Matrix, Int8Matrix):
@@ -37,7 +37,7 @@ for kind in (Int4Matrix, Int8Matrix):
     actual = run_experts(x, token, expert, tile_experts(weights), shapes, TileTable.of("default"))
     assert torch.equal(actual, reference.experts(x, token, expert, weights)), kind
 def tuned(tile, amd=False):
-    table = {(kind, 1, 1): (LinearRegime(1, tile),) for kind in LINEAR_NAMES}
+    table = {(kind, 1, 1): (Regime(1, tile),) for kind in LINEAR_NAMES}
     return LinearTuning(LinearTable(table), Arrivals(torch.device("cpu")), amd)
 
 
