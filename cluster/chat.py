@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 from ..actors.request import Generate, Progress
@@ -32,6 +33,7 @@ from .front.queue_clock import QueueClock
 from .front.reasoning import AnswerDelta, AnswerParser
 from .front.requests import ChatMessage, ChatRequest, CompletionRequest
 from .front.stops import StopStrings
+from .front.tokenizing import DetokenizeRequest, TokenizeRequest
 from .front.tools import ToolCallDelta
 from .tokenizer import Detokenizer, Tokenizer
 
@@ -69,16 +71,14 @@ class ChatService:
         """The answer's choices as they come. Checks the request before it returns; `priority` as in `Generate`."""
         self._check_model(request.model)
         self._check_room(request.choices, "n")
-        tools = request.offered_tools
-        pieces = render_pieces([_message(m) for m in request.messages], tools, request.thinks)
-        prompt = self._tokenizer.encode_prompt(pieces)
+        prompt = self._chat_ids(request.messages, request.offered_tools, request.thinks)
         temperature = THINKING_TEMPERATURE if request.thinks else INSTANT_TEMPERATURE
         runs = self._maker.runs(request, prompt, "messages", temperature, request.choices)
         return merged([self._chat(index, run, request, priority) for index, run in enumerate(runs)])
 
     async def begin_chat(self, request: ChatRequest, priority: int = 0) -> AsyncGenerator[ChatDelta, None]:
         """As `chat`, with a long text encoded in a thread, so that other answers go on meanwhile."""
-        if sum(len(message.content or "") for message in request.messages) < LONG_TEXT:
+        if _characters(request.messages, request.offered_tools) < LONG_TEXT:
             return self.chat(request, priority)
         return await asyncio.to_thread(self.chat, request, priority)
 
@@ -119,6 +119,27 @@ class ChatService:
         best = best_choices(whole, request.choices, request.candidates)
         choices = [text_choice(delta, request.logprobs) for delta in best]
         return head.body("text_completion") | {"choices": choices, "usage": usage.body()}
+
+    async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
+        """vLLM's answer: the tokens of a text or of a rendered chat, and how many a prompt and its answer may have."""
+        self._check_model(request.model or self.model_name)
+        if request.messages is not None:
+            long = _characters(request.messages, request.offered_tools) >= LONG_TEXT
+            work = partial(self._chat_ids, request.messages, request.offered_tools, request.thinks)
+        else:
+            text = request.prompt or ""
+            long = len(text) >= LONG_TEXT
+            work = partial(self._tokenizer.encode, text, allow_special=False)
+        tokens = await asyncio.to_thread(work) if long else work()
+        names = [self._tokenizer.token_name(token) for token in tokens] if request.return_token_strs else None
+        most = self.limits.context_length
+        return {"count": len(tokens), "max_model_len": most, "tokens": tokens, "token_strs": names}
+
+    def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:
+        """vLLM's answer: the text of tokens, of special ones their names."""
+        self._check_model(request.model or self.model_name)
+        self._check_ids(request.tokens, "tokens")
+        return {"prompt": self._tokenizer.decode(request.tokens, named=True)}
 
     async def _chat(
         self, index: int, run: AnswerRun, request: ChatRequest, priority: int
@@ -242,11 +263,18 @@ class ChatService:
             if not ids:
                 raise RequestError(f"'{where}' is empty", param=where, code="invalid_request")
             return ids
-        for position, token in enumerate(prompt):
+        self._check_ids(prompt, where)
+        return prompt
+
+    def _check_ids(self, tokens: list[int], where: str) -> None:
+        for position, token in enumerate(tokens):
             if not 0 <= token < self._tokenizer.size:
                 message = f"'{where}[{position}]': {token} is no token; ids are 0 to {self._tokenizer.size - 1}"
                 raise RequestError(message, param=where, code="invalid_request")
-        return prompt
+
+    def _chat_ids(self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]], thinks: bool) -> list[int]:
+        pieces = render_pieces([_message(message) for message in messages], tools, thinks)
+        return self._tokenizer.encode_prompt(pieces)
 
     def _logprob(self, token: int, logprob: float, top: tuple[tuple[int, float], ...], offset: int = 0) -> TokenLogprob:
         name, data = self._tokenizer.token_name(token), self._tokenizer.token_bytes(token)
@@ -261,6 +289,13 @@ def _tokens(progress: Progress) -> Iterator[tuple[int, float, tuple[tuple[int, f
 
 def _usage(run: AnswerRun, count: int, cached: int, reasoning: int = 0) -> Usage:
     return Usage(len(run.prompt), count, reasoning, cached) if run.first else Usage(0, count, reasoning)
+
+
+def _characters(messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]]) -> int:
+    """About how long the text of a chat's prompt is."""
+    texts = [text for message in messages for text in (message.content, message.reasoning_content) if text]
+    calls = [call.function.arguments for message in messages for call in message.tool_calls or ()]
+    return sum(map(len, texts)) + sum(map(len, calls)) + len(repr(tools))
 
 
 def _message(message: ChatMessage) -> Message:

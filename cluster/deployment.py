@@ -14,7 +14,7 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import Response
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
@@ -149,10 +149,18 @@ _routes = FastAPI(title="flyray", docs_url=None, redoc_url=None, openapi_url=Non
 
 
 @_routes.exception_handler(404)
-@_routes.exception_handler(405)
 async def _no_such_route(request: Request, _: Exception) -> Response:
     message = f"there is no {request.method} {request.url.path} here"
     return error_response(RequestError(message, status=404, code="not_found"))
+
+
+@_routes.exception_handler(405)
+async def _no_such_method(request: Request, error: HTTPException) -> Response:
+    allowed = (error.headers or {})["Allow"]
+    message = f"{request.url.path} takes {allowed}, not {request.method}"
+    response = error_response(RequestError(message, status=405, code="method_not_allowed"))
+    response.headers["Allow"] = allowed
+    return response
 
 
 @serve.ingress(_routes)
@@ -191,7 +199,20 @@ class Front:
     async def model(self, name: str) -> Response:
         return await self._http.model(name)
 
-    @_routes.get("/health")
+    @_routes.post("/tokenize")
+    async def tokenize(self, request: Request) -> Response:
+        return await self._http.tokenize(request)
+
+    @_routes.post("/detokenize")
+    async def detokenize(self, request: Request) -> Response:
+        return await self._http.detokenize(request)
+
+    @_routes.get("/version")
+    async def version(self) -> Response:
+        return await self._http.version()
+
+    # Load balancers ask with HEAD.
+    @_routes.api_route("/health", methods=["GET", "HEAD"])
     async def health(self) -> Response:
         return await self._http.health()
 

@@ -106,9 +106,11 @@ class Tokenizer:
                 ids.append(self.special[part])
         return ids + self._encode_text("".join(run))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids` without hidden special tokens; bytes that are no UTF-8 become U+FFFD."""
-        return b"".join(self.token_bytes(token) for token in ids).decode("utf-8", errors="replace")
+    def decode(self, ids: Sequence[int], named: bool = False) -> str:
+        """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Hidden special tokens are left out, or `named`."""
+        names = self._names if named else {}
+        pieces = [names[token].encode() if token in names else self.token_bytes(token) for token in ids]
+        return b"".join(pieces).decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int) -> bytes:
         """The text bytes of one token: empty for hidden and for reserved, unnamed ids.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from importlib.metadata import version
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
@@ -18,6 +20,7 @@ from .errors import EngineUnavailable, RequestError
 from .event_stream import DONE, EventStream, disconnected, event
 from .metrics import CONTENT_TYPE, FrontMetrics
 from .requests import ChatRequest, CompletionRequest, parse
+from .tokenizing import DetokenizeRequest, TokenizeRequest
 
 T = TypeVar("T")
 
@@ -25,6 +28,8 @@ T = TypeVar("T")
 LARGEST_BODY = 16 << 20
 # nginx's status for a client that closed the connection; nobody reads it but logs.
 CLIENT_CLOSED = 499
+# Half of a character beyond U+FFFF. One alone is no character, and would reach the model as another.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class EngineAccess(Protocol):
@@ -55,6 +60,18 @@ class HttpFront:
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions"""
         return await _answering(request, self._completions)
+
+    async def tokenize(self, request: Request) -> Response:
+        """POST /tokenize"""
+        return await _answering(request, self._tokenize)
+
+    async def detokenize(self, request: Request) -> Response:
+        """POST /detokenize"""
+        return await _answering(request, self._detokenize)
+
+    async def version(self) -> Response:
+        """GET /version"""
+        return JSONResponse({"version": version("flyray")})
 
     async def models(self) -> Response:
         """GET /v1/models"""
@@ -101,6 +118,14 @@ class HttpFront:
         if not completion.stream:
             return JSONResponse(await service.completion_response(completion, priority))
         return await EventStream.begin(_completion_events(service, completion, priority))
+
+    async def _tokenize(self, _: Request, body: bytes) -> Response:
+        wanted = parse(_json(body), TokenizeRequest)
+        return JSONResponse(await self._engine.service().tokenize(wanted))
+
+    async def _detokenize(self, _: Request, body: bytes) -> Response:
+        wanted = parse(_json(body), DetokenizeRequest)
+        return JSONResponse(self._engine.service().detokenize(wanted))
 
 
 def _health_of(view: EngineView) -> dict[str, Any]:
@@ -157,7 +182,11 @@ async def _body(request: Request) -> bytes:
 
 def _json(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        text = body.decode(json.detect_encoding(body))
+        found = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(found, ensure_ascii=False).encode()  # raises for one without its other half
+        return found
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from None
 
@@ -178,6 +207,8 @@ async def _answering(request: Request, handler: Callable[[Request, bytes], Corou
         return Response(status_code=CLIENT_CLOSED)
     except RequestError as error:
         return error_response(error)
+    except RecursionError:  # JSON that could just be read, and not be written again
+        return error_response(RequestError("the body is nested too deeply", code="invalid_json"))
     finally:
         for task in (work, watch):
             task.cancel()

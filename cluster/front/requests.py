@@ -237,7 +237,7 @@ class CompletionRequest(SamplingRequest):
         return self.prompt  # type: ignore[return-value]
 
 
-R = TypeVar("R", ChatRequest, CompletionRequest)
+R = TypeVar("R", bound=Strict)
 
 
 def parse(body: Any, kind: type[R]) -> R:

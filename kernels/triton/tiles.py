@@ -45,7 +45,7 @@ class Regime(Generic[T]):
     tile: T
 
 
-def regimes_of(rows: Iterable[Sequence[int]], tile: Callable[..., T]) -> tuple[Regime[T], ...]:
+def regimes_of(rows: Iterable[list[int]], tile: Callable[..., T]) -> tuple[Regime[T], ...]:
     """From rows of [most, *the tile's fields], in any order."""
     return tuple(Regime(most, tile(*fields)) for most, *fields in sorted(rows))
 

@@ -267,12 +267,46 @@ def test_errors_have_openai_form(http, fields, status, param, says, stream):
 
 
 def test_bad_json_and_unknown_paths(http):
-    for body in (b'{"model', b"\xff", b"[" * 100_000):
+    # The last is half of a character, which no text has.
+    for body in (b'{"model', b"\xff", b"[" * 100_000, b'{"model": "m", "prompt": "\\ud83e"}'):
         response = http.post("/v1/chat/completions", content=body)
         assert response.status_code == 400
         assert response.json()["error"]["code"] == "invalid_json"
-    assert http.get("/v1/chat/completions").json()["error"]["code"] == "not_found"
-    assert http.get("/v2").status_code == 404
+    assert http.get("/v2").json()["error"]["code"] == "not_found"
+    wrong = http.get("/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert wrong.json()["error"]["message"] == "/v1/chat/completions takes POST, not GET"
+    assert http.head("/health").status_code == 200
+
+
+def test_texts_and_chats_as_tokens(http):
+    """As vLLM's /tokenize and /detokenize answer; a completion counts the same tokens."""
+    text = "naïve 🦙 <|im_end|>"
+    found = http.post("/tokenize", json={"model": MODEL, "prompt": text, "return_token_strs": True}).json()
+    assert (found["count"], found["max_model_len"]) == (len(found["tokens"]), 4096)
+    assert len(found["token_strs"]) == found["count"]
+    assert http.post("/detokenize", json={"tokens": found["tokens"]}).json() == {"prompt": text}
+
+    messages = [{"role": "user", "content": "hi"}]
+    asked = {"messages": messages, "chat_template_kwargs": {"thinking": False}}
+    found = http.post("/tokenize", json=asked).json()
+    assert http.post("/detokenize", json={"tokens": found["tokens"]}).json()["prompt"].endswith("<think></think>")
+    usage = chat(http, messages=messages, thinking=False, max_tokens=1).json()["usage"]
+    assert usage["prompt_tokens"] == found["count"]
+
+    assert http.post("/detokenize", json={"tokens": [9999]}).json()["error"]["param"] == "tokens"
+    assert "either 'prompt'" in http.post("/tokenize", json={"model": MODEL}).json()["error"]["message"]
+    assert http.get("/version").json().keys() == {"version"}
+
+
+def test_json_too_deep_to_be_written_again_is_refused(http):
+    def ask(depth: int) -> httpx.Response:
+        tool = b'{"type": "function", "function": {"name": "f", "deep": ' + b"[" * depth + b"]" * depth + b"}}"
+        return http.post("/tokenize", content=b'{"messages": [{"role": "user", "content": ""}], "tools": [%s]}' % tool)
+
+    answers = [ask(depth) for depth in range(930, 1000)]  # Python's limit is 1,000, of which callers take some
+    assert {answer.status_code for answer in answers} == {200, 400}
+    assert answers[-1].json()["error"]["code"] == "invalid_json"
 
 
 def test_a_body_that_is_too_large_is_refused_without_being_read(http):
