@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,14 +48,15 @@ class KernelCase:
 
 
 class KernelCases:
-    """The cases of one model. context: tokens in the cache before what decodes."""
+    """The cases of one model. context: tokens in the cache before what decodes. only: patterns of the names of those
+    that are wanted; weights are made for these alone."""
 
-    def __init__(self, config: ModelConfig, context: int, seed: int = 0) -> None:
-        self._config, self._context = config, context
+    def __init__(self, config: ModelConfig, context: int, only: Sequence[str] = ("*",), seed: int = 0) -> None:
+        self._config, self._context, self._only = config, context, only
         self._generator = torch.Generator().manual_seed(seed)
 
     def cases(self, tokens: Sequence[int]) -> Iterator[KernelCase]:
-        """All kernels at each number of tokens a step."""
+        """The kernels at each number of tokens a step."""
         for format in EXPERT_KINDS:
             yield from self._experts(format, tokens)
         config = self._config
@@ -65,18 +67,24 @@ class KernelCases:
         yield from self._linear("attention_out", config.hidden_size, outputs, tokens)
         yield from self._linear("lm_head", config.vocab_size, config.hidden_size, tokens[:2])
         for count in tokens:
-            yield self._head_linear(count)
-            yield self._decode_attention(count)
-            if count > 1:
+            if self._wanted("head_linear", [count]):
+                yield self._head_linear(count)
+            if self._wanted("mla_decode", [count]):
+                yield self._decode_attention(count)
+            if count > 1 and self._wanted("mla_prefill", [count]):
                 yield self._prefill_attention(count)
-            yield from self._rows(count)
+            for case in self._rows(count):
+                if self._matches(case.name):
+                    yield case
 
     def _experts(self, format: str, tokens: Sequence[int]) -> Iterator[KernelCase]:
+        if not (wanted := self._wanted(f"experts_{format}", tokens)):
+            return
         config = self._config
         count, hidden, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         one = 2 * matrix_bytes(format, inner, hidden) + matrix_bytes(format, hidden, inner)
         layers = [self._layer(format) for _ in range(self._copies(count * one))]
-        for rows in tokens:
+        for rows in wanted:
             chosen = torch.stack([torch.randperm(count, generator=self._generator) for _ in range(rows)])
             pair_expert = chosen[:, : config.num_experts_per_tok].flatten().to(torch.int32)
             pair_token = torch.arange(rows, dtype=torch.int32).repeat_interleave(config.num_experts_per_tok)
@@ -106,9 +114,11 @@ class KernelCases:
         if inner % INT4_GROUP:
             del formats["int4"]
         for format, matrices in formats.items():
+            if not (wanted := self._wanted(f"linear_{format}.{name}", tokens)):
+                continue
             size = matrix_bytes(matrices, outputs, inner)
             weights = [self._weight(format, outputs, inner) for _ in range(self._copies(size))]
-            for rows in tokens:
+            for rows in wanted:
                 x = self._normal(rows, inner)
 
                 def call(kernels: Kernels, weight: LinearWeight, x: Tensor = x) -> object:
@@ -203,6 +213,13 @@ class KernelCases:
             logits = self._normal(rows, vocabulary)
             greedy = [SamplingRow(0.0, 1.0, 0, 0, 0)] * rows
             yield case("sample_greedy", lambda kernels: kernels.sample(logits, greedy), logits.numel(), logits.numel())
+
+    def _wanted(self, kernel: str, tokens: Sequence[int]) -> list[int]:
+        """Of the numbers of tokens those at which the kernel is asked for."""
+        return [count for count in tokens if self._matches(f"{kernel}.t{count}")]
+
+    def _matches(self, name: str) -> bool:
+        return any(fnmatch.fnmatch(name, pattern) for pattern in self._only)
 
     def _copies(self, size: int) -> int:
         """Copies of weights of so many bytes."""

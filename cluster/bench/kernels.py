@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from ...actors.model.config import ModelConfig
 from ...kernels.cpu.backend import CpuKernels
+from ...kernels.cpu.library import LibraryError
 from ..figures import Figure
 from ..synthesize import Synthesis
 from .kernel_cases import KernelCase, KernelCases
@@ -142,18 +142,14 @@ class KernelBench:
 
 
 def bench_kernels(settings: KernelSettings, say: Callable[[str], None]) -> KernelBench:
-    """Measures in this process. Raises BenchUsageError when no case has a name that was asked for, SynthesizeError for
-    an unknown model, ValueError for a variant that this CPU has not."""
+    """Measures in this process. Raises BenchUsageError when no case has a name that was asked for or this CPU has not
+    a variant, SynthesizeError for an unknown model."""
     config = ModelConfig.from_dict(Synthesis(settings.model).config())
-    cases = [
-        case
-        for case in KernelCases(config, settings.context).cases(settings.tokens)
-        if any(fnmatch.fnmatch(case.name, pattern) for pattern in settings.only)
-    ]
-    if not cases:
-        raise BenchUsageError(f"only: no kernel is called {', '.join(settings.only)}; experts_w4a8.t8 is one")
-    before = _ceilings(settings.threads)
     with _kernels(settings) as variants, torch.inference_mode():
+        cases = list(KernelCases(config, settings.context, settings.only).cases(settings.tokens))
+        if not cases:
+            raise BenchUsageError(f"only: no kernel is called {', '.join(settings.only)}; experts_w4a8.t8 is one")
+        before = _ceilings(settings.threads)
         samples: dict[tuple[str, str], list[tuple[float, bool]]] = {}
         for run in range(settings.runs + 1):
             for case in cases:
@@ -171,12 +167,15 @@ def bench_kernels(settings: KernelSettings, say: Callable[[str], None]) -> Kerne
 
 @contextmanager
 def _kernels(settings: KernelSettings) -> Iterator[list[CpuKernels]]:
-    found = [CpuKernels(settings.threads, variant) for variant in settings.variants]
-    try:
+    with ExitStack() as stack:
+        found = []
+        for variant in settings.variants:
+            try:
+                found.append(CpuKernels(settings.threads, variant))
+            except LibraryError as error:
+                raise BenchUsageError(f"variant: {error}") from None
+            stack.callback(found[-1].close)
         yield found
-    finally:
-        for each in found:
-            each.close()
 
 
 def _ceilings(threads: int) -> Ceilings:

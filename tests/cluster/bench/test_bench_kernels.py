@@ -11,6 +11,7 @@ from tiny_checkpoint import TINY
 from typer.testing import CliRunner
 
 from flyray.actors.model.config import ModelConfig
+from flyray.cluster.bench import kernel_cases
 from flyray.cluster.bench.kernel_cases import KernelCases, paged_batch
 from flyray.cluster.bench.kernels import Ceilings
 from flyray.cluster.bench.machine import this_machine
@@ -53,6 +54,18 @@ def test_a_pattern_without_a_kernel_is_a_usage_error(shape: Path) -> None:
     done = CliRunner().invoke(app, ["bench", "kernels", "--model", str(shape), "--only", "softmax*"])
     assert done.exit_code == 2
     assert "no kernel is called softmax*" in done.output
+
+
+def test_no_weights_are_made_for_what_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_cases, "random_matrix", lambda *_: pytest.fail("weights of experts or linears"))
+    cases = KernelCases(ModelConfig.from_dict(TINY), 5, only=("mla_*",)).cases([1, 2])
+    assert [case.name for case in cases] == ["mla_decode.t1", "mla_decode.t2", "mla_prefill.t2"]
+
+
+def test_a_variant_that_this_cpu_has_not_is_a_usage_error(shape: Path) -> None:
+    done = CliRunner().invoke(app, ["bench", "kernels", "--model", str(shape), "--variant", "sse"])
+    assert done.exit_code == 2
+    assert 'no variant "sse"' in done.output
 
 
 def test_every_case_runs_and_says_what_it_moves(shape: Path) -> None:
