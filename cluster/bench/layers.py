@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+import torch
+
 from ...actors.linear_kinds import check_linear_kinds
 from ...actors.model.config import ModelConfig
 from ...actors.model.expert_matrix import MATRIX_KINDS
 from ...actors.model.prompt_attention import PROMPT_ATTENTIONS, PromptAttention
-from ...kernels.select import BACKENDS, check_expanding
+from ...kernels.select import ACCELERATED, BACKENDS, CPU_BACKENDS, check_expanding
 from ..synthesize import Synthesis
 from .layer_report import LayerBench
 from .layer_shard import LayerTask, Prompts, ShardFailure, ShardTimes, serve_task
@@ -91,8 +93,14 @@ class LayerSettings:
 
 
 def bench_layers(settings: LayerSettings, say: Callable[[str], None]) -> LayerBench:
-    """Measures each number of shards after another. Raises BenchError with what a process died of."""
+    """Measures each number of shards after another. Raises BenchUsageError where there are not so many GPUs, BenchError
+    with what a process died of."""
     config = settings.config()
+    if settings.backend in ACCELERATED and (found := torch.accelerator.device_count()) < max(settings.gpus):
+        raise BenchUsageError(
+            f"gpus: {max(settings.gpus)} with the backend {settings.backend!r}, and torch finds {found} on this machine; "
+            f"backends without: {', '.join(CPU_BACKENDS)}"
+        )
     times = {}
     for shards in settings.gpus:
         say(f"{shards} of {settings.backend}: {config.num_hidden_layers} layers")

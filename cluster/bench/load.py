@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from ...actors.request import Generate
 from ...actors.step_plan import Sampling
+from ..answer_run import TOP_P
 from ..engine_client import EngineClient
 from ..engine_state import EngineAddress
 from .event_connection import EventConnection
@@ -38,10 +39,11 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Workload:
-    """What every request asks. Prompts are random and all different, so that no cache holds them; answers are greedy.
+    """What every request asks. Prompts are random and all different, so that no cache holds them.
 
     prompt_tokens: with "chat" so many words, whose tokens are counted by the server. shared_prefix: so many tokens
     stand before those of every prompt, the same in all of a run and others in the next, which `run` numbers.
+    temperature: 0 for greedy answers; else tokens are drawn with it and the server's usual top_p.
     """
 
     model: str
@@ -51,6 +53,7 @@ class Workload:
     seed: int = 0
     shared_prefix: int = 0
     run: int = 0
+    temperature: float = 0.0
 
     def __post_init__(self) -> None:
         if self.endpoint not in ENDPOINTS:
@@ -65,8 +68,9 @@ class Workload:
 
     def body(self, number: int, max_tokens: int) -> bytes:
         """The JSON body of request `number`."""
-        body: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "temperature": 0, "stream": True}
-        body |= {"ignore_eos": True, "stream_options": {"include_usage": True}}
+        body: dict[str, Any] = {"model": self.model, "max_tokens": max_tokens, "stream": True, "ignore_eos": True}
+        body |= {"temperature": self.temperature, "top_p": TOP_P, "seed": number}
+        body |= {"stream_options": {"include_usage": True}}
         if self.endpoint == "chat":
             draw = random.Random(f"{self.seed} {number}")
             text = " ".join(draw.choice(_WORDS) for _ in range(self.prompt_tokens))
@@ -154,8 +158,6 @@ class EngineTarget:
     """An engine's router, without HTTP: the same prompts as token ids."""
 
     def __init__(self, address: EngineAddress, workload: Workload) -> None:
-        if workload.endpoint != "completions":
-            raise LoadError("an engine takes token ids: measure against it with the endpoint 'completions'")
         self._client = EngineClient(address.address, address.keys)
         self._workload = workload
 
@@ -167,7 +169,7 @@ class EngineTarget:
 
     async def answer(self, number: int, max_tokens: int) -> StreamTimes:
         prompt = tuple(self._workload.prompt(number))
-        sampling = Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=0)
+        sampling = Sampling(temperature=self._workload.temperature, top_p=TOP_P, top_k=0, seed=number)
         request = Generate(f"load-{number}", prompt, max_tokens, sampling, (), 0, False)
         sent, arrivals, tokens, cached = time.perf_counter(), [], 0, 0
         async for progress in self._client.generate(request):

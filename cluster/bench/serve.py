@@ -36,6 +36,10 @@ class ServeSettings:
     against_engine: bool = False
     api_key: str = ""
 
+    def __post_init__(self) -> None:
+        if self.against_engine and self.workload.endpoint != "completions":
+            raise LoadError("an engine takes token ids: measure against it with the endpoint 'completions'")
+
 
 @dataclass(frozen=True)
 class LevelResult:

@@ -27,6 +27,7 @@ def bench_serve(
     prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.", min=1)] = 64,
     shared_prefix: Annotated[int, typer.Option(help="Tokens before these that all prompts of a run share.", min=0)] = 0,
     max_tokens: Annotated[int, typer.Option(help="Tokens of an answer.", min=1)] = 64,
+    temperature: Annotated[float, typer.Option(help="0: greedy answers; above, drawn ones.", min=0, max=2)] = 0.0,
     endpoint: Annotated[str, typer.Option(help="completions (exact lengths) or chat.")] = "completions",
     api_key: ApiKey = "",
     model: Annotated[str, typer.Option(help="With a URL; by default the server's first.")] = "",
@@ -61,7 +62,7 @@ def bench_serve(
             levels = tuple(Level(duration, each) for each in _numbers(concurrency, int, "--concurrency"))
         settings = ServeSettings(
             levels,
-            Workload(model, endpoint, prompt_tokens, max_tokens, seed, shared_prefix),
+            Workload(model, endpoint, prompt_tokens, max_tokens, seed, shared_prefix, temperature=temperature),
             runs,
             Limits(_seconds(ttft_limit), _seconds(tpot_limit)),
             against_engine,

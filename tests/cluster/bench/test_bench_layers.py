@@ -53,6 +53,12 @@ def test_what_cannot_be_measured_is_refused_by_name(model: str, changes: dict[st
         LayerSettings(**arguments).config()  # pyright: ignore[reportArgumentType]
 
 
+def test_more_gpus_than_there_are_is_a_usage_error(model: str) -> None:
+    settings = LayerSettings(model, 3, ("w4a8",), (1,), gpus=(1, 1000))
+    with pytest.raises(BenchUsageError, match="gpus: 1000 with the backend 'triton', and torch finds "):
+        bench_layers(settings, print)
+
+
 @pytest.mark.parametrize(("text", "prompts"), [("2048", Prompts(1, 2048)), ("8x32", Prompts(8, 32))])
 def test_prompts_are_read_as_they_are_shown(text: str, prompts: Prompts) -> None:
     assert Prompts.parse(text) == prompts

@@ -21,6 +21,7 @@ URL = "http://127.0.0.1:9"
         ([URL, "--rate", "inf"], 2, "--rate: 'inf' must be numbers above 0"),
         ([URL, "--against-engine"], 1, "the engine behind a URL cannot be reached: measure against it with --demo"),
         ([URL, "--endpoint", "embeddings"], 1, "endpoint: 'embeddings' is none of completions, chat"),
+        (["--demo", "--against-engine", "--endpoint", "chat"], 1, "measure against it with the endpoint 'completions'"),
         (["127.0.0.1:9"], 1, "'127.0.0.1:9' is no URL"),
     ],
 )
