@@ -98,7 +98,7 @@ def bench_layers(settings: LayerSettings, say: Callable[[str], None]) -> LayerBe
     config = settings.config()
     if settings.backend in ACCELERATED and (found := torch.accelerator.device_count()) < max(settings.gpus):
         raise BenchUsageError(
-            f"gpus: {max(settings.gpus)} with the backend {settings.backend!r}, and torch finds {found} on this machine; "
+            f"gpus: {max(settings.gpus)} with the backend {settings.backend!r}, and torch finds {found} here; "
             f"backends without: {', '.join(CPU_BACKENDS)}"
         )
     times = {}

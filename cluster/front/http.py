@@ -121,11 +121,11 @@ class HttpFront:
 
     async def _tokenize(self, _: Request, body: bytes) -> Response:
         wanted = parse(_json(body), TokenizeRequest)
-        return JSONResponse(await self._engine.service().tokenize(wanted))
+        return JSONResponse(await (await self._engine.service()).tokenize(wanted))
 
     async def _detokenize(self, _: Request, body: bytes) -> Response:
         wanted = parse(_json(body), DetokenizeRequest)
-        return JSONResponse(self._engine.service().detokenize(wanted))
+        return JSONResponse((await self._engine.service()).detokenize(wanted))
 
 
 def _health_of(view: EngineView) -> dict[str, Any]:
