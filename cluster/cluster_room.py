@@ -36,8 +36,9 @@ def check_engines(engines: int, shards: int, shard: Resources, fronts: int, node
         )
 
 
-def nodes_of_cluster() -> list[dict[str, float]]:
-    """The resources of every node that is there, and of those that the cluster's autoscaler may add.
+def nodes_of_cluster() -> list[dict[str, float]] | None:
+    """The resources of every node that is there, and of those that the cluster's autoscaler may add; None where it may
+    add nodes of which it does not say what they have.
 
     Ray must be connected. Nodes that are there are counted among those to be added too: no limit is known better.
     """
@@ -49,6 +50,8 @@ def nodes_of_cluster() -> list[dict[str, float]]:
     for group in config.node_group_configs if config is not None else ():
         # -1: without a limit; more than there are engines of are of no use to anybody.
         count = _MOST_ADDED if group.max_count < 0 else min(group.max_count, _MOST_ADDED)
+        if count and not group.resources:
+            return None
         nodes += [{name: float(amount) for name, amount in group.resources.items()}] * count
     return nodes
 

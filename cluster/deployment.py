@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import Response
+from pydantic import BaseModel
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
 from ..actors.engine_config import FLUSH_TIMEOUT_S
-from .config import FlyrayConfig
+from .config import FlyrayConfig, load_config
 from .engine_client import EngineClient, EngineUnreachable
 from .engine_roster import ServeRoster
 from .engine_scaling import REQUESTS, STARTING, EngineScaling
@@ -240,6 +241,18 @@ class Front:
         self._running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._running
+
+
+class FromFile(BaseModel):
+    """path: of a configuration file, the same on every node."""
+
+    path: str
+
+
+def from_file(arguments: FromFile) -> serve.Application:
+    """The application for who deploys with Serve's own means (`serve run`, KubeRay's RayService), which bring the
+    cluster and the HTTP port. Raises ConfigError."""
+    return application(load_config(arguments.path))
 
 
 def application(config: FlyrayConfig) -> serve.Application:

@@ -24,6 +24,25 @@ _OBJECT_STORE_BYTES = 80 << 20
 # A request this long is buffered whole. HAProxy takes a buffer only while a connection needs one.
 _HAPROXY_BUFFER_BYTES = 128 << 10
 
+SERVE_ENVIRONMENT = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # A proxy that has not come up after three times this is killed, and with it the start of the server: on a busy
+    # machine it may take as long.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "40",
+    # Serve's replicas would else pass every token of a stream from one event loop to another.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    # Serve's own counts, ten times a second by default: half of what an idle replica costs.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
+    # How often the controller looks after its replicas: at 0.1 s, the default, it takes 4.5 % of a core.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # HAProxy 2.8 does not notice that a client left if the request's body came in a packet of its own, unless it takes
+    # in the body, of up to a buffer's size, before it passes the request on. Ray has no setting for that option, but it
+    # writes this one into the same section as it stands, line break included.
+    "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n    option http-buffer-request",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_HAPROXY_BUFFER_BYTES),
+}
+"""What a Ray has in its environment, from its start on, to serve well; deploy/cluster has it for other clusters."""
+
 
 class LocalRay:
     """A context in which `ray` is connected to a fresh local cluster of `cpus` CPUs (a count for placement only).
@@ -115,28 +134,13 @@ class LocalRay:
     def _haproxy_environment(self) -> dict[str, str]:
         """HAProxy's files and side ports; Ray's defaults are fixed and would clash with a second cluster's."""
         stats_port, metrics_port = self._ports = [HeldPort(), HeldPort()]
-        return {
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            # A proxy that has not come up after three times this is killed, and with it the start of the server: on a
-            # busy machine it may take as long.
-            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "40",
-            # Serve's replicas would else pass every token of a stream from one event loop to another.
-            "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-            # Serve's own counts, ten times a second by default: half of what an idle replica costs.
-            "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "5000",
-            # How often the controller looks after its replicas: at 0.1 s, the default, it takes 4.5 % of a core.
-            "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+        return SERVE_ENVIRONMENT | {
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(self.folder / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(self.folder / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(self.folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(self.folder / "server-state"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(self.folder / "metrics.sock"),
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-            # HAProxy 2.8 does not notice that a client left if the request's body came in a packet of its own, unless
-            # it takes in the body, of up to a buffer's size, before it passes the request on. Ray has no setting for
-            # that option, but it writes this one into the same section as it stands, line break included.
-            "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn\n    option http-buffer-request",
-            "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(_HAPROXY_BUFFER_BYTES),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port.number),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port.number),
         }

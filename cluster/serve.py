@@ -185,6 +185,8 @@ class Server:
         many engines as there may be."""
         engine, section = self.config.engine_config(), self.config.serve
         nodes = nodes_of_cluster()
+        if nodes is None:
+            return
         if self._local is not None and "GPU" in engine.shard_bundle:
             need = self._first_engines * engine.shards
             if need > (found := sum(node.get("GPU", 0.0) for node in nodes)):
