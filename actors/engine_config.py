@@ -55,7 +55,8 @@ class EngineConfig:
         the most load once they are moved, which is every rebalance_interval_s, if that evens out the load; 0: never.
     transport: "ipc" (one node), "tcp", or "auto": Unix sockets where everything is on one node, else TCP with keys.
     start_timeout_s: from placement to ready. placement_timeout_s: how long to wait for reserved resources to be free.
-    step_timeout_s: a step that takes longer has lost a shard. silence_s: a TCP peer silent for so long is gone.
+    step_timeout_s: a step that takes longer has lost a shard. silence_s: a TCP peer silent for so long is gone, as with
+        a machine without power or network; a process that ends is seen at once.
     shard_restarts: how often within 5 minutes a shard that is lost is started again, while the others keep their
         weights and requests wait; one more ends the engine. 0: the first. Where statistics are gathered each one does.
     statistics: absolute path, the same on every node, of a folder to gather activation statistics in while the engine
@@ -90,7 +91,7 @@ class EngineConfig:
     start_timeout_s: float = 600.0
     placement_timeout_s: float = 20.0
     step_timeout_s: float = 60.0
-    silence_s: float = 0.9
+    silence_s: float = 4.0
     shard_restarts: int = 3
     statistics: str = ""
     moments_block: int = 0

@@ -99,8 +99,9 @@ class Links:
     def __init__(self, keys: LinkKeys | None, silence_s: float = 0.0) -> None:
         """silence_s: a TCP peer that is silent for so long is taken for gone and disconnected (0: never).
 
-        ZeroMQ's own thread sends and answers these heartbeats, so a peer that computes is not taken for gone. Unix
-        sockets need none: the kernel closes them with their process.
+        ZeroMQ's own thread sends and answers these heartbeats, so a peer that computes is not taken for gone. One that
+        stands still as a whole is, and takes others for gone when it wakes, for it looks at the clock before it reads
+        what they answered. Unix sockets need none: the kernel closes them with their process.
         """
         self.keys = keys
         self._silence_ms = round(silence_s * 1000)
@@ -168,7 +169,7 @@ class Links:
 
     def _notice_silence(self, socket: zmq.Socket) -> None:
         if self._silence_ms:
-            socket.heartbeat_ivl = max(self._silence_ms // 3, 1)
+            socket.heartbeat_ivl = max(self._silence_ms // 5, 1)
             socket.heartbeat_timeout = self._silence_ms
 
     def _admit_members(self, keys: LinkKeys) -> None:

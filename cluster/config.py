@@ -134,6 +134,9 @@ class EngineSection(Section):
     """Seconds from placement to ready."""
     step_timeout_s: float = Field(default=EngineConfig.step_timeout_s, gt=0)
     """Seconds after which a step counts as hung: a shard is lost."""
+    silence_s: float = Field(default=EngineConfig.silence_s, gt=0)
+    """Seconds without a sign of life after which a shard on another node counts as lost, with its machine or network; a
+    process that ends is seen at once. With less it is noticed sooner, but so is a machine that only stands still."""
     shard_restarts: int = Field(default=EngineConfig.shard_restarts, ge=0)
     """How often within 5 minutes a shard that is lost is started again. The others keep their weights, requests wait
     and go on where they were. One more loss ends the engine, and a whole new one is started; 0: the first does."""
