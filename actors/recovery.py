@@ -130,13 +130,14 @@ class Recovery:
 
     def _gather(self, suspects: Iterable[int], reason: str) -> None:
         """Has those that live leave the epoch, and starts the others anew. Raises EngineError if one was too often."""
-        gone = {shard for shard in suspects if self._is_gone(shard)}
-        others = [shard for shard in range(len(self._calls.handles)) if shard not in gone]
+        suspected, shards = frozenset(suspects), range(len(self._calls.handles))
+        gone = [shard for shard in shards if self._is_gone(shard, _DYING_S if shard in suspected else 0.0)]
+        others = [shard for shard in shards if shard not in gone]
         # What is started takes longest, so it begins first.
         self._start_anew(gone, reason)
         failing = self._calls.failing("leave", others, LEAVE_TIMEOUT_S + _CALL_S)
         for shard, error in failing.items():
-            logger.warning("shard %d is started anew: %s", shard, error)
+            logger.warning("shard %d is started anew: %s", shard, error.partition("\n")[0])
         self._start_anew(failing, reason)
         if not gone and not failing:
             self._restarts.count([-1])
@@ -151,12 +152,12 @@ class Recovery:
         for shard in shards:
             self._calls.handles[shard] = self._renew(shard)
 
-    def _is_gone(self, shard: int) -> bool:
+    def _is_gone(self, shard: int, patience_s: float) -> bool:
         """Whether the shard's process, of this node, has ended; one whose connection closed may be about to."""
         pid = self._formation.local_pid(shard)
         if pid is None:
             return False
-        end = time.monotonic() + _DYING_S
+        end = time.monotonic() + patience_s
         while not _ended(pid):
             if time.monotonic() > end:
                 return False
