@@ -16,11 +16,12 @@ from .engine_error import EngineError
 from .expert_state import UNKNOWN
 from .link import Links
 from .micro_batches import MicroBatchChoice
+from .placement_switch import PlacementSwitch
 from .recordings import Recording, Recordings
-from .request import Cancel, EngineStatus, Generate, Progress, StatusQuery, TracedStep
-from .request_book import RequestBook
+from .request import Cancel, EngineStatus, Generate, StatusQuery, TracedStep
+from .request_desk import RequestDesk
 from .scheduler import Scheduler, SchedulerError
-from .sent_steps import SentSteps
+from .sent_steps import SentStep, SentSteps
 from .shard_group import ShardGroup, ShardLost
 from .step_news import StepNews
 from .step_plan import StepResult
@@ -67,16 +68,13 @@ class RouterLoop:
         self._precision_plan = precision_plan
         self._golden = golden
         self._on_lost, self._drain = on_lost, drain
-        self._book = RequestBook()
-        self._results: dict[int, list[StepResult]] = {}
+        self._desk = RequestDesk(scheduler, clients)
         self._sent = SentSteps()
         self._steps = 0
         self._dropped = 0
         self._recordings = Recordings()
         self._micro_batches = micro_batches
-        self._traced: dict[int, tuple[int, str]] = {}
-        # Of experts: the change that plans name, the step that was the first to, and the last change that is done.
-        self._placement, self._switching, self._placed = 0, -1, 0
+        self._switch = PlacementSwitch()
         self._stopping = False
         self._doom = ""
         self._next: tuple[ShardGroup, int] | None = None
@@ -133,15 +131,15 @@ class RouterLoop:
         with self._turned:
             if self.error or self.recovering:
                 return False
-            self._placement = version
-            while self._placed != version and not self.error and not self.recovering:
+            self._switch.named = version
+            while self._switch.done != version and not self.error and not self.recovering:
                 self._turned.wait()
             return not self.error
 
     @property
     def placement(self) -> int:
         """The last change of experts' places that plans name."""
-        return self._placement
+        return self._switch.named
 
     def clear_prefix_cache(self) -> None:
         """Forgets what KV pages hold, for the model has changed; within `hold` only."""
@@ -202,9 +200,7 @@ class RouterLoop:
         if isinstance(message, StatusQuery):
             self._status(client, message)
         elif isinstance(message, Cancel):
-            name = self._book.close(client, message.request)
-            if name is not None:
-                self._scheduler.cancel(name)
+            self._desk.cancel(client, message.request)
         else:
             self._generate(client, message)
 
@@ -213,31 +209,22 @@ class RouterLoop:
         if not error and not self.ready and client != self._golden:
             error = "the engine is still starting"
         if error:
-            self._clients.send(client, StepNews(items=[Progress.failed(message.request, error, lost=True)]))
-            return
-        request = self._book.open(client, message)
-        if request is None:
-            # Answering would end the client's first request of that name.
-            self._dropped += 1
-            return
-        refusal = self._scheduler.add(request)
-        if refusal is not None:
-            self._deliver(StepNews(items=[refusal]))
+            self._desk.refuse(client, message, error)
+        else:
+            self._desk.open(client, message)
 
     def _send_step(self) -> bool:
-        plans = self._scheduler.schedule(self._recordings.wanted, self._placement)
+        plans = self._scheduler.schedule(self._recordings.wanted, self._switch.named)
         if plans is None:
             return False
-        step = next(iter(plans.values())).step
-        if self._placement != self._placed and self._switching < 0:
-            self._switching = step
-        self._results[step] = []
+        step = plans[0].step
         tokens = max(plan.rows for plan in plans.values())
         program = self._micro_batches.program(tokens, max(plan.sequences for plan in plans.values()))
-        if plans[0].trace:
-            self._traced[step] = tokens, program
-        self._sent.send(step, tokens)
-        self._shards.send({shard: replace(plan, program=program) for shard, plan in plans.items()})
+        if program != plans[0].program:
+            plans = {shard: replace(plan, program=program) for shard, plan in plans.items()}
+        self._switch.sent(step)
+        self._sent.send(step, tokens, program)
+        self._shards.send(plans)
         if tokens:  # a step that only ends sequences shows nothing
             self._recordings.sent(step)
         return True
@@ -246,46 +233,28 @@ class RouterLoop:
         """Keeps a shard's result; completes steps in their order when all shards have answered."""
         if result.error:
             raise ShardLost(f"shard {result.shard}: {result.error}", [result.shard])
-        if result.step not in self._results:
+        if not self._sent.take(result):
             self._dropped += 1
-            return
-        self._results[result.step].append(result)
-        while self._sent:
-            step = self._sent.oldest
-            if len(self._results[step]) < len(self._shards.addresses):
-                return
-            results = self._results.pop(step)
-            self._sent.end()
-            if step in self._traced:
-                stages = [TracedStep(step, result.shard, result.stages) for result in results]
-                self._micro_batches.measured(*self._traced.pop(step), stages)
-            self._answer(self._recordings.completed(step, results))
-            self._steps += 1
-            if step == self._switching:
-                self._placed, self._switching = self._placement, -1
-            self._deliver(self._scheduler.complete(self._shards.told(results)))
+        while (ended := self._sent.end(len(self._shards.addresses))) is not None:
+            self._complete(ended)
+
+    def _complete(self, ended: SentStep) -> None:
+        step, results = ended.number, ended.results
+        stages = [TracedStep(step, result.shard, result.stages) for result in results if result.stages]
+        if stages:
+            self._micro_batches.measured(ended.tokens, ended.program, stages)
+        self._answer(self._recordings.completed(step, results))
+        self._steps += 1
+        self._switch.ended(step)
+        self._desk.deliver(self._scheduler.complete(self._shards.told(results)))
 
     def _check_deadline(self) -> None:
         if self._sent and self._sent.elapsed > self._step_timeout_s:
             step = self._sent.oldest
-            answered = {result.shard for result in self._results[step]}
+            answered = {result.shard for result in step.results}
             silent = [shard for shard in range(len(self._shards.addresses)) if shard not in answered]
             names = ", ".join(f"shard {shard}" for shard in silent)
-            raise ShardLost(f"{names} did not answer step {step} within {self._step_timeout_s:g} s", silent)
-
-    def _deliver(self, news: StepNews) -> None:
-        for client, mine in self._book.deliver(news).items():
-            if not self._clients.send(client, mine):
-                self._give_up(client, mine)
-
-    def _give_up(self, client: bytes, unsent: StepNews) -> None:
-        """Cancels the requests of a client that is gone or reads nothing."""
-        for progress in unsent.items:
-            if progress.finish:
-                self._clients.remember_lost(client, progress.request)
-        for request, name in self._book.close_all(client):
-            self._scheduler.cancel(name)
-            self._clients.remember_lost(client, request)
+            raise ShardLost(f"{names} did not answer step {step.number} within {self._step_timeout_s:g} s", silent)
 
     def _answer(self, recordings: list[Recording]) -> None:
         for recording in recordings:
@@ -315,7 +284,7 @@ class RouterLoop:
             free_pages=sum(stats.free_pages),
             total_pages=stats.total_pages,
             steps=self._steps,
-            dropped_messages=self._dropped + self._clients.dropped + self._shards.dropped,
+            dropped_messages=self._dropped + self._desk.dropped + self._clients.dropped + self._shards.dropped,
             context_length=config.context_length,
             precision_plan=self._precision_plan,
             trace=trace,
@@ -339,15 +308,13 @@ class RouterLoop:
         self._shards = shards
         shards.register(self._poller)
         self._scheduler.restart(epoch)
-        self._placed, self._switching = self._placement, -1
+        self._switch.settle()
         self.recovering = ""
         self.recoveries += 1
 
     def _forget_steps(self) -> None:
         """Those on their way; nothing more is sent to the shards, or heard of them."""
-        self._results.clear()
         self._sent.clear()
-        self._traced.clear()
         self._shards.unregister(self._poller)
         self._shards.close()
 
@@ -366,5 +333,5 @@ class RouterLoop:
             self.recovering = ""
         else:
             self._forget_steps()
-        self._deliver(StepNews(items=self._scheduler.fail_all(reason)))
+        self._desk.deliver(StepNews(items=self._scheduler.fail_all(reason)))
         self._answer(self._recordings.end())
