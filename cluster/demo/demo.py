@@ -68,7 +68,9 @@ def run(
                 shown = True
                 if not once:
                     console.print(
-                        f"Serving at {server.url} until Ctrl-C; to talk to it: flyray chat {server.url}", soft_wrap=True
+                        f"Serving at {server.url} until Ctrl-C. In a browser: {server.url}/, in a terminal: "
+                        f"flyray chat {server.url}",
+                        soft_wrap=True,
                     )
                     while True:
                         signal.pause()

@@ -20,14 +20,14 @@ export class Chat {
   /** Asks which model there is. */
   async start() {
     try {
-      await this.findModel();
+      await this.findModel(false);
     } catch (error) {
       byId("model").textContent = error.message;
     }
   }
 
-  async findModel() {
-    this.model = (await json("v1/models")).data[0].id;
+  async findModel(insist) {
+    this.model = (await json("v1/models", insist)).data[0].id;
     byId("model").textContent = this.model;
   }
 
@@ -149,7 +149,7 @@ export class Chat {
     const asked = performance.now();
     let last = asked;
     try {
-      if (!this.model) await this.findModel();
+      if (!this.model) await this.findModel(true);
       const body = chatRequest({ ...conversation, messages: conversation.messages.slice(0, -1) }, this.model);
       for await (const chunk of stream("v1/chat/completions", body, this.running.signal)) {
         if (addChunk(answer, chunk)) {

@@ -62,7 +62,7 @@ export class EngineView {
     this.record.disabled = true;
     this.traced.textContent = "Waiting for steps…";
     try {
-      const trace = await json(`cluster/trace?engine=${encodeURIComponent(this.name)}`);
+      const trace = await json(`cluster/trace?engine=${encodeURIComponent(this.name)}`, true);
       this.timeline.replaceChildren(timeline(trace));
       this.traced.textContent = "";
     } catch (error) {

@@ -4,9 +4,13 @@ import { EventParser } from "./event_parser.js";
 
 const KEY = "flyray.api_key";
 let asking = null;
+let declined = false; // who said "not now" is not asked again, but for what he does himself
 
-/** fetch, with the key; a 401 asks for one and tries again, until there is an answer or the user gives up. */
-export async function request(path, options = {}) {
+/**
+ * fetch, with the key; a 401 asks for one and tries again, until there is an answer or the user gives up.
+ * insist: the user did something that needs a key, so ask even if he gave up before.
+ */
+async function request(path, options, insist) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
     const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
@@ -15,27 +19,25 @@ export async function request(path, options = {}) {
     const error = await errorOf(response);
     // Several requests may be refused at once: they wait for one dialog.
     if (sessionStorage.getItem(KEY) === key) {
+      if (declined && !insist) throw error;
       asking ??= askForKey(key ? error.message : "").finally(() => (asking = null));
-      if (!(await asking)) throw error;
+      declined = !(await asking);
+      if (declined) throw error;
     }
   }
 }
 
-/** An answer's JSON. Throws an Error with the server's own words. */
-export async function json(path, options) {
-  const response = await request(path, options);
+/** The JSON of an answer to a GET. Throws an Error with the server's own words. */
+export async function json(path, insist = false) {
+  const response = await request(path, {}, insist);
   if (!response.ok) throw await errorOf(response);
   return response.json();
 }
 
 /** Posts a streaming request and gives its chunks as they come. Throws an Error with the server's own words. */
 export async function* stream(path, body, signal) {
-  const response = await request(path, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-    signal,
-  });
+  const headers = { "Content-Type": "application/json" };
+  const response = await request(path, { method: "POST", headers, body: JSON.stringify(body), signal }, true);
   if (!response.ok) throw await errorOf(response);
   const parser = new EventParser();
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
