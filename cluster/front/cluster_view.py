@@ -12,7 +12,7 @@
         epoch, shards, context_length, precision_plan (lines)
         running, waiting      requests
         pages                 KV pages: `total`, `free` (no request holds them), `cached` (content known, held or free)
-        steps, preemptions, dropped_messages, prompt_tokens, cached_tokens: since the engine's start
+        steps, preemptions, recoveries, dropped_messages, prompt_tokens, cached_tokens: since the engine's start
         experts               `imbalance`, `moved`, `changes`, `failures`, and `layers` with `loads`: base64 of a byte
                               for each expert, layer by layer, 32 for an even share of its layer's tokens
 
@@ -103,6 +103,7 @@ def engine_body(view: EngineView) -> dict[str, Any]:
             "pages": {"total": status.total_pages, "free": status.free_pages, "cached": status.cached_pages},
             "steps": status.steps,
             "preemptions": status.preemptions,
+            "recoveries": status.recoveries,
             "dropped_messages": status.dropped_messages,
             "prompt_tokens": status.prompt_tokens,
             "cached_tokens": status.cached_tokens,

@@ -30,6 +30,7 @@ export class EngineView {
       cache: new Figure("from prefix cache", "Prompt tokens that were found there, since the start"),
       preemptions: new Figure("preemptions", "Requests that gave their pages back, since the start"),
       context: new Figure("context", "Most tokens of a prompt and its answer"),
+      recoveries: new Figure("recoveries", "Times that lost shards came back, since the start"),
       dropped: new Figure("messages dropped", "Of other epochs or no meaning"),
     };
     this.used = element("span", { class: "used" });
@@ -88,6 +89,7 @@ export class EngineView {
     this.figures.cache.set(percent(engine.cached_tokens, engine.prompt_tokens));
     this.figures.preemptions.set(number(engine.preemptions));
     this.figures.context.set(number(engine.context_length));
+    this.figures.recoveries.set(number(engine.recoveries));
     this.figures.dropped.set(number(engine.dropped_messages));
     const used = total - free;
     const words = `${number(used)} of ${number(total)} in use (${percent(used, total)}); ${number(cached)} known to the prefix cache`;

@@ -20,7 +20,7 @@ from flyray.cluster.front.metrics import FrontMetrics
 
 EXPERTS = ExpertState(imbalance=1.5, moved=3, version=2, layers=(1, 2), loads=b"\x00\x20\x40\xff")
 STATUS = EngineStatus(
-    "q", "e0", 4, True, "", 2, 3, 5, 10, 64, 7, 1, 4096, ("a line",), (), 20, 1, 100, 40, experts=EXPERTS
+    "q", "e0", 4, True, "", 2, 3, 5, 10, 64, 7, 1, 4096, ("a line",), (), 20, 1, 100, 40, experts=EXPERTS, recoveries=6
 )
 TRACE = (TracedStep(9, 0, (StageTime("embed", 5_000, 7_500),)), TracedStep(9, 1, (StageTime("embed", 90_000, 91_000),)))
 
@@ -74,6 +74,7 @@ def test_an_engine_at_work():
         "pages": {"total": 64, "free": 10, "cached": 20},
         "steps": 7,
         "preemptions": 1,
+        "recoveries": 6,
         "dropped_messages": 1,
         "prompt_tokens": 100,
         "cached_tokens": 40,
