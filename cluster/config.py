@@ -211,6 +211,12 @@ class FlyrayConfig(Section):
     serve: ServeSection = ServeSection()
     ray: RaySection = RaySection()
 
+    @model_validator(mode="after")
+    def _one_gathers(self) -> Self:
+        if self.engine.statistics and self.serve.engines.max > 1:
+            raise PydanticCustomError("engines", "'engine.statistics' are one engine's: 'serve.engines' must be 1")
+        return self
+
     @property
     def model_name(self) -> str:
         """The model's name in requests."""

@@ -70,6 +70,19 @@ def test_the_prefix_cache_may_be_off(load):
             "engine.int4_weights: 'head' is in int8_weights too",
         ),
         ("model: {path: model}\nserve: {port: 70000}", "'serve.port': input should be less than or equal to 65535"),
+        (
+            "model: {path: model}\nserve: {engines: 0}",
+            "'serve.engines.max': input should be greater than or equal to 1",
+        ),
+        (
+            "model: {path: model}\nserve: {engines: {min: 3, max: 2}}",
+            "'serve.engines': must have a max of at least min: 3",
+        ),
+        ("model: {path: model}\nserve: {engines: {most: 2}}", "unknown key 'serve.engines.most'"),
+        (
+            "model: {path: model}\nserve: {engines: 2}\nengine: {statistics: here}",
+            "'engine.statistics' are one engine's: 'serve.engines' must be 1",
+        ),
         ("model: {path: nowhere}", "'model.path'"),
         ("engine: {}", "'model' is missing"),
         ("model: {path: model}\nmodel: {path: model}", "key 'model' stands twice"),
@@ -94,3 +107,10 @@ def test_the_demo_serves_two_shards_of_one_thread():
     engine = demo_config(port=8123).engine_config()
     assert (engine.shards, engine.threads_per_shard, engine.backend) == (2, 1, "cpu")
     assert Path(engine.model_path).name == "kimi-k2.5-nano"
+
+
+def test_a_number_of_engines_is_its_least_and_most(load):
+    config = load("model: {path: model}\nserve: {engines: 3}\nengine: {shards: 2, threads_per_shard: 4}")
+    assert (config.serve.engines.min, config.serve.engines.max) == (3, 3)
+    assert config.cpus == 1 + 3 * (1 + 2 * 4)
+    assert config.target_requests == config.engine.max_sequences
