@@ -43,6 +43,8 @@ def test_one_and_two_shards_are_measured_and_give_the_same_tokens(model: str) ->
     [
         ({"formats": ("w3a8",)}, "format: 'w3a8' is unknown; known are bf16"),
         ({"backend": "cuda"}, "backend: 'cuda' is unknown; known are cpu"),
+        ({"prompt_attention": "long"}, "prompt_attention: 'long' is unknown; known are absorbed, expanded"),
+        ({"prompt_attention": "expanded", "backend": "cpu"}, "prompt_attention: 'expanded', but the backend 'cpu' has"),
         ({"int8_weights": ("experts",)}, "int8_weights: 'experts' is unknown"),
         ({"layers": 2}, "layers: 2 leaves no two depths with experts; at least 3 are needed"),
     ],
