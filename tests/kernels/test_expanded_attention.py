@@ -156,9 +156,11 @@ from flyray.kernels.triton.attention_expanded import ExpandedTile, expanded_atte
 
 TILES = ExpandedTile(16, 16, 4, 1), ExpandedTile(16, 32, 4, 1, 32, 1), ExpandedTile(32, 16, 4, 1, 17, 1 << 11)
 ODD, EVEN = (2, 38, 8, 24, 20), (1, 64, 16, 32, 16)
-for sizes, dtype in ((ODD, torch.float32), (ODD, torch.int8), (EVEN, torch.float8_e4m3fn)):
+FLOATS = (0, TILES[:1]), (1, TILES), (2, TILES[1:2])
+CASES = (ODD, torch.float32, FLOATS), (ODD, torch.int8, ((1, TILES[1:2]),)), (EVEN, torch.float8_e4m3fn, FLOATS[:1])
+for sizes, dtype, chunks in CASES:
     reference = ReferenceKernels(kv_dtype=dtype)
-    for which, tiles in ((1, TILES), (0, TILES[:1]), (2, TILES[1:2])):
+    for which, tiles in chunks:
         case = Case([3, 40, 21], [45, 70, 21], which, sizes, 5)
         heads, rank, rope, inner, value = sizes
         pages = cached(reference, case.entries, rank)
@@ -171,6 +173,7 @@ for sizes, dtype in ((ODD, torch.float32), (ODD, torch.int8), (EVEN, torch.float
             error = float((out[case.rows] - expected).abs().max())
             assert error <= 5e-6, (sizes, dtype, which, tile, error)
 # An angle that there is not, and an entry without a page, show in the rows that need them.
+case, out = Case([3, 40, 21], [45, 70, 21], 2, EVEN, 5), torch.zeros(64, heads * value)
 given = case.up_key, case.up_value, case.cos[:19].contiguous(), case.sin[:19].contiguous(), 0.2, out
 expanded_attention(case.q, pages, case.batch, case.chunk, *given, shapes, TILES[0], torch.float32)
 assert out[case.rows].isnan().all(dim=1).tolist() == [False] * 19 + [True] * 2
