@@ -38,6 +38,9 @@ class ServiceRunner:
             return Answer(error.status, request_id, error.body())
         except RequestError as error:
             return Answer(error.status, request_id, error.body())
+        except RecursionError:  # JSON that could just be read, and not be written again
+            deep = RequestError("the body is nested too deeply", code="invalid_json")
+            return Answer(deep.status, request_id, deep.body())
 
     async def _respond(self, line: BatchLine) -> dict[str, Any]:
         if line.url == "/v1/completions":

@@ -54,3 +54,12 @@ def test_a_refusal_names_the_field_and_its_range() -> None:
     assert found.status == 400
     assert found.body["error"]["param"] == "frequency_penalty"
     assert "must be from -2 to 2" in found.body["error"]["message"]
+
+
+def test_a_body_that_can_be_read_but_not_written_is_the_lines_own_fault() -> None:
+    deep: list[Any] = []
+    for _ in range(1000):
+        deep = [deep]
+    tool = {"type": "function", "function": {"name": "f", "parameters": deep}}
+    found = answer(Source(), "/v1/chat/completions", messages=[{"role": "user", "content": "hi"}], tools=[tool])
+    assert (found.status, found.body["error"]["message"]) == (400, "the body is nested too deeply")
