@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Debug, Demo, JsonFile, WorkDir, clear_errors, say
+from .options import Debug, Demo, JsonFile, WorkDir, clear_errors, say, words
 
 
 def evaluate(
@@ -24,6 +24,9 @@ def evaluate(
         Path | None,
         typer.Option(help="Text to calibrate recipes with that need it; with --demo, its own."),
     ] = None,
+    kv_dtype: Annotated[
+        str, typer.Option(help="Of KV pages: auto, int8, fp8, separated by commas; all is measured with each.")
+    ] = "auto",
     window: Annotated[int, typer.Option(help="Tokens of text scored at once.", min=2)] = 1024,
     shards: Annotated[int, typer.Option(help="Shards of each engine.", min=1)] = 1,
     threads: Annotated[int, typer.Option(help="Threads of each shard.", min=1)] = 1,
@@ -54,6 +57,7 @@ def evaluate(
                 tasks_file=tasks_file or DEMO_TASKS,
                 calibration_file=calibration_text or (DEMO_CALIBRATION if demo else None),
                 formats=[name.strip() for name in format.split(",")],
+                kv_dtypes=words(kv_dtype) or ("auto",),
                 settings=settings,
                 work_dir=work_dir or eval_command.WORK_DIR,
                 json_path=json,

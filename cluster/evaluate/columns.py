@@ -27,7 +27,7 @@ PRIORITY = 1
 
 @dataclass(frozen=True)
 class Column:
-    """A checkpoint in one precision, as in `EngineConfig`.
+    """A checkpoint in one precision and with KV pages of one dtype, as in `EngineConfig`.
 
     reference: label of the column whose next-token distributions this one is compared with; its own, if it is that
     column; "": it is not compared. bytes: of its tensors on disk; 0 if it is made in memory only.
@@ -38,10 +38,17 @@ class Column:
     precision: str
     reference: str = ""
     bytes: int = 0
+    kv_dtype: str = "auto"
 
     @property
     def is_reference(self) -> bool:
         return self.reference == self.label
+
+    def with_kv_dtypes(self, kv_dtypes: Sequence[str]) -> list[Column]:
+        """This column once with each; a reference with "auto", too, for the others to be compared with."""
+        wanted = dict.fromkeys(("auto", *kv_dtypes) if self.is_reference else kv_dtypes)
+        labels = {kv_dtype: self.label if kv_dtype == "auto" else f"{self.label}+{kv_dtype}" for kv_dtype in wanted}
+        return [replace(self, label=label, kv_dtype=kv_dtype) for kv_dtype, label in labels.items()]
 
 
 @dataclass(frozen=True)
@@ -96,16 +103,17 @@ async def evaluate(
 ) -> list[ColumnScore]:
     """Measures every column with an engine of its own, `lanes` engines at a time; Ray must be initialized.
 
-    template: the engines' settings; path, name and precision are the columns'. folder: where references keep their
-    distributions (`needed_bytes` of them); needed if a column has a reference. References begin first, and a window is
-    compared as soon as it is kept, so no lane waits long. Raises what starting an engine raises, ScoringError,
-    EngineUnavailable when an engine fails, and ValueError for a reference that is not among the columns.
+    template: the engines' settings; path, name, precision and KV dtype are the columns'. folder: where references keep
+    their distributions (`needed_bytes` of them); needed if a column has a reference. References begin first, and a
+    window is compared as soon as it is kept, so no lane waits long. Raises what starting an engine raises,
+    ScoringError, EngineUnavailable when an engine fails, and ValueError for a reference that is not among the columns.
     """
     shelves = _shelves(columns, folder) if material.documents else {}
     scores: dict[str, ColumnScore] = {}
 
     async def measure(column: Column) -> None:
-        config = replace(template, model_path=str(column.path), precision=column.precision, name=f"eval-{column.label}")
+        own = {"model_path": str(column.path), "precision": column.precision, "kv_dtype": column.kv_dtype}
+        config = replace(template, name=f"eval-{column.label}", **own)
         shelf = shelves.get(column.reference)
         distributions = Distributions(shelf, column.is_reference) if shelf else None
         async with engine_session(config, column.label) as session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ...actors.checkpoint import Checkpoint
+from ...actors.engine_config import EngineConfig
 from ...actors.model.config import ModelConfig
+from ...kernels.select import check_kv_dtype
 from ..figures import write_figures
 from ..job import job_ray, run_stoppable
 from . import perplexity, score
@@ -31,6 +34,7 @@ def run(
     tasks_file: str | Path,
     calibration_file: str | Path | None = None,
     formats: Sequence[str] = (),
+    kv_dtypes: Sequence[str] = ("auto",),
     settings: EvalSettings | None = None,
     work_dir: str | Path = WORK_DIR,
     json_path: str | Path | None = None,
@@ -39,14 +43,20 @@ def run(
 ) -> int:
     """The command: quantizes what is missing into work_dir, measures, prints the tables, writes figures to json_path.
 
-    formats: as `select` takes them. calibration_file: text for recipes that need a calibration or a sensitivity file.
-    Raises EvalError, CalibrationTextError, SpaceError, TextError, TaskError, CheckpointError, QuantizeError, and what
-    calibrating and starting an engine raise. Returns the exit code: 0, or 130 after a signal.
+    formats: as `select` takes them. kv_dtypes: of KV pages; each column is measured with each.
+    calibration_file: text for recipes that need a calibration or a sensitivity file. Raises EvalError,
+    CalibrationTextError, SpaceError, TextError, TaskError, CheckpointError, QuantizeError, and what calibrating and
+    starting an engine raise. Returns the exit code: 0, or 130 after a signal.
     """
     settings = settings or EvalSettings()
     console = console or Console()
     if not checkpoints:
         raise EvalError("name a checkpoint to evaluate")
+    for kv_dtype in kv_dtypes:
+        try:
+            check_kv_dtype(EngineConfig.backend, kv_dtype)
+        except ValueError as error:
+            raise EvalError(str(error)) from None
     material = read_material(Path(text_file), Path(tasks_file), settings)
     calibration = None if calibration_file is None else Path(calibration_file)
     try:
@@ -55,7 +65,10 @@ def run(
             evaluated = Path(text_file) if compared else None
             calibrating = Calibrating(calibration, evaluated, settings, console, end_now)
             selections = _selections(list(map(Path, checkpoints)), formats, Path(work_dir), calibrating, compared)
-            columns = [column for selection in selections for column in selection.columns]
+            chosen = [column for selection in selections for column in selection.columns]
+            if compared and set(kv_dtypes) != {"auto"}:  # what stands alone is compared with itself
+                chosen = [replace(column, reference=column.reference or column.label) for column in chosen]
+            columns = [each for column in chosen for each in column.with_kv_dtypes(kv_dtypes)]
             check_labels(columns)
             scores = measure_columns(columns, material, settings, Path(work_dir), console, end_now)
     except KeyboardInterrupt:

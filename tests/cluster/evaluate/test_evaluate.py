@@ -105,6 +105,22 @@ def test_the_reference_is_the_checkpoint_itself_and_comes_with_what_is_compared(
     assert [(column.label, column.reference) for column in plain.columns] == [("bf16", "")]
 
 
+def test_columns_are_measured_with_each_dtype_of_kv_pages(tmp_path: Path) -> None:
+    reference, other = Column("w4a16", tmp_path, "auto", "w4a16"), Column("w4a8", tmp_path, "w4a8", "w4a16")
+    found = [*reference.with_kv_dtypes(["int8"]), *other.with_kv_dtypes(["int8", "auto", "fp8", "int8"])]
+    assert [(column.label, column.kv_dtype, column.is_reference) for column in found] == [
+        ("w4a16", "auto", True),
+        ("w4a16+int8", "int8", False),
+        ("w4a8+int8", "int8", False),
+        ("w4a8", "auto", False),
+        ("w4a8+fp8", "fp8", False),
+    ]
+    assert {column.reference for column in found} == {"w4a16"}
+    text_file, tasks_file = write_material(tmp_path)
+    with pytest.raises(EvalError, match="kv_dtype: 'bf16', but the backend 'cpu' keeps"):
+        eval_command.run([DEMO_MODEL], text_file=text_file, tasks_file=tasks_file, kv_dtypes=["bf16"])
+
+
 def test_material_must_be_enough(tmp_path: Path) -> None:
     text_file, tasks_file = write_material(tmp_path)
     with pytest.raises(EvalError, match="neither text nor a task"):
