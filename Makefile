@@ -35,11 +35,11 @@ $(VENV)/bin/python:
 SOURCES := pyproject.toml $(wildcard kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inc)
 
 $(VENV)/.demo-installed: $(SOURCES) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[quantize]'
+	$(BIN)/python -m pip install -qq --editable '.[quantize]'
 	@touch $@
 
 $(VENV)/.test-installed: $(SOURCES) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install -qq --editable '.[test]'
 	@touch $@ $(VENV)/.demo-installed
 
 clean:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...actors.checkpoint import Checkpoint
-from ...actors.linear_kinds import LINEAR_KINDS, linear_kind
+from ...actors.linear_kinds import LINEAR_KINDS, check_linear_kinds, linear_kind
 from ...actors.model.config import ModelConfig
 from ...actors.model.expert_matrix import MATRIX_KINDS
 from ...actors.quantization_config import MIXED
@@ -88,6 +88,10 @@ def workload(
         raise PlanError(
             f"context: {context} and prefill: {prefill} tokens; the model's max_position_embeddings are {most}"
         )
+    try:
+        check_linear_kinds(int8_weights, int4_weights)
+    except ValueError as error:
+        raise PlanError(str(error)) from None
     both = set(model.int8_weights) & set(int4_weights)
     if both:
         raise PlanError(f"int4_weights: {', '.join(sorted(both))}: INT8 in the checkpoint, and loaded as it is")

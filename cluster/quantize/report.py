@@ -152,7 +152,7 @@ def _cells(of_kinds: dict[str, float], kinds: Sequence[str]) -> list[str]:
 def _table(title: str, words: Iterable[str], numbers: Iterable[str], caption: str | None = None) -> Table:
     table = Table(title=title, caption=caption)
     for column in words:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # names are read whole in a narrow terminal too
     for column in numbers:
         table.add_column(column, justify="right")
     return table
