@@ -16,6 +16,8 @@ TOP_P = 0.95
 END_OF_TURN = "<|im_end|>"
 END_OF_TEXT = "[EOS]"
 _SEED_MASK = 2**63 - 1
+# For `max_waiting`, where a job bounds its requests itself: the service's own bound is against strangers.
+NO_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True)

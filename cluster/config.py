@@ -23,6 +23,7 @@ from .byte_sizes import parse_bytes
 from .fields import first_error
 from .yaml_file import YamlError, read_yaml
 
+TEMPORARY = "temporary"
 DEMO_MODEL = Path(__file__).parent / "demo" / "kimi-k2.5-nano"
 
 
@@ -194,6 +195,12 @@ class ServeSection(Section):
     cors_origins: list[Annotated[str, AfterValidator(_origin)]] = []
     """Sites whose pages may ask this server from a browser, as "https://chat.example.com"; "*": all. flyray's own page
     needs none."""
+    files: str = ""
+    """Folder for the files of /v1/files and /v1/batches, on a file system of all nodes, for this server alone: one that
+    is started on it again goes on with its batches. Relative paths count from the configuration file. "": there are no
+    such endpoints; "temporary": a folder that is removed when the server ends, with all that is in it."""
+    max_file_size: Annotated[int, BeforeValidator(_bytes)] = Field(default=512 << 20, ge=1)
+    """Most bytes of an uploaded file."""
 
 
 class RaySection(Section):
@@ -233,6 +240,14 @@ class FlyrayConfig(Section):
         """Requests that an engine is wanted for."""
         return self.serve.engines.target_requests or self.engine.max_sequences
 
+    @model_validator(mode="after")
+    def _files_reach_all_nodes(self) -> FlyrayConfig:
+        if self.serve.files == TEMPORARY and self.ray.address != "local":
+            raise PydanticCustomError(
+                "files", "'serve.files': 'temporary' needs ray.address: local; name a folder that all nodes see"
+            )
+        return self
+
     def engine_config(self) -> EngineConfig:
         """The engine's part. Raises ConfigError with the key at fault."""
         values = self.engine.model_dump()
@@ -269,6 +284,9 @@ def load_config(path: str | Path) -> FlyrayConfig:
         # Not resolved: a file that is replaced by way of a link, as Kubernetes does it, keeps its name alone.
         keys = (file.parent / config.serve.api_keys_file).absolute()
         changes["serve"] = config.serve.model_copy(update={"api_keys_file": str(keys)})
+    if config.serve.files not in ("", TEMPORARY):
+        files = (file.parent / config.serve.files).resolve()
+        changes["serve"] = changes.get("serve", config.serve).model_copy(update={"files": str(files)})
     config = config.model_copy(update=changes)
     try:
         config.engine_config()
@@ -282,5 +300,5 @@ def demo_config(port: int = 8000, precision: str = "w4a8", shards: int = 2) -> F
     return FlyrayConfig(
         model=ModelSection(path=str(DEMO_MODEL), precision=precision),
         engine=EngineSection(shards=shards, threads_per_shard=1, kv_memory=64 << 20, max_sequences=32),
-        serve=ServeSection(port=port, default_max_tokens=1024),
+        serve=ServeSection(port=port, default_max_tokens=1024, files=TEMPORARY),
     )

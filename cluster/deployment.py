@@ -1,4 +1,4 @@
-"""The Ray Serve application: engine replicas and the front replicas that speak HTTP for them.
+"""The Ray Serve application: engine replicas, the front replicas that speak HTTP for them, and what runs batches.
 
 Serve places, health-checks, restarts, scales and drains both. Tokens never pass through Serve: a front asks the engine
 replicas for their routers' addresses, over a handle, and talks to the routers itself.
@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -22,11 +23,14 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
 from ..actors.engine_config import FLUSH_TIMEOUT_S
-from .config import FlyrayConfig, load_config
+from .config import TEMPORARY, ConfigError, FlyrayConfig, load_config
 from .engine_client import EngineClient, EngineUnreachable
 from .engine_roster import ServeRoster
 from .engine_scaling import REQUESTS, STARTING, EngineScaling
 from .engine_state import EngineAddress, EngineState
+from .files.batch_store import BatchStore
+from .files.http import METHODS, FilesHttp
+from .files.replica import BatchReplica
 from .front.api_keys import ApiKeys
 from .front.cluster_view import ClusterView
 from .front.engine_pool import EnginePool
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 APPLICATION = "flyray"
 ENGINE = "EngineReplica"
 FRONT = "Front"
+BATCHES = "BatchReplica"
 
 # Requests are limited by `serve.max_queue`, which answers with a 429; Serve's own limit must not come first.
 _MAX_ONGOING = 100_000
@@ -51,6 +56,7 @@ _NOTICE_S = 2.0
 _STOP_S = 10.0
 _LOAD_PERIOD_S = 1.0
 _LOAD_WINDOW_S = 3.0
+_METRICS_TIMEOUT_S = 1.0
 
 
 class EngineReplica:
@@ -168,8 +174,12 @@ async def _no_such_method(request: Request, error: HTTPException) -> Response:
 class Front:
     """Speaks HTTP: OpenAI's endpoints, the engine's health and the web page."""
 
-    def __init__(self, config: FlyrayConfig, engines: DeploymentHandle) -> None:
+    def __init__(self, config: FlyrayConfig, engines: DeploymentHandle, batches: DeploymentHandle | None) -> None:
+        """batches: the `BatchReplica`, where `serve.files` is set."""
         self._section = config.serve
+        self._batches = batches
+        store = BatchStore(Path(config.serve.files)) if config.serve.files else None
+        self._files = FilesHttp(store, config.model_name, config.serve.max_file_size)
         metrics = FrontMetrics(config.model_name, serve.get_replica_context().replica_tag)
         pool = EnginePool(ServeRoster(engines), config.serve, Tokenizer(config.model.path), config.model_name, metrics)
         self._http = HttpFront(pool, config.model_name, int(time.time()), metrics)
@@ -219,7 +229,15 @@ class Front:
 
     @_routes.get("/metrics")
     async def metrics(self) -> Response:
-        return await self._http.metrics()
+        return await self._http.metrics(await self._batch_metrics())
+
+    @_routes.api_route("/v1/files{rest:path}", methods=METHODS)
+    async def files(self, request: Request) -> Response:
+        return await self._files.answer(request)
+
+    @_routes.api_route("/v1/batches{rest:path}", methods=METHODS)
+    async def batches(self, request: Request) -> Response:
+        return await self._files.answer(request)
 
     @_routes.get("/cluster")
     async def cluster(self) -> Response:
@@ -236,6 +254,15 @@ class Front:
     @_routes.get("/page/{name:path}")
     async def page_file(self, request: Request, name: str) -> Response:
         return self._page.answer(request, name)
+
+    async def _batch_metrics(self) -> list[FrontMetrics]:
+        """What batch lines met; none while their process is away."""
+        if self._batches is None:
+            return []
+        try:
+            return [await asyncio.wait_for(self._batches.metrics.remote(), _METRICS_TIMEOUT_S)]
+        except Exception:  # as many as a dead or a starting replica has
+            return []
 
     async def __del__(self) -> None:
         self._running.cancel()
@@ -256,7 +283,9 @@ def from_file(arguments: FromFile) -> serve.Application:
 
 
 def application(config: FlyrayConfig) -> serve.Application:
-    """The application: engines and fronts."""
+    """The application: engines, fronts, and what runs batches where files are kept. Raises ConfigError."""
+    if config.serve.files == TEMPORARY:
+        raise ConfigError("serve.files: 'temporary' is for `flyray serve`; name a folder that all nodes see")
     flush = FLUSH_TIMEOUT_S if config.engine.statistics else 0.0
     engines = serve.deployment(
         name=ENGINE,
@@ -279,7 +308,16 @@ def application(config: FlyrayConfig) -> serve.Application:
         graceful_shutdown_timeout_s=5.0,
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )(Front)
-    return front.bind(config, engines.bind(config))
+    batches = serve.deployment(
+        name=BATCHES,
+        max_ongoing_requests=_MAX_ONGOING,
+        ray_actor_options={"num_cpus": 0.0},
+        health_check_period_s=1.0,
+        graceful_shutdown_timeout_s=5.0,
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )(BatchReplica)
+    bound = engines.bind(config)
+    return front.bind(config, bound, batches.bind(config, bound) if config.serve.files else None)
 
 
 def _scaling(config: FlyrayConfig) -> dict[str, Any]:

@@ -8,12 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from ..actors.engine_config import EngineConfig
-from .chat import ChatService, ServiceLimits
+from .answer_run import NO_LIMIT, ServiceLimits
+from .chat import ChatService
 from .engine import Engine, EngineClient
 from .tokenizer import Tokenizer
-
-# A job bounds its requests itself; the service's own bound is against strangers.
-NO_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,15 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..actors.engine_config import FLUSH_TIMEOUT_S
 from ..kernels.select import CPU_BACKENDS
 from .cluster_room import NoRoom, amounts, check_engines, nodes_of_cluster
-from .config import FlyrayConfig
+from .config import TEMPORARY, FlyrayConfig
+from .files.batch_store import BatchStore
 from .front.api_keys import ApiKeys
 from .held_port import HeldPort
 from .local_ray import LocalRay
@@ -115,6 +117,7 @@ class Server:
         if self.config.serve.api_keys_file:
             ApiKeys(self.config.serve.api_keys_file)
         self._connect()
+        self._open_files()
         ray_started()
         self._check_room()
         self._deploy()
@@ -179,6 +182,20 @@ class Server:
     def _first_engines(self) -> int:
         """How many there are at first."""
         return max(self.config.serve.engines.min, 1)
+
+    def _open_files(self) -> None:
+        """Makes the folder of files and batches, to say early what is wrong with it."""
+        files = self.config.serve.files
+        if files == TEMPORARY and self._local is not None:
+            files = str(self._local.folder / "files")
+            section = self.config.serve.model_copy(update={"files": files})
+            self.config = self.config.model_copy(update={"serve": section})
+            self._say("files and batches are removed when the server ends; to keep them, name a folder as serve.files")
+        if files:
+            try:
+                BatchStore(Path(files))
+            except OSError as error:
+                raise ServeError(f"serve.files: {error.filename} cannot be used: {error.strerror}") from None
 
     def _check_room(self) -> None:
         """Serve would wait for room for ever. Raises ServeError if there never is any; says where there is not for as

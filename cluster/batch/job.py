@@ -6,6 +6,7 @@ cannot be run gets an error line, and the job goes on. Results stand in the orde
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -34,14 +35,17 @@ class BatchSummary:
     """What became of the input.
 
     succeeded and failed: requests answered in this run, with status 200 and another. invalid: lines that got an error
-    line in this run. skipped: lines that an earlier run finished. foreign: results in the output that belong to no line
-    of the input, known at the end. total_bytes: size of the input; done_bytes: of its lines finished in any way.
+    line in this run. skipped: lines that an earlier run finished. kept_succeeded and kept_failed: results that stood in
+    the output before this run. foreign: those of them that belong to no line of the input, known at the end.
+    total_bytes: size of the input; done_bytes: of its lines finished in any way.
     """
 
     succeeded: int = 0
     failed: int = 0
     invalid: int = 0
     skipped: int = 0
+    kept_succeeded: int = 0
+    kept_failed: int = 0
     foreign: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -101,17 +105,23 @@ class BatchJob:
         Raises BatchFileError before anything runs, ServiceLost in the middle; what was finished stays in the output.
         """
         self._begin = time.monotonic()
-        with (
-            BatchOutput(self._output_path, drop_errors=self._retry_errors) as output,
-            self._input_path.open("rb") as file,
-        ):
+        with await self._open_output() as output, self._input_path.open("rb") as file:
+            self._counts.update(kept_succeeded=output.succeeded, kept_failed=output.failed)
             await work_through(read_lines(file), partial(self._work, output), self._concurrency)
             known = sum(output.is_done(mark) for mark in self._seen)
             self._foreign = output.results - known
         return self.summary
 
-    def _open_output(self) -> BatchOutput:
-        return BatchOutput(self._output_path, drop_errors=self._retry_errors)
+    async def _open_output(self) -> BatchOutput:
+        """In a thread: reading gigabytes back must not hold up whatever else this event loop runs."""
+        opening = asyncio.ensure_future(
+            asyncio.to_thread(BatchOutput, self._output_path, drop_errors=self._retry_errors)
+        )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            (await opening).close()
+            raise
 
     async def _work(self, output: BatchOutput, raw: RawLine) -> None:
         """Waits for a line's answer and writes it."""
@@ -130,7 +140,8 @@ class BatchJob:
             mark = fingerprint(line.custom_id)
             first = self._seen.setdefault(mark, raw.number)
             if first != raw.number:
-                raise LineError(raw.number, "custom_id", f"{line.custom_id!r} stands already on line {first}")
+                reason = f"{line.custom_id!r} stands already on line {first}"
+                raise LineError(raw.number, "custom_id", reason, "duplicate_custom_id")
         except LineError as error:
             if output.is_reported(raw.number):
                 self._counts["skipped"] += 1

@@ -56,12 +56,16 @@ class Answer:
 
 
 class LineError(ValueError):
-    """A line that cannot be run. The message names the line's number and the field; ``field`` is "" for the whole."""
+    """A line that cannot be run. The message names the line's number and the field; ``field`` is "" for the whole.
 
-    def __init__(self, number: int, field: str, reason: str) -> None:
+    code: a stable short name, OpenAI's where it has one.
+    """
+
+    def __init__(self, number: int, field: str, reason: str, code: str = "") -> None:
         super().__init__(f"line {number}: {field}: {reason}" if field else f"line {number}: {reason}")
         self.number = number
         self.field = field
+        self.code = code or ("invalid_line" if field else "invalid_json_line")
 
 
 def read_lines(file: BinaryIO) -> Iterator[RawLine]:
@@ -155,8 +159,14 @@ def error_line(error: LineError) -> bytes:
 
     It has no custom_id even if one could be read: a duplicate's belongs to another line's result.
     """
-    content = {"code": "invalid_line", "message": str(error), "param": error.field or None, "line": error.number}
+    content = {"code": error.code, "message": str(error), "param": error.field or None, "line": error.number}
     return _encode({"id": _result_id(), "custom_id": None, "response": None, "error": content})
+
+
+def error_result(custom_id: str, code: str, message: str) -> bytes:
+    """The output line of a request that was never run."""
+    error = {"code": code, "message": message}
+    return _encode({"id": _result_id(), "custom_id": custom_id, "response": None, "error": error})
 
 
 def parse_result(data: bytes) -> ResultHead:

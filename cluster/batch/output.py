@@ -64,8 +64,13 @@ class BatchOutput:
         return len(self._done)
 
     def append(self, results: Iterable[bytes]) -> None:
-        """Writes whole lines, in the operating system's hands when this returns."""
-        _write_all(self._descriptor, b"".join(results))
+        """Writes whole lines, in the operating system's hands when this returns; or none, and raises OSError."""
+        end = os.fstat(self._descriptor).st_size
+        try:
+            _write_all(self._descriptor, b"".join(results))
+        except OSError:
+            os.ftruncate(self._descriptor, end)  # or the next line would go on where this one broke off
+            raise
 
     def close(self) -> None:
         """Puts everything on the disk and lets the file go."""

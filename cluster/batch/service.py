@@ -32,20 +32,12 @@ class ServiceRunner:
     async def run(self, line: BatchLine) -> Answer:
         request_id = f"req_{uuid.uuid4().hex}"
         try:
-            return Answer(200, request_id, await self._respond(line))
+            return Answer(200, request_id, await respond(self._service, line))
         except EngineUnavailable as error:
             await self._raise_if_dead(error)
             return Answer(error.status, request_id, error.body())
         except RequestError as error:
             return Answer(error.status, request_id, error.body())
-        except RecursionError:  # JSON that could just be read, and not be written again
-            deep = RequestError("the body is nested too deeply", code="invalid_json")
-            return Answer(deep.status, request_id, deep.body())
-
-    async def _respond(self, line: BatchLine) -> dict[str, Any]:
-        if line.url == "/v1/completions":
-            return await self._service.completion_response(parse(line.body, CompletionRequest), BATCH_PRIORITY)
-        return await self._service.chat_response(parse(line.body, ChatRequest), BATCH_PRIORITY)
 
     async def _raise_if_dead(self, error: EngineUnavailable) -> None:
         try:
@@ -54,3 +46,15 @@ class ServiceRunner:
             raise ServiceLost(f"the engine stopped: {silence}") from None
         if not status.ready:
             raise ServiceLost(f"the engine stopped: {status.error or error.message}") from None
+
+
+async def respond(service: ChatService, line: BatchLine) -> dict[str, Any]:
+    """The body of a line's answer. Raises RequestError."""
+    try:
+        if line.url == "/v1/completions":
+            return await service.completion_response(parse(line.body, CompletionRequest), BATCH_PRIORITY)
+        return await service.chat_response(parse(line.body, ChatRequest), BATCH_PRIORITY)
+    except RecursionError:  # JSON that could just be read, and not be written again
+        raise RequestError("the body is nested too deeply", code="invalid_json") from None
+    except UnicodeEncodeError:
+        raise RequestError("the body has half of a surrogate pair, which is no text", code="invalid_json") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from importlib.metadata import version
 from typing import Any, Protocol, TypeVar
@@ -99,9 +99,9 @@ class HttpFront:
         }
         return JSONResponse(body, status_code=503 if error else 200)
 
-    async def metrics(self) -> Response:
-        """GET /metrics, for Prometheus; also while there is no engine."""
-        return Response(self._metrics.text(await self._engine.views()), media_type=CONTENT_TYPE)
+    async def metrics(self, others: Sequence[FrontMetrics] = ()) -> Response:
+        """GET /metrics, for Prometheus; also while there is no engine. others: of processes that no client asks."""
+        return Response(self._metrics.text(await self._engine.views(), others), media_type=CONTENT_TYPE)
 
     async def _chat(self, request: Request, body: bytes) -> Response:
         chat = parse(_json(body), ChatRequest)
@@ -178,6 +178,11 @@ async def _body(request: Request) -> bytes:
         message = f"the body has {size} bytes; at most {LARGEST_BODY} are taken"
         raise RequestError(message, status=413, code="body_too_large")
     return b"".join(chunks)
+
+
+async def read_json_body(request: Request) -> Any:
+    """The body, decoded. Raises RequestError."""
+    return _json(await _body(request))
 
 
 def _json(body: bytes) -> Any:

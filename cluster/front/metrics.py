@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from itertools import chain
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -75,6 +76,15 @@ class FrontMetrics:
             self._e2e.add(time.perf_counter() - begin)
             self._finished[reason] = self._finished.get(reason, 0) + 1
 
+    def text(self, engines: Sequence[EngineView], others: Sequence[FrontMetrics] = ()) -> bytes:
+        """All of it in Prometheus' format, `others` beside it, also when there is no engine."""
+        families: dict[str, Metric] = {}
+        for family in chain.from_iterable(each._own() for each in (self, *others)):
+            first = families.setdefault(family.name, family)
+            if first is not family:
+                first.samples += family.samples
+        return generate_latest(_Families([*families.values(), *self._of_engines(engines)]))
+
     def totals(self) -> dict[str, Any]:
         """What this front has counted since its start, for `ClusterView`."""
         return {
@@ -83,10 +93,6 @@ class FrontMetrics:
             "generated_tokens": self._tokens,
             "finished": dict(self._finished),
         }
-
-    def text(self, engines: Sequence[EngineView]) -> bytes:
-        """All of it in Prometheus' format, also when there is no engine."""
-        return generate_latest(_Families([*self._own(), *self._of_engines(engines)]))
 
     def _own(self) -> Iterator[Metric]:
         labels = {"model_name": self._model, "front": self._front}

@@ -8,9 +8,12 @@ import re
 import signal
 import socket
 import subprocess
+from collections import Counter
 
 import httpx
+import openai
 import pytest
+from batches import ended, line, order, results
 from long_answers import Answer, Asking
 from prometheus_client.parser import text_string_to_metric_families
 from questions import MODEL, QUESTION, chat
@@ -73,10 +76,12 @@ def test_a_client_that_leaves_cancels_its_request(http, port, size):
 
 
 def metrics(http: httpx.Client) -> dict[str, float]:
-    """Name, with the reason of an end, to value."""
-    families = text_string_to_metric_families(http.get("/metrics").text)
-    samples = [sample for family in families for sample in family.samples]
-    return {sample.name + sample.labels.get("finished_reason", ""): sample.value for sample in samples}
+    """Name, with the reason of an end, to value; sums over the front and what runs batches."""
+    sums: Counter[str] = Counter()
+    for family in text_string_to_metric_families(http.get("/metrics").text):
+        for sample in family.samples:
+            sums[sample.name + sample.labels.get("finished_reason", "")] += sample.value
+    return sums
 
 
 def test_metrics_count_what_a_client_met(client, http):
@@ -142,6 +147,53 @@ def test_the_port_of_a_running_server_is_refused_at_once(server, port):
     )
     assert run.returncode == 1
     assert run.stderr == f"flyray: cannot listen at 127.0.0.1 port {port}: Address already in use\n"
+
+
+def test_a_batch_of_openai_s_client_from_its_upload_to_its_files(client):
+    batch = order(client, line("a", "What is 125 + 377?"), line("b", "hi", min_p=7), metadata={"for": "tests"})
+    assert (batch.status, batch.metadata) == ("validating", {"for": "tests"})
+    done = ended(client, batch)
+    assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 1, 1)
+    answer = results(client, done.output_file_id)["a"]["response"]
+    alone = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0)
+    assert answer["body"]["choices"][0]["message"] == alone.choices[0].message.to_dict()
+    assert done.usage.output_tokens == alone.usage.completion_tokens
+    assert results(client, done.error_file_id)["b"]["response"]["body"]["error"]["param"] == "min_p"
+    assert done.id in [each.id for each in client.batches.list(limit=1)]
+    files = [done.input_file_id, done.output_file_id, done.error_file_id]
+    assert set(files) <= {each.id for each in client.files.list(limit=2)}
+    for file in files:
+        assert client.files.delete(file).deleted
+    with pytest.raises(openai.NotFoundError, match="No such File object"):
+        client.files.retrieve(done.output_file_id)
+
+
+def test_a_batch_is_cancelled_while_others_run(client):
+    # Fewer lines than the engine has room for, so that the others need not wait for one of them to end.
+    long = order(client, *(line(str(number), "hi", max_tokens=LONGEST, ignore_eos=True) for number in range(16)))
+    bad, short = order(client, line("a", "hi"), "{"), order(client, line("a", "hi", max_tokens=4))
+    assert [each.line for each in ended(client, bad).errors.data] == [2]
+    assert ended(client, short).status == "completed"
+    with pytest.raises(openai.ConflictError, match="cancel that first"):
+        client.files.delete(long.input_file_id)
+    assert client.batches.cancel(long.id).status == "cancelling"
+    over = ended(client, long)
+    assert over.status == "cancelled"
+    assert len(results(client, over.output_file_id)) == over.request_counts.completed < 16
+
+
+def test_a_killed_process_of_batches_is_replaced_and_goes_on(server, client):
+    batch = order(client, *(line(str(number), f"What is {number} + 9?", max_tokens=60) for number in range(96)))
+    pattern = f"fr-*/files/batches/{batch.id}/results.jsonl"
+    until(lambda: any(path.read_bytes().count(b"\n") > 2 for path in server.folder.glob(pattern)), "three results")
+    with standing(pid := process_named(server, "ray::ServeReplica:flyray:BatchReplica")):
+        [path] = server.folder.glob(pattern)
+        finished = path.read_bytes()
+        os.kill(pid, signal.SIGKILL)
+    done = ended(client, batch)
+    assert (done.status, done.request_counts.completed) == ("completed", 96)
+    assert finished[: finished.rindex(b"\n")].decode() in client.files.content(done.output_file_id).text
+    assert len(results(client, done.output_file_id)) == 96
 
 
 @pytest.fixture(scope="module")
