@@ -73,6 +73,11 @@ class LiveRequest:
     def start(self) -> SequenceStart:
         """What a shard must know when the sequence begins there."""
         request = self.request
+        history: list[int] = []
+        if request.sampling.penalizes:
+            history = self.text
+        elif request.sampling.grammar:
+            history = self.text[len(self.text) - self.generated :]
         return SequenceStart(
             self.number,
             request.sampling,
@@ -80,7 +85,7 @@ class LiveRequest:
             request.keep if self.scoring else "",
             request.compare if self.scoring else "",
             generated=self.generated,
-            history=tuple(self.text) if request.sampling.needs_history else (),
+            history=tuple(history),
         )
 
     def extend_keys(self, page_size: int) -> None:

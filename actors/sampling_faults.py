@@ -34,6 +34,10 @@ def sampling_faults(sampling: Sampling, vocab_size: int) -> Iterator[str]:
         yield f"sampling.min_tokens: {sampling.min_tokens} is below 0"
     if not 0 <= sampling.top_logprobs <= MAX_TOP_LOGPROBS:
         yield f"sampling.top_logprobs: {sampling.top_logprobs} is not from 0 to {MAX_TOP_LOGPROBS}"
+    if sampling.grammar and not sampling.grammar_ends:
+        yield "sampling.grammar_ends: no token may end what the grammar describes"
+    if sampling.grammar and sampling.stop_ban and sampling.min_tokens:
+        yield "sampling.min_tokens: a grammar says itself when an answer may end"
     yield from _token_faults(sampling, vocab_size)
 
 
@@ -46,7 +50,8 @@ def _token_faults(sampling: Sampling, vocab_size: int) -> Iterator[str]:
     for token, bias in sampling.logit_bias:
         if not -MAX_BIAS <= bias <= MAX_BIAS:
             yield f"sampling.logit_bias: {bias} for token {token} is not from {-MAX_BIAS:g} to {MAX_BIAS:g}"
-    for name, tokens in (("logit_bias", biased), ("stop_ban", sampling.stop_ban)):
+    named = ("logit_bias", biased), ("stop_ban", sampling.stop_ban), ("grammar_ends", sampling.grammar_ends)
+    for name, tokens in named:
         for token in tokens:
             if not 0 <= token < vocab_size:
                 yield f"sampling.{name}: token {token} is outside the vocabulary of {vocab_size} tokens"

@@ -255,9 +255,13 @@ class Scheduler:
         )
 
     def _take_decodes(self, work: Work, tokens: NewTokens, news: StepNews) -> None:
+        faults = dict(tokens.faults)
         for row, live in enumerate(work.decoding):
             live.in_flight -= 1
             if live.done:
+                continue
+            if live.number in faults:
+                news.items.append(self._failed(live, faults[live.number]))
                 continue
             finish = self._take_token(live, tokens.tokens[row])
             if finish or live.request.sampling.top_logprobs:
@@ -281,8 +285,10 @@ class Scheduler:
         """Takes in what one slice gave, if it is sampled a token in this row; None if there is nothing to tell yet."""
         request, finish = live.request, ""
         if scores is not None and scores.error:
-            self._finish(live)
-            return Progress.failed(request.request, scores.error)
+            return self._failed(live, scores.error)
+        fault = dict(tokens.faults).get(part.sequence)
+        if fault:
+            return self._failed(live, fault)
         if scores is not None:
             live.add_scores(scores)
         prompt_ends = not live.told_prompt and part.start + len(part.tokens) == len(request.prompt)
@@ -295,6 +301,11 @@ class Scheduler:
         else:
             return None
         return self._with_prompt(live, news) if prompt_ends else news
+
+    def _failed(self, live: LiveRequest, error: str) -> Progress:
+        """Ends one request whose shard says what is wrong with it."""
+        self._finish(live)
+        return Progress.failed(live.request.request, error)
 
     def _take_token(self, live: LiveRequest, token: int) -> str:
         """Returns how the request ends with this token, "" if it goes on."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .grammar import GrammarBook
 from .page_table import PageTable
 from .running_rows import NO_TOKEN, RunningRows
 from .sequence_sampler import SequenceSampler
@@ -26,15 +27,16 @@ class _Sequence:
 
 
 class SequenceTable:
-    """The sequences that live on a shard. `page_size` in tokens, `num_pages` in the shard's cache.
+    """The sequences that live on a shard. `page_size` in tokens, `num_pages` in the shard's cache; grammars: what those
+    of them are compiled by that have one.
 
     A sequence has a place as long as it lives, by which its pages are kept. State by place, [3, places] int64: how many
     tokens it has; the last of them, the next to run, as in `RunningRows.numbers`; the last step that promised one, or
     -1. For those that decode together the `RunningRows` know better, until others do.
     """
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
-        self._num_pages, self._page_size = num_pages, page_size
+    def __init__(self, num_pages: int, page_size: int, grammars: GrammarBook | None = None) -> None:
+        self._num_pages, self._page_size, self._grammars = num_pages, page_size, grammars
         self._sequences: dict[int, _Sequence] = {}
         self._free: list[int] = []
         self._pages = PageTable(page_size)
@@ -103,7 +105,7 @@ class SequenceTable:
         if not self._free:
             self._add_places()
         place = self._free.pop()
-        self._sequences[number] = _Sequence(start, SequenceSampler(start), place)
+        self._sequences[number] = _Sequence(start, SequenceSampler(start, self._grammars), place)
         self._state[:, place] = 0, NO_TOKEN, -1
         self._pages.clear(place)
 

@@ -22,6 +22,7 @@ from .expert_mover import ExpertMover
 from .expert_placement import LayerPlacement
 from .expert_source import expert_source
 from .expert_state import ExpertReport
+from .grammar import GrammarBook
 from .interpreter import Interpreter
 from .link import LinkError, Links
 from .model.config import ModelConfig
@@ -52,6 +53,7 @@ class Shard:
         self._model: ShardModel | None = None
         self._mover: ExpertMover | None = None
         self._peers: ShardPeers | None = None
+        self._grammars: GrammarBook | None = None
         self._stopping = threading.Event()
 
     def open(self, start: ShardStart) -> str:
@@ -87,8 +89,10 @@ class Shard:
         self._interpreter = Interpreter(peers.actions(model.stages, kernels), *start.programs, fixed=peers.fixed)
         plans = links.connect(zmq.DEALER, start.plan_address, events=zmq.EVENT_DISCONNECTED)
         router_gone = plans.get_monitor_socket()
+        if self._grammars is None:
+            self._grammars = GrammarBook(start.model_path, config.vocab_size, start.threads)
         peers.connect(links, addresses, (self._waker.socket, router_gone))
-        self._table = SequenceTable(model.kv_pages, start.page_size)
+        self._table = SequenceTable(model.kv_pages, start.page_size, self._grammars)
         loop = ShardLoop(start, plans, router_gone, self._waker, self._table, self._interpreter, self._mover)
         loop.hello()
         self._loop = loop

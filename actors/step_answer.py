@@ -106,7 +106,11 @@ def new_tokens(batch: StepBatch, sampled: Sampled) -> NewTokens:
     if sampled.top_tokens.shape[1]:
         best = zip(sampled.top_tokens.tolist(), sampled.top_logprobs.tolist(), batch.samplers, strict=True)
         tops = tuple(tuple(zip(ids, values, strict=True))[: sampler.top_logprobs] for ids, values, sampler in best)
-    return NewTokens(batch.sampled, tuple(sampled.tokens.tolist()), tuple(sampled.logprobs.tolist()), tops)
+    faults: tuple[tuple[int, str], ...] = ()
+    if not batch.plain:
+        faulty = zip(batch.sampled, batch.samplers, strict=True)
+        faults = tuple((sequence, sampler.fault) for sequence, sampler in faulty if sampler.fault)
+    return NewTokens(batch.sampled, tuple(sampled.tokens.tolist()), tuple(sampled.logprobs.tolist()), tops, faults)
 
 
 def joined(parts: Sequence[StepAnswer]) -> StepAnswer:
@@ -122,5 +126,6 @@ def joined(parts: Sequence[StepAnswer]) -> StepAnswer:
         tuple(chain.from_iterable(part.tokens.tokens for part in parts)),
         tuple(chain.from_iterable(part.tokens.logprobs for part in parts)),
         tuple(tops),
+        tuple(chain.from_iterable(part.tokens.faults for part in parts)),
     )
     return StepAnswer(tokens, tuple(chain.from_iterable(part.scores for part in parts)))

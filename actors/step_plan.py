@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .wire import message
 
 
-@message(version=2)
+@message(version=3)
 @dataclass(frozen=True)
 class Sampling:
     """How a sequence's next tokens are drawn. temperature 0 is greedy; top_k 0 and top_p 1.0 are off.
@@ -20,8 +20,9 @@ class Sampling:
     presence_penalty, frequency_penalty: taken off the logits of generated tokens, once and each time; 0.0 is off.
     repetition_penalty: divides positive, multiplies negative logits of tokens in the prompt or generated; 1.0 is off.
     logit_bias: (token, added to its logit). stop_ban: tokens that cannot be drawn before `min_tokens` are generated.
-    top_logprobs: how many of the most probable tokens are told beside each token. Penalties, bias and bans change what
-    is drawn, never the log probabilities that are told.
+    top_logprobs: how many of the most probable tokens are told beside each token. grammar: what the answer must follow
+    (`grammar`), "" for anything; grammar_ends: the tokens that are allowed where it may end. Penalties, bias, bans and
+    grammars change what is drawn, never the log probabilities that are told.
     """
 
     temperature: float
@@ -36,22 +37,24 @@ class Sampling:
     min_tokens: int = 0
     stop_ban: tuple[int, ...] = ()
     top_logprobs: int = 0
+    grammar: str = ""
+    grammar_ends: tuple[int, ...] = ()
 
     @property
-    def needs_history(self) -> bool:
-        """Whether a token's logit depends on the tokens before, so that `SequenceStart.history` must tell them."""
+    def penalizes(self) -> bool:
+        """Whether a token's logit depends on how often it came before."""
         return bool(self.presence_penalty or self.frequency_penalty) or self.repetition_penalty != 1.0
 
 
-@message(version=3)
+@message(version=4)
 @dataclass(frozen=True)
 class SequenceStart:
     """A sequence that begins on a shard. With `score_prompt` the shard also answers the prompt's log probabilities.
 
     keep, compare: as in `Generate`. generated: how many tokens the sequence had generated when it was preempted; they
-    are the last of those it begins with, so that penalties and `min_tokens` go on unchanged. history: all tokens that
-    it begins with, prompt and generated, where `sampling.needs_history`; else none. A shard cannot count them from the
-    slices, since those leave out what the prefix cache has.
+    are the last of those it begins with, so that penalties, `min_tokens` and grammar go on unchanged. history: where
+    `sampling.penalizes`, all tokens that it begins with; with a grammar alone those generated; else none. A shard
+    cannot tell them from the slices, since those leave out what the prefix cache has.
     """
 
     sequence: int
@@ -138,17 +141,19 @@ Top = tuple[tuple[int, float], ...]
 """The most probable tokens of a row with their log probabilities, best first."""
 
 
-@message(version=1)
+@message(version=2)
 @dataclass(frozen=True)
 class NewTokens:
     """Sampled tokens in the order of the plan, columns. logprobs: each one's log probability under the model
     (temperature 1). tops: of each the `Sampling.top_logprobs` most probable tokens; empty where nobody asks for any.
+    faults: (sequence, why its token does not count), which ends that sequence, not the step.
     """
 
     sequences: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     tops: tuple[Top, ...] = ()
+    faults: tuple[tuple[int, str], ...] = ()
 
 
 @message(version=2)

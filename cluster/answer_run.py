@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass
 
 from ..actors.step_plan import Sampling
+from .answer_grammar import AnswerGrammar
 from .front.errors import RequestError
 from .front.requests import ChatRequest, CompletionRequest
 from .tokenizer import Tokenizer
@@ -46,16 +47,25 @@ class RunMaker:
 
     def __init__(self, tokenizer: Tokenizer, limits: ServiceLimits) -> None:
         self._limits = limits
-        self._tokens = tokenizer.size
+        self._tokens, self._base_tokens = tokenizer.size, tokenizer.base_size
         self._end_tokens = (tokenizer.special[END_OF_TURN], tokenizer.special[END_OF_TEXT])
 
     def runs(
-        self, request: ChatRequest | CompletionRequest, prompt: list[int], where: str, temperature: float, count: int
+        self,
+        request: ChatRequest | CompletionRequest,
+        prompt: list[int],
+        where: str,
+        temperature: float,
+        count: int,
+        grammar: AnswerGrammar | None,
     ) -> list[AnswerRun]:
         """`count` answers to one prompt; their seeds are the request's seed, one more, and so on, below 2^63.
 
-        temperature: when the request says nothing. where: the prompt's name in errors. Raises RequestError.
+        temperature: when the request says nothing. where: the prompt's name in errors. grammar: of each answer. Raises
+        RequestError.
         """
+        if grammar is not None:
+            self._check_ends(request, grammar)
         max_tokens = self._max_tokens(request, len(prompt), where)
         for name, tokens in (
             ("logit_bias", [token for token, _ in request.logit_bias]),
@@ -67,13 +77,22 @@ class RunMaker:
                     raise RequestError(message, param=name, code="invalid_request")
         seed = secrets.randbits(63) if request.seed is None else request.seed
         stop_tokens = (() if request.ignore_eos else self._end_tokens) + request.stop_token_ids
-        ids = tuple(prompt)
-        return [
-            AnswerRun(
-                ids, max_tokens, _sampling(request, temperature, seed + index, stop_tokens), stop_tokens, index == 0
-            )
-            for index in range(count)
-        ]
+        ids, text = tuple(prompt), "" if grammar is None else grammar.text
+        drawn = [_sampling(request, temperature, seed + index, stop_tokens, text) for index in range(count)]
+        return [AnswerRun(ids, max_tokens, each, stop_tokens, index == 0) for index, each in enumerate(drawn)]
+
+    def _check_ends(self, request: ChatRequest | CompletionRequest, grammar: AnswerGrammar) -> None:
+        """With a grammar an answer ends where that may end, and by a special token."""
+        ordinary = [token for token in request.stop_token_ids if token < self._base_tokens]
+        for name, wrong in (
+            ("ignore_eos", request.ignore_eos),
+            ("min_tokens", bool(request.min_tokens)),
+            ("stop_token_ids", bool(ordinary)),
+        ):
+            if wrong:
+                what = f"token {ordinary[0]}, which is text," if name == "stop_token_ids" else "it"
+                message = f"'{name}': {what} cannot say when an answer ends whose form '{grammar.place}' gives"
+                raise RequestError(message, param=name, code="invalid_request")
 
     def _max_tokens(self, request: ChatRequest | CompletionRequest, length: int, where: str) -> int:
         limit = self._limits.context_length
@@ -93,7 +112,7 @@ class RunMaker:
 
 
 def _sampling(
-    request: ChatRequest | CompletionRequest, temperature: float, seed: int, stop_tokens: tuple[int, ...]
+    request: ChatRequest | CompletionRequest, temperature: float, seed: int, stop_tokens: tuple[int, ...], grammar: str
 ) -> Sampling:
     min_tokens = request.min_tokens or 0
     return Sampling(
@@ -109,4 +128,6 @@ def _sampling(
         min_tokens=min_tokens,
         stop_ban=stop_tokens if min_tokens else (),
         top_logprobs=request.told_logprobs,
+        grammar=grammar,
+        grammar_ends=stop_tokens if grammar else (),
     )

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from ..actors.request import Generate, Progress
+from .answer_grammar import chat_grammar, completion_grammar
 from .answer_run import AnswerRun, RunMaker, ServiceLimits
 from .chat_template import Message, ToolCall, render_pieces
 from .front.answers import (
@@ -35,6 +36,7 @@ from .front.requests import ChatMessage, ChatRequest, CompletionRequest
 from .front.stops import StopStrings
 from .front.tokenizing import DetokenizeRequest, TokenizeRequest
 from .front.tools import ToolCallDelta
+from .grammar_check import GrammarCheck
 from .tokenizer import Detokenizer, Tokenizer
 
 # Kimi-K2.5's recommended temperatures.
@@ -64,6 +66,7 @@ class ChatService:
         self.model_name = model_name
         self.limits = limits
         self._maker = RunMaker(tokenizer, limits)
+        self._grammars = GrammarCheck(tokenizer.folder)
         self._waiting = 0
         self._queue_clock = QueueClock()
 
@@ -73,11 +76,15 @@ class ChatService:
         self._check_room(request.choices, "n")
         prompt = self._chat_ids(request.messages, request.offered_tools, request.thinks)
         temperature = THINKING_TEMPERATURE if request.thinks else INSTANT_TEMPERATURE
-        runs = self._maker.runs(request, prompt, "messages", temperature, request.choices)
+        grammar = chat_grammar(request, self._tokenizer)
+        runs = self._maker.runs(request, prompt, "messages", temperature, request.choices, grammar)
         return merged([self._chat(index, run, request, priority) for index, run in enumerate(runs)])
 
     async def begin_chat(self, request: ChatRequest, priority: int = 0) -> AsyncGenerator[ChatDelta, None]:
-        """As `chat`, with a long text encoded in a thread, so that other answers go on meanwhile."""
+        """As `chat`, with a long text encoded in a thread, so that other answers go on meanwhile, and behind a check of
+        the answer's grammar, if it has one."""
+        if (grammar := chat_grammar(request, self._tokenizer)) is not None:
+            await self._grammars.check(grammar)
         if _characters(request.messages, request.offered_tools) < LONG_TEXT:
             return self.chat(request, priority)
         return await asyncio.to_thread(self.chat, request, priority)
@@ -96,14 +103,18 @@ class ChatService:
         self._check_model(request.model)
         self._check_room(len(request.prompts) * request.candidates, "prompt")
         runs: list[AnswerRun] = []
+        grammar = completion_grammar(request)
         for index, prompt in enumerate(request.prompts):
             where = "prompt" if len(request.prompts) == 1 else f"prompt[{index}]"
             ids = self._prompt_ids(prompt, where)
-            runs += self._maker.runs(request, ids, where, THINKING_TEMPERATURE, request.candidates)
+            runs += self._maker.runs(request, ids, where, THINKING_TEMPERATURE, request.candidates, grammar)
         return merged([self._completion(index, run, request, priority) for index, run in enumerate(runs)])
 
     async def begin_completion(self, request: CompletionRequest, priority: int = 0) -> AsyncGenerator[TextDelta, None]:
-        """As `completion`, with long texts encoded in a thread, so that other answers go on meanwhile."""
+        """As `completion`, with long texts encoded in a thread, so that other answers go on meanwhile, and behind a
+        check of the answers' grammar, if they have one."""
+        if (grammar := completion_grammar(request)) is not None:
+            await self._grammars.check(grammar)
         if sum(map(len, request.prompts)) < LONG_TEXT:
             return self.completion(request, priority)
         return await asyncio.to_thread(self.completion, request, priority)

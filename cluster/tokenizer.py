@@ -6,15 +6,17 @@ special tokens only from the pieces that a template wrote itself.
 
 from __future__ import annotations
 
-import base64
 import codecs
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tiktoken
+
+from ..actors.vocabulary import TokenizerError, Vocabulary
+
+__all__ = ["Detokenizer", "Piece", "Tokenizer", "TokenizerError"]
 
 # Kimi's split pattern (tokenization_kimi.py of the published checkpoint); a tokenizer_config.json may carry its own
 # as "pat_str". `&&[^\p{Han}]` is a class intersection: Han characters belong to the first alternative alone.
@@ -40,10 +42,6 @@ _MAX_CHARS = 400_000
 _MAX_RUN = 25_000
 
 
-class TokenizerError(ValueError):
-    """The tokenizer's files are missing or malformed; the message names the file and what is wrong."""
-
-
 @dataclass(frozen=True)
 class Piece:
     """A part of a prompt. literal: written by the template, so special tokens in it are meant as such."""
@@ -60,17 +58,16 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | Path) -> None:
-        folder = Path(path)
-        ranks = _read_ranks(folder / "tiktoken.model")
-        config = _read_config(folder / "tokenizer_config.json")
-        self.special, self.hidden = _special_tokens(config, folder / "tokenizer_config.json", len(ranks))
+        self.folder = Path(path)
+        vocabulary = Vocabulary.read(self.folder)
+        self.special, self.hidden = vocabulary.special, vocabulary.hidden
         self._encoding = tiktoken.Encoding(
-            name=folder.name,
-            pat_str=config.get("pat_str", KIMI_PATTERN),
-            mergeable_ranks=ranks,
+            name=self.folder.name,
+            pat_str=vocabulary.pattern or KIMI_PATTERN,
+            mergeable_ranks=vocabulary.ranks,
             special_tokens=self.special,
         )
-        self._bytes: dict[int, bytes] = {rank: token for token, rank in ranks.items()}
+        self._bytes: dict[int, bytes] = {rank: token for token, rank in vocabulary.ranks.items()}
         self._names = {token: name for name, token in self.special.items()}
         by_length = sorted(self.special, key=len, reverse=True)
         self._markers = re.compile("(" + "|".join(re.escape(name) for name in by_length) + ")")
@@ -171,55 +168,3 @@ def _split_long(text: str) -> Iterator[str]:
                 yield chunk[start:index]
                 start, run = index, 1
         yield chunk[start:]
-
-
-def _read_ranks(path: Path) -> dict[bytes, int]:
-    """Reads lines of "base64 rank". Not through tiktoken's loader: it keeps a copy by path that would go stale."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot read the tokenizer's vocabulary ({error.strerror})") from error
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except ValueError as error:
-            raise TokenizerError(f"{path}:{number}: expected 'base64 rank', found {line[:60]!r}") from error
-    if sorted(ranks.values()) != list(range(len(ranks))):
-        raise TokenizerError(f"{path}: ranks must be 0..{len(ranks) - 1}, each once")
-    return ranks
-
-
-def _read_config(path: Path) -> dict:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot read the tokenizer's configuration ({error.strerror})") from error
-    except ValueError as error:
-        raise TokenizerError(f"{path}: not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise TokenizerError(f"{path}: expected a JSON object")
-    return config
-
-
-def _special_tokens(config: dict, path: Path, base_size: int) -> tuple[dict[str, int], frozenset[int]]:
-    added = config.get("added_tokens_decoder")
-    if not isinstance(added, dict) or not added:
-        raise TokenizerError(f"{path}: 'added_tokens_decoder' must list the special tokens by id")
-    special: dict[str, int] = {}
-    hidden: set[int] = set()
-    for key, entry in added.items():
-        where = f"{path}: added_tokens_decoder[{key!r}]"
-        if not str(key).isdigit() or int(key) < base_size:
-            raise TokenizerError(f"{where}: the id must be a number from {base_size} on, after the vocabulary")
-        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or not entry["content"]:
-            raise TokenizerError(f"{where}: 'content' must be the token's text")
-        if entry["content"] in special:
-            raise TokenizerError(f"{where}: {entry['content']!r} is listed twice")
-        special[entry["content"]] = int(key)
-        if entry.get("special", True):
-            hidden.add(int(key))
-    return special, frozenset(hidden)

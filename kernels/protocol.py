@@ -212,7 +212,8 @@ class LogitChanges:
     """What changes one row of logits before a token is drawn; its log probability stays that of the logits as given.
 
     bias_tokens: [b] int64, each once, bias: [b] float64, added. seen: [n] int64, the distinct tokens of prompt and
-    answer so far; counts: [n] float64, how often each is in the answer. banned: [m] int64, cannot be drawn.
+    answer so far; counts: [n] float64, how often each is in the answer. banned: [m] int64, cannot be drawn. allowed:
+    [W] int32, 32 W at least V: token t can be drawn where bit t % 32 of word t // 32 is 1; None: any.
     All on the logits' device. repetition_penalty is above 0.
     """
 
@@ -224,6 +225,7 @@ class LogitChanges:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    allowed: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from pydantic import (
 
 from ..fields import first_error
 from .errors import RequestError
-from .sampling_request import NEUTRAL, Choices, SamplingRequest, Strict, TopLogprobs, fail
+from .sampling_request import NEUTRAL, Choices, SamplingRequest, TopLogprobs
+from .strict import Strict, fail
 
 
 def _text(value: Any) -> Any:
@@ -50,6 +51,13 @@ def _thinking(value: Any) -> Any:
         if value == {"type": "disabled"}:
             return False
         raise fail("must be true, false, {'type': 'enabled'} or {'type': 'disabled'}")
+    return value
+
+
+def _choice(value: Any) -> Any:
+    """One of three words, or a tool by its name."""
+    if value not in (None, "auto", "none", "required") and not isinstance(value, dict):
+        raise fail("must be 'auto', 'none', 'required' or {'type': 'function', 'function': {'name': …}}")
     return value
 
 
@@ -118,10 +126,15 @@ class ChatMessage(Strict):
 
 
 class Function(BaseModel):
-    """A function's declaration. It goes to the model as it was sent, so further keys are allowed."""
+    """A function's declaration. It goes to the model as it was sent, so further keys are allowed.
+
+    strict: whether the arguments must follow `parameters`, a JSON schema; null: where calls are forced.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.\-]+$")
+    parameters: dict[str, Any] | None = None
+    strict: StrictBool | None = None
 
 
 class Tool(Strict):
@@ -146,6 +159,19 @@ class Tool(Strict):
         return self._sent
 
 
+class FunctionName(Strict):
+    """The function that is to be called."""
+
+    name: str = Field(min_length=1)
+
+
+class NamedTool(Strict):
+    """{"type": "function", "function": {"name"}}."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class TemplateOptions(Strict):
     """thinking: whether the answer begins with thinking."""
 
@@ -153,11 +179,16 @@ class TemplateOptions(Strict):
 
 
 class ChatRequest(SamplingRequest):
-    """POST /v1/chat/completions. `thinking` may also stand in `chat_template_kwargs`; the default is to think."""
+    """POST /v1/chat/completions. `thinking` may also stand in `chat_template_kwargs`; the default is to think.
+
+    tool_choice: "required" has the answer call tools and say nothing else, a name that one tool once.
+    parallel_tool_calls: false allows one call at most.
+    """
 
     messages: list[ChatMessage] = Field(min_length=1)
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tool_choice: Annotated[Literal["auto", "none", "required"] | NamedTool | None, BeforeValidator(_choice)] = None
+    parallel_tool_calls: StrictBool | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: StrictBool | None = None
     top_logprobs: TopLogprobs | None = None
@@ -173,6 +204,8 @@ class ChatRequest(SamplingRequest):
             raise fail("'thinking' and 'chat_template_kwargs.thinking' differ; send one of them")
         if self.top_logprobs and not self.logprobs:
             raise fail("'top_logprobs' needs 'logprobs': true")
+        if self.must_call and not self.callable_tools:
+            raise fail("'tool_choice' must be 'auto', 'none', 'required' or the name of one of 'tools'")
         return self
 
     @property
@@ -195,6 +228,26 @@ class ChatRequest(SamplingRequest):
         if self.tool_choice == "none":
             return []
         return [tool.sent for tool in self.tools or []]
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer has to call a tool."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def callable_tools(self) -> list[tuple[int, Tool]]:
+        """The tools that the answer may call, with their places in `tools`."""
+        if self.tool_choice == "none":
+            return []
+        tools = list(enumerate(self.tools or []))
+        if isinstance(self.tool_choice, NamedTool):
+            return [(index, tool) for index, tool in tools if tool.function.name == self.tool_choice.function.name]
+        return tools
+
+    @property
+    def may_call_often(self) -> bool:
+        """Whether the answer may have more calls than one."""
+        return self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedTool)
 
 
 class CompletionRequest(SamplingRequest):

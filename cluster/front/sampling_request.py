@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
 from ...actors.sampling_faults import MAX_BIAS, MAX_BIASED_TOKENS, MAX_PENALTY
 from ...kernels.sampling_limits import MAX_TOP_LOGPROBS
+from .strict import Strict, fail
+from .structured_output import StructuredRequest
 
 # Known fields that have no support yet, with the values that change nothing and so are let through.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -18,15 +20,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (None, False),
     "function_call": (None,),
     "functions": (None,),
-    "guided_json": (None,),
-    "guided_regex": (None,),
     "metadata": (None, {}),
     "modalities": (None, ["text"]),
     "parallel_tool_calls": (None, True),
     "prediction": (None,),
     "prompt_cache_key": (None,),
     "reasoning_effort": (None,),
-    "response_format": (None, {"type": "text"}),
     "safety_identifier": (None,),
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
@@ -35,10 +34,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "verbosity": (None,),
     "web_search_options": (None,),
 }
-
-
-def fail(message: str) -> PydanticCustomError:
-    return PydanticCustomError("flyray", "{reason}", {"reason": message})
 
 
 def _stops(value: Any) -> Any:
@@ -112,19 +107,13 @@ Choices = Annotated[int, AfterValidator(_from_to(1, MAX_CHOICES))]
 TopLogprobs = Annotated[int, AfterValidator(_from_to(0, MAX_TOP_LOGPROBS))]
 
 
-class Strict(BaseModel):
-    """Takes no unknown fields and changes no types."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
 class StreamOptions(Strict):
     """include_usage: a last chunk without choices tells the token counts."""
 
     include_usage: StrictBool = False
 
 
-class SamplingRequest(Strict):
+class SamplingRequest(StructuredRequest):
     """The common fields, with OpenAI's meaning and ranges, beyond OpenAI's with vLLM's.
 
     n: answers to one prompt, whose seeds are `seed`, `seed` + 1, … . logit_bias: added to the logits of tokens; those

@@ -146,7 +146,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for start in (start for shard in self.bench.shards for start in shard.started):
             request = requests[start.sequence]
             text = (*request.prompt, *expected(request).tokens[: start.generated])
-            assert start.history == (text if request.sampling.needs_history else ())
+            assert start.history == (text if request.sampling.penalizes else ())
 
 
 TestScheduler = SchedulerMachine.TestCase

@@ -20,7 +20,7 @@ TOKENS = st.lists(st.integers(0, 9), max_size=40)
 
 
 def sampler(how: Sampling, prompt: Sequence[int] = (), generated: Sequence[int] = ()) -> SequenceSampler:
-    history = (*prompt, *generated) if how.needs_history else ()
+    history = (*prompt, *generated) if how.penalizes else ()
     return SequenceSampler(SequenceStart(1, how, False, generated=len(generated), history=history))
 
 
@@ -46,9 +46,9 @@ def test_a_plain_sequence_keeps_nothing() -> None:
     how = sampler(PLAIN)
     how.took(5)
     assert how.row(17) == SamplingRow(0.7, 0.9, 40, 7, 17, 0.1, 3, None)
-    assert not PLAIN.needs_history
+    assert not PLAIN.penalizes
     assert all(
-        dataclasses.replace(PLAIN, **{name: 0.1}).needs_history
+        dataclasses.replace(PLAIN, **{name: 0.1}).penalizes
         for name in ("presence_penalty", "frequency_penalty", "repetition_penalty")
     )
 

@@ -1,4 +1,4 @@
-"""Bias, penalties and bans against transformers' processors, OpenAI's formula in NumPy, and themselves in a batch."""
+"""Bias, penalties, bans and masks against transformers' processors, OpenAI's formula in NumPy, and in a batch."""
 
 from __future__ import annotations
 
@@ -86,6 +86,20 @@ def test_bias_comes_before_penalties_and_bans_after_all() -> None:
     assert found.tolist() == [[1.5, -2.0 - 0.5 - 0.5, -math.inf, 5.0]]
 
 
+@given(st.sets(st.integers(0, VOCAB - 1), min_size=1), st.integers(0, 99))
+def test_a_mask_leaves_what_it_allows_as_it_is(allowed: set[int], seed: int) -> None:
+    words = np.zeros(2, np.uint32)
+    for token in allowed:
+        words[token // 32] |= np.uint32(1) << np.uint32(token % 32)
+    logits = normal(seed, 3, VOCAB)
+    change = dataclasses.replace(changes(bias={5: 2.0}), allowed=torch.from_numpy(words.view(np.int32)))
+    plain = changed(logits[1:2], dataclasses.replace(change, allowed=None))[0]
+    found = changed_logits(logits, [GREEDY, dataclasses.replace(GREEDY, changes=change), GREEDY])
+    wanted = [float(plain[token]) if token in allowed else -math.inf for token in range(VOCAB)]
+    assert found[1].tolist() == wanted
+    assert torch.equal(found[::2], logits[::2])
+
+
 @pytest.mark.parametrize("penalty", [5e-324, 1e-30, 1e30, 1.7e308])
 def test_no_penalty_makes_an_infinite_logit(penalty: float) -> None:
     change = dataclasses.replace(changes(prompt=[0, 1, 2]), repetition_penalty=penalty)
@@ -111,6 +125,10 @@ def test_rows_without_changes_and_inputs_stay_as_they_are(kernels: Kernels) -> N
         (changes(bias={VOCAB: 1.0}), "changes.bias of row 0 names a token outside the vocabulary of 40"),
         (changes(prompt=[VOCAB]), "changes.seen of row 0"),
         (changes(banned=(-1,)), "changes.banned of row 0"),
+        (
+            dataclasses.replace(changes(), allowed=torch.ones(1, dtype=torch.int32)),
+            "changes.allowed of row 0 covers 32 tokens, expected 40",
+        ),
     ],
 )
 def test_tokens_outside_the_vocabulary_are_refused(change: LogitChanges, says: str) -> None:

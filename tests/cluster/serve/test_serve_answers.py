@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Annotated, Literal
 
 import httpx
 import openai
 import pytest
 from grafana import dashboard_metrics
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel, Field
 from questions import MODEL, QUESTION, chat
 from server_process import until
 from typer.testing import CliRunner
@@ -127,6 +130,68 @@ def test_text_completions_of_several_prompts(client):
     for chunk in stream:
         texts[chunk.choices[0].index] += chunk.choices[0].text
     assert texts == [choice.text for choice in answer.choices]
+
+
+class City(BaseModel):
+    """What an answer of a form is parsed into."""
+
+    name: Literal["Oslo", "Rome"]
+    size: int = Field(ge=0, le=99)
+    rivers: list[Annotated[str, Field(pattern="^[A-Z][a-z]{1,3}$")]] = Field(max_length=2)
+
+
+def test_answers_are_parsed_into_what_was_asked_for(client):
+    ask = {"model": MODEL, "messages": QUESTION, "response_format": City, "temperature": 0}
+    whole = client.chat.completions.parse(**ask).choices[0]
+    assert whole.finish_reason == "stop"
+    assert isinstance(whole.message.parsed, City)
+    assert whole.message.reasoning_content
+    with client.chat.completions.stream(**ask) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    assert streamed.content == whole.message.content
+    assert streamed.parsed == whole.message.parsed
+
+
+def test_forms_hold_for_every_choice_and_both_shards(client):
+    def ask(**form):
+        answer = client.completions.create(
+            model=MODEL, prompt="One two", n=8, seed=3, temperature=1.5, max_tokens=400, extra_body=form
+        )
+        assert {choice.finish_reason for choice in answer.choices} == {"stop"}
+        return [choice.text for choice in answer.choices]
+
+    schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": City.model_json_schema()}}
+    assert all(City.model_validate_json(text) for text in ask(response_format=schema))
+    chosen = ask(structured_outputs={"choice": ["a bee", "a cat"]})
+    assert set(chosen) == {"a bee", "a cat"}
+    assert ask(guided_choice=["a bee", "a cat"]) == chosen
+    assert all(re.fullmatch("[ab]{9}c", text) for text in ask(structured_outputs={"regex": "[ab]{9}c"}))
+
+
+def test_tools_are_called_as_their_schemas_say(client):
+    sized = {"type": "object", "properties": {"size": {"enum": [1, 2]}}, "required": ["size"]}
+    shop = {"type": "function", "function": {"name": "shop", "strict": True, "parameters": sized}}
+    ask = {"model": MODEL, "messages": QUESTION, "tools": [WEATHER, shop], "temperature": 1.5, "seed": 5}
+    choice = client.chat.completions.create(tool_choice="required", max_tokens=300, **ask).choices[0]
+    assert choice.message.tool_calls
+    assert not choice.message.content
+    named = {"type": "function", "function": {"name": "shop"}}
+    choice = client.chat.completions.create(tool_choice=named, **ask).choices[0]
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, call.function.name) == ("tool_calls", "shop")
+    assert json.loads(call.function.arguments)["size"] in (1, 2)
+
+
+def test_what_ends_an_answer_too_soon_is_told(client, http):
+    ask = {"model": MODEL, "messages": QUESTION, "thinking": False}
+    short = http.post("/v1/chat/completions", json=ask | {"guided_choice": ["a long way"], "max_tokens": 2}).json()
+    assert short["choices"][0]["finish_reason"] == "length"
+    assert "a long way".startswith(short["choices"][0]["message"]["content"])
+    nothing = {"grammar": 'root ::= "a" b\nb ::= [^\\u0000-\\U0010ffff]'}
+    response = http.post("/v1/chat/completions", json=ask | {"structured_outputs": nothing})
+    assert response.status_code == 503
+    assert "the grammar allows no further token" in response.json()["error"]["message"]
+    assert http.get("/health").json()["status"] == "ready"
 
 
 def test_a_seed_repeats_and_a_stop_string_ends(client):
@@ -251,7 +316,14 @@ def test_models(client):
         ({"model": "gpt"}, 404, "model", "there is no model 'gpt'; this server has 'kimi-k2.5-nano'"),
         ({"tempertaure": 1}, 400, "tempertaure", "did you mean 'temperature'?"),
         ({"n": 17}, 400, "n", "must be from 1 to 16"),
-        ({"response_format": {"type": "json_object"}}, 400, "response_format", "not supported yet"),
+        ({"guided_regex": "(?=a)b"}, 400, "guided_regex", "Lookahead is not supported"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}},
+            400,
+            "response_format.json_schema.schema.not",
+            "is not enforced here",
+        ),
+        ({"service_tier": "flex"}, 400, "service_tier", "not supported yet"),
         ({"max_tokens": 1_000_000}, 400, "max_tokens", "max_tokens 1000000 exceed the context of"),
         ({"messages": [{"role": "user", "content": "word " * 10_000}]}, 400, "messages", "the context holds"),
     ],
