@@ -19,6 +19,11 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "drawn": ("/v1/chat/completions", _CHAT | _DRAWN | {"n": 2}),
     "penalties": ("/v1/chat/completions", _CHAT | _DRAWN | {"frequency_penalty": 0.3, "repetition_penalty": 1.1}),
     "text": ("/v1/completions", _TEXT | _DRAWN | {"logprobs": 1, "min_tokens": 150, "stop": ["e", "ship"]}),
+    "form": (
+        "/v1/completions",
+        {"model": MODEL, "prompt": "Once", "max_tokens": 400, "structured_outputs": {"regex": "([0-9]{3} ){60}"}}
+        | _DRAWN,
+    ),
     "tools": (
         "/v1/chat/completions",
         {"model": MODEL, "messages": [{"role": "user", "content": "What is the weather in Oslo?"}]}
