@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 import urllib.error
 import urllib.request
@@ -53,8 +52,7 @@ def serve(config: FlyrayConfig, *, say: Callable[[str], None] = print, keep_logs
     with StopSignals(server.end_now) as signals:
         try:
             server.start(signals.arm)
-            while True:
-                signal.pause()
+            signals.wait()
         except KeyboardInterrupt:
             say("stopping")
         finally:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -48,6 +50,13 @@ class StopSignals:
     def disarm(self) -> None:
         """SIGINT is a KeyboardInterrupt again, for what runs in the foreground; SIGTERM still asks to end."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    @staticmethod
+    def wait() -> NoReturn:
+        """Until a signal ends it. Not `signal.pause`: a signal that comes just before that, or to another thread, would
+        not end it, for Python's handler runs behind the call."""
+        while True:
+            time.sleep(1.0)
 
     def closing(self) -> None:
         """What runs now is the end already; a signal must not break it off halfway."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import time
 from functools import partial
 from pathlib import Path
@@ -72,8 +71,7 @@ def run(
                         f"flyray chat {server.url}",
                         soft_wrap=True,
                     )
-                    while True:
-                        signal.pause()
+                    signals.wait()
             finally:
                 signals.closing()
                 server.stop()
