@@ -264,7 +264,7 @@ class Server:
         total = sum(state.total for state in states)
         if total:
             self._say(f"weights: {sum(state.read for state in states) / 1e6:,.0f} of {total / 1e6:,.0f} MB")
-        if len(states) < self._first_engines:
+        if len(states) < self._first_engines and self._local is None:  # one of its own has room, and takes its time
             import ray
 
             engine = self.config.engine_config()

@@ -11,17 +11,17 @@ import httpx
 from questions import MODEL, QUESTION
 
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
-_CHAT = {"model": MODEL, "messages": QUESTION, "max_tokens": 200, "ignore_eos": True}
-_TEXT = {"model": MODEL, "prompt": ["The ship", "Once"], "max_tokens": 200, "ignore_eos": True}
+_CHAT = {"model": MODEL, "messages": QUESTION, "max_tokens": 120, "ignore_eos": True}
+_TEXT = {"model": MODEL, "prompt": ["The ship", "Once"], "max_tokens": 120, "ignore_eos": True}
 _DRAWN = {"temperature": 1.0, "seed": 7}
 REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "greedy": ("/v1/chat/completions", _CHAT | {"temperature": 0, "logprobs": True, "top_logprobs": 2}),
     "drawn": ("/v1/chat/completions", _CHAT | _DRAWN | {"n": 2}),
     "penalties": ("/v1/chat/completions", _CHAT | _DRAWN | {"frequency_penalty": 0.3, "repetition_penalty": 1.1}),
-    "text": ("/v1/completions", _TEXT | _DRAWN | {"logprobs": 1, "min_tokens": 150, "stop": ["e", "ship"]}),
+    "text": ("/v1/completions", _TEXT | _DRAWN | {"logprobs": 1, "min_tokens": 90, "stop": ["e", "ship"]}),
     "form": (
         "/v1/completions",
-        {"model": MODEL, "prompt": "Once", "max_tokens": 400, "structured_outputs": {"regex": "([0-9]{3} ){60}"}}
+        {"model": MODEL, "prompt": "Once", "max_tokens": 200, "structured_outputs": {"regex": "([0-9]{3} ){40}"}}
         | _DRAWN,
     ),
     "tools": (

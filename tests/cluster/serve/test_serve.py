@@ -113,7 +113,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(http):
 
 def test_bench_serve_loads_the_server(server, port, tmp_path):
     figures, plot = tmp_path / "figures.json", tmp_path / "plot.png"
-    arguments = ["bench", "serve", f"http://127.0.0.1:{port}", "--runs", "1", "--duration", "2"]
+    arguments = ["bench", "serve", f"http://127.0.0.1:{port}", "--runs", "1", "--duration", "1"]
     sizes = ["--concurrency", "1,4", "--prompt-tokens", "8", "--max-tokens", "8", "--shared-prefix", "200"]
     done = CliRunner().invoke(app, [*arguments, *sizes, "--json", str(figures), "--plot", str(plot)])
     assert done.exit_code == 0, done.output
@@ -183,7 +183,7 @@ def test_a_batch_is_cancelled_while_others_run(client):
 
 
 def test_a_killed_process_of_batches_is_replaced_and_goes_on(server, client):
-    batch = order(client, *(line(str(number), f"What is {number} + 9?", max_tokens=60) for number in range(96)))
+    batch = order(client, *(line(str(number), f"What is {number} + 9?", max_tokens=60) for number in range(48)))
     pattern = f"fr-*/files/batches/{batch.id}/results.jsonl"
     until(lambda: any(path.read_bytes().count(b"\n") > 2 for path in server.folder.glob(pattern)), "three results")
     with standing(pid := process_named(server, "ray::ServeReplica:flyray:BatchReplica")):
@@ -191,9 +191,9 @@ def test_a_killed_process_of_batches_is_replaced_and_goes_on(server, client):
         finished = path.read_bytes()
         os.kill(pid, signal.SIGKILL)
     done = ended(client, batch)
-    assert (done.status, done.request_counts.completed) == ("completed", 96)
+    assert (done.status, done.request_counts.completed) == ("completed", 48)
     assert finished[: finished.rindex(b"\n")].decode() in client.files.content(done.output_file_id).text
-    assert len(results(client, done.output_file_id)) == 96
+    assert len(results(client, done.output_file_id)) == 48
 
 
 @pytest.fixture(scope="module")
