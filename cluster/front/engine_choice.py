@@ -63,7 +63,3 @@ class PrefixMemory:
     def match(self, keys: Sequence[bytes]) -> int:
         """How many pages, from the first on, are there."""
         return next((place for place, key in enumerate(keys) if key not in self._keys), len(keys))
-
-    def clear(self) -> None:
-        """The engine has begun anew."""
-        self._keys.clear()

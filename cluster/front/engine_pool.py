@@ -88,10 +88,6 @@ class EnginePool:
         ]
         return sorted(views, key=lambda view: view.name)
 
-    async def statuses(self) -> list[EngineStatus]:
-        """Of the engines that answer."""
-        return [view.status for view in await self.views() if view.status is not None]
-
     def idle(self) -> bool:
         """Whether there is no engine for want of requests; the next one has one started."""
         return self._looked and not self._states and not self._section.engines.min
