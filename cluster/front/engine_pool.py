@@ -73,7 +73,10 @@ class EnginePool:
         ready = await self._one_ready()
         if lost is not None:
             ready = [member for member in ready if member.client.answers == lost.answers] or ready
-        keys = {size: page_keys(prompt, size) if size else [] for size in {each.address.page_size for each in ready}}
+        # Of one engine there is nothing to choose, and hashing a long prompt holds up all streams for milliseconds.
+        several = self._section.engines.max > 1
+        sizes = {member.address.page_size for member in ready}
+        keys = {size: page_keys(prompt, size) if size and several else [] for size in sizes}
         chosen = ready[choose([member.candidate(keys[member.address.page_size]) for member in ready])]
         chosen.sent(keys[chosen.address.page_size])
         return chosen.client
